@@ -1,0 +1,3 @@
+"""koir: Korean information retrieval. Encoder and reranker training, evaluated together."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The bundled Korean corpus, tokenizer and base encoder: data only."""

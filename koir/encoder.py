@@ -1,0 +1,246 @@
+"""The bi-encoder: load, pool, normalise, encode, save, in the folder layout of sentence-transformers."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import cached_file
+
+from koir.errors import ModelError
+from koir.manifest import DEMO, cache_folder, model_folder, written_aside
+from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
+
+POOLINGS = ("mean", "cls")
+DEMO_SEED = 20241
+
+
+class Encoder(nn.Module):
+    """A transformer, pooled and normalised to unit vectors, with its tokenizer, prompts and maximum length."""
+
+    def __init__(self, transformer: nn.Module, tokenizer, pooling: str, max_seq_length: int, prompts: dict[str, str]):
+        super().__init__()
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_seq_length = max_seq_length
+        self.prompts = prompts
+        if getattr(transformer, "pooler", None) is not None:
+            transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
+
+    @property
+    def dimensions(self) -> int:
+        """D, the length of an embedding."""
+        return self.transformer.config.hidden_size
+
+    def embed(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One padded chunk (input_ids, attention_mask, each [n, T]) to float32 unit vectors [n, D]."""
+        hidden = self.transformer(**chunk).last_hidden_state.float()  # [n, T, D]
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]  # [n, D]
+        else:
+            mask = chunk["attention_mask"].unsqueeze(-1).float()  # [n, T, 1]
+            pooled = (hidden * mask).sum(1) / mask.sum(1)  # [n, D]
+        return nn.functional.normalize(pooled, dim=-1)  # [n, D]
+
+    def forward(self, chunks: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """All chunks, one after another, concatenated: [U, D]. One call is one forward for a data-parallel wrapper."""
+        return torch.cat([self.embed(chunk) for chunk in chunks])  # [U, D]
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: Sequence[str], kind: str, chunk_tokens: int = 8192, progress: str | None = None
+    ) -> np.ndarray:
+        """Texts to float32 unit vectors [len(texts), D], in order.
+
+        kind: "query" or "document", which chooses the saved prompt. chunk_tokens: padded tokens that go through the
+        transformer at once. progress: the name of a progress bar, or None for silence.
+        """
+        training = self.training
+        self.eval()
+        try:
+            device = next(self.parameters()).device
+            vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
+            block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
+            with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
+                for start in range(0, len(texts), block):
+                    part = [self.prompts[kind] + text for text in texts[start : start + block]]
+                    sequences = tokenise(self.tokenizer, part, self.max_seq_length)
+                    chunks, inverse = chunked(sequences, self.tokenizer.pad_token_id, chunk_tokens)
+                    rows = []
+                    for chunk in chunks:
+                        rows.append(self.embed({name: t.to(device) for name, t in chunk.items()}).cpu())
+                        bar.update(len(rows[-1]))
+                    vectors[start : start + len(part)] = torch.cat(rows)[inverse].numpy()
+            return vectors
+        finally:
+            self.train(training)
+
+    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
+        """Write a model folder that sentence-transformers, TEI, vLLM and Infinity read; it appears whole or not at all.
+
+        state_dict: this module's weights where they live elsewhere (sharded training). card: README.md of the folder.
+        """
+        if state_dict is not None:
+            state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
+        with written_aside(Path(folder)) as aside:
+            self.transformer.save_pretrained(aside, state_dict=state_dict)
+            self.tokenizer.model_max_length = self.max_seq_length
+            self.tokenizer.save_pretrained(aside)
+            for name, content in self._description().items():
+                (aside / name).parent.mkdir(exist_ok=True)
+                (aside / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            if card is not None:
+                (aside / "README.md").write_text(card, encoding="utf-8")
+
+    def _description(self) -> dict[str, object]:
+        parts = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+        modules = [
+            {"idx": i, "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (name, path, kind) in enumerate(parts)
+        ]
+        modes = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+        pooling = {"word_embedding_dimension": self.dimensions}
+        pooling |= {f"pooling_mode_{mode}": mode.startswith(self.pooling + "_tok") for mode in modes}
+        return {
+            "modules.json": modules,
+            "sentence_bert_config.json": {"max_seq_length": self.max_seq_length, "do_lower_case": False},
+            "1_Pooling/config.json": pooling | {"include_prompt": True},
+            "config_sentence_transformers.json": {
+                "prompts": self.prompts,
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
+        }
+
+
+def load_encoder(
+    path: str,
+    pooling: str | None = None,
+    max_seq_length: int | None = None,
+    prompts: dict[str, str | None] | None = None,
+    trust_remote_code: bool = False,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+) -> Encoder:
+    """Load a run folder, model folder, hub name or `demo` as an Encoder, in float32.
+
+    dropout, attention_dropout: probabilities while training, in place of the model's own. What else is not given is
+    read from the folder, and where that is silent: mean pooling, 512 tokens, e5's prompts.
+    Raises ModelError when the model is not to be had or cannot be pooled and normalised.
+    """
+    name = demo_base() if path == "demo" else model_folder(path)
+    saved = _saved_settings(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        _set_dropout(config, "--dropout", dropout, ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout"))
+        _set_dropout(
+            config, "--attention_dropout", attention_dropout, ("attention_probs_dropout_prob", "attention_dropout")
+        )
+        transformer = AutoModel.from_pretrained(
+            name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loaded(path, error) from None
+    longest = getattr(transformer.config, "max_position_embeddings", None) or 512
+    if (
+        getattr(transformer.config, "position_embedding_type", "absolute") == "absolute"
+        and transformer.config.pad_token_id
+    ):
+        longest -= transformer.config.pad_token_id + 1 if "roberta" in transformer.config.model_type else 0
+    length = max_seq_length or min(saved["max_seq_length"] or 512, longest)
+    if length > longest:
+        raise ModelError(f"--max_seq_length {length}", f"{path} with {longest} positions", f"at most {longest}")
+    prompts = {kind: text for kind, text in (prompts or {}).items() if text is not None}
+    prompts = DEFAULT_PROMPTS | saved["prompts"] | prompts
+    return Encoder(transformer, tokenizer, pooling or saved["pooling"] or "mean", length, prompts)
+
+
+def _set_dropout(config, flag: str, probability: float | None, names: tuple[str, ...]) -> None:
+    if probability is None:
+        return
+    there = [name for name in names if hasattr(config, name)]
+    if not there or not 0 <= probability < 1:
+        found = f"{probability}" if there else f"a {config.model_type} model without such a setting"
+        raise ModelError(flag, found, "a probability below 1, for a model that has this dropout")
+    for name in there:
+        setattr(config, name, probability)
+
+
+def _saved_settings(name: str) -> dict:
+    """Pooling, maximum length and prompts that the folder itself records (any may be missing)."""
+    settings = {"pooling": None, "max_seq_length": None, "prompts": {}}
+    modules = _json_of(name, "modules.json") or []
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise ModelError(name, f"a {sorted(unknown)[0]} module", "a transformer with pooling and normalising alone")
+    for module in modules:
+        if module["type"].endswith("Pooling"):
+            settings["pooling"] = _saved_pooling(name, _json_of(name, f"{module['path']}/config.json") or {})
+    settings["max_seq_length"] = (_json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length")
+    prompts = (_json_of(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
+    settings["prompts"] = {
+        kind: prompts[key]
+        for kind, keys in (("query", ["query"]), ("document", ["document", "passage"]))
+        for key in keys[::-1]
+        if key in prompts
+    }
+    return settings
+
+
+def _saved_pooling(name: str, config: dict) -> str | None:
+    chosen = {key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+              for key, on in config.items() if key.startswith("pooling_mode_") and on is True}  # fmt: skip
+    if "pooling_mode" in config:
+        chosen |= {config["pooling_mode"]}
+    if chosen and (len(chosen) > 1 or not chosen <= set(POOLINGS)):
+        raise ModelError(name, f"pooling {', '.join(sorted(chosen))}", "mean or cls; --pooling overrides the folder")
+    return chosen.pop() if chosen else None
+
+
+def _json_of(name: str, file: str) -> object:
+    try:
+        found = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except OSError:
+        return None
+    try:
+        return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
+    except ValueError as error:
+        raise ModelError(
+            f"{name}/{file}", f"broken JSON ({error})", "the file that sentence-transformers writes"
+        ) from None
+
+
+def _not_loaded(path: str, error: Exception) -> ModelError:
+    if Path(path).exists() or path == "demo":
+        return ModelError(
+            path, str(error).splitlines()[0][:200], "a transformers encoder in safetensors with its tokenizer"
+        )
+    why = f"no such folder here, and no answer from the hub ({type(error).__name__})"
+    return ModelError(path, why, "a reachable hub, or a local folder: --model_name_or_path FOLDER")
+
+
+def demo_base() -> str:
+    """The bundled base encoder's folder. Without shipped weights they are drawn from a fixed seed into the cache."""
+    base = DEMO / "base"
+    if (base / "model.safetensors").is_file():
+        return str(base)
+    files = [base / "config.json", base / "tokenizer.json", base / "sentence_bert_config.json"]
+    key = hashlib.sha256(f"{DEMO_SEED} {torch.__version__}".encode() + b"".join(file.read_bytes() for file in files))
+    folder = cache_folder() / f"demo-base-{key.hexdigest()[:16]}"
+    if not folder.is_dir():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(DEMO_SEED)
+            transformer = AutoModel.from_config(AutoConfig.from_pretrained(base))
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        saved = _saved_settings(str(base))
+        Encoder(transformer, tokenizer, "mean", saved["max_seq_length"], DEFAULT_PROMPTS).save(folder)
+    return str(folder)

@@ -1,0 +1,1 @@
+"""Tasks, metrics, significance and results of retrieval evaluation."""

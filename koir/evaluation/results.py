@@ -1,0 +1,82 @@
+"""Results on disk in mteb's format with a block of our own, and the tables people read."""
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+from koir.evaluation.metrics import mean_scores
+from koir.evaluation.significance import interval
+from koir.manifest import write_json, written_aside
+
+HEADLINE = ("ndcg_at_10", "recall_at_10", "mrr_at_10")
+
+
+def result(task: str, split: str, scores: dict[str, dict[str, float]], seconds: float, koir: dict) -> dict:
+    """One task's result: mteb's keys, and `koir` for pipeline, intervals, latency and origin.
+
+    scores: query id -> metrics, from `metrics.evaluate_run`. seconds: the whole evaluation's.
+    """
+    means = mean_scores(scores)
+    intervals = {name: interval([of_query[name] for of_query in scores.values()]) for name in HEADLINE}
+    row = means | {"main_score": means["ndcg_at_10"], "hf_subset": "default", "languages": ["kor-Hang"]}
+    return {
+        "task_name": task,
+        "dataset_revision": koir["task_fingerprint"],
+        "mteb_version": None,
+        "evaluation_time": seconds,
+        "scores": {split: [row]},
+        "koir": koir | {"queries": len(scores), "intervals": intervals},
+    }
+
+
+def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], qrels: dict, top: int = 100) -> Path:
+    """Write <folder>/<task>.json, and per-query rows beside it: ids and scores, no texts. Returns the JSON's path."""
+    file = folder / f"{content['task_name']}.json"
+    with (
+        written_aside(folder / f"{content['task_name']}.queries.jsonl") as aside,
+        aside.open("w", encoding="utf-8") as out,
+    ):
+        for query, answers in qrels.items():
+            ranked = sorted(run.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:top]
+            row = {"query_id": query, "relevant": sorted(answers)}
+            row |= {"top": [document for document, _ in ranked], "scores": [score for _, score in ranked]}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_json(file, content)
+    return file
+
+
+def file_name(pipeline: str) -> str:
+    """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`."""
+    kind, _, path = pipeline.partition(":")
+    parts = [part for part in re.split(r"[\\\\/]", path) if part not in ("", ".", "..", "outputs", "model")]
+    return "-".join([kind, *parts])
+
+
+def width(text: str) -> int:
+    """How many terminal columns a text takes; Hangul takes two a syllable."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A plain table, first column to the left and the rest to the right, that lines up with Korean text in it."""
+    columns = [max(map(width, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in [header, ["-" * size for size in columns], *rows]:
+        cells = [
+            " " * (0 if number == 0 else size - width(cell)) + cell + " " * (size - width(cell) if number == 0 else 0)
+            for number, (cell, size) in enumerate(zip(row, columns, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def score_row(name: str, content: dict) -> list[str]:
+    """A table row: name, nDCG@10 with its 95% interval, recall@10, MRR@10."""
+    (scores,) = next(iter(content["scores"].values()))
+    low, high = content["koir"]["intervals"]["ndcg_at_10"]
+    ndcg = f"{scores['ndcg_at_10']:.3f} [{low:.3f}, {high:.3f}]"
+    return [name, ndcg, f"{scores['recall_at_10']:.3f}", f"{scores['mrr_at_10']:.3f}"]
+
+
+SCORE_HEADER = ["", "nDCG@10 [95%]", "recall@10", "MRR@10"]

@@ -1,0 +1,112 @@
+"""Evaluation tasks: a BEIR folder on disk, or the bundled demo."""
+
+import csv
+import gzip
+import json
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from koir.errors import TaskError, nearest
+from koir.manifest import DEMO
+
+
+@dataclass
+class Task:
+    """One split of a task: queries and corpus (title and text joined) by id, qrels as query id -> {id: grade}."""
+
+    name: str
+    split: str
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+
+
+def load_task(path: str, split: str = "test") -> Task:
+    """Read a BEIR folder (corpus.jsonl, queries.jsonl, either gzipped, and qrels/<split>.tsv) or `demo`.
+
+    Only queries with a right answer in the split are kept. Raises TaskError with file, line and what was expected.
+    """
+    folder = DEMO / "beir" if path == "demo" else Path(path)
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise TaskError(f"task {path}", "no such folder", "a BEIR folder or demo" + nearest(folder.name, beside))
+    qrels = _qrels(folder, split)
+    queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
+    corpus = {}
+    for row in _rows(_file(folder, "corpus.jsonl")):
+        title = row.get("title") or ""
+        corpus[row["_id"]] = (
+            f"{title}\n{row['text']}".strip() if title not in row["text"][: len(title)] else row["text"]
+        )
+    for query, answers in qrels.items():
+        if query not in queries:
+            raise TaskError(f"{folder}/qrels/{split}.tsv", f"query {query!r}", "an _id of queries.jsonl")
+        for document in answers:
+            if document not in corpus:
+                raise TaskError(f"{folder}/qrels/{split}.tsv", f"document {document!r}", "an _id of corpus.jsonl")
+    name = "demo" if path == "demo" else folder.resolve().name
+    return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
+
+
+def splits(path: str) -> list[str]:
+    """The names of a task's splits."""
+    folder = DEMO / "beir" if path == "demo" else Path(path)
+    return sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
+
+
+def _file(folder: Path, name: str) -> Path:
+    for file in (folder / name, folder / f"{name}.gz"):
+        if file.is_file():
+            return file
+    raise TaskError(str(folder), f"no {name} or {name}.gz", "a BEIR folder: corpus.jsonl, queries.jsonl, qrels/")
+
+
+def _rows(file: Path) -> Iterator[dict]:
+    seen = set()
+    number = 0
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                place = f"{file}, line {number}"
+                try:
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except (ValueError, RecursionError) as error:
+                    raise TaskError(place, f"broken JSON or UTF-8 ({error})", "one JSON object a line") from None
+                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("_id", "text")):
+                    raise TaskError(place, "no text under _id or text", "{_id, text}, both texts")
+                if row["_id"] in seen:
+                    raise TaskError(place, f"_id {row['_id']!r} again", "each _id once")
+                if not isinstance(row.get("title") or "", str):
+                    raise TaskError(f"{place}, field title", type(row["title"]).__name__, "a text")
+                seen.add(row["_id"])
+                yield {key: unicodedata.normalize("NFC", row[key]) for key in ("title", "text") if row.get(key)} | {
+                    "_id": row["_id"], "text": unicodedata.normalize("NFC", row["text"])}  # fmt: skip
+    except (gzip.BadGzipFile, EOFError, OSError) as error:
+        raise TaskError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
+
+
+def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
+    file = folder / "qrels" / f"{split}.tsv"
+    if not file.is_file():
+        there = ", ".join(p.stem for p in sorted((folder / "qrels").glob("*.tsv"))) or "none"
+        raise TaskError(f"{folder}", f"no split {split!r} (there are: {there})", "--split with one of them")
+    qrels: dict[str, dict[str, int]] = {}
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        try:
+            for number, row in enumerate(reader, 1):
+                if number == 1 and row[:1] == ["query-id"]:
+                    continue
+                if len(row) != 3 or not row[2].lstrip("-").isdecimal():
+                    raise TaskError(
+                        f"{file}, line {number}", "\t".join(row)[:60], "query-id, corpus-id and a whole number"
+                    )
+                if int(row[2]) > 0:
+                    qrels.setdefault(row[0], {})[row[1]] = int(row[2])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise TaskError(str(file), f"broken text ({error})", "UTF-8 lines with tabs") from None
+    if not qrels:
+        raise TaskError(str(file), "no right answers", "at least one line with a score above 0")
+    return qrels

@@ -1,0 +1,85 @@
+"""The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in the memory of one chunk, the same gradients."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+
+class RandomState:
+    """The state of the CPU's and the inputs' devices' random generators, to draw the same dropout masks again."""
+
+    def __init__(self, chunk: dict[str, torch.Tensor]):
+        self.cpu = torch.get_rng_state()
+        self.devices, self.states = get_device_states(*chunk.values())
+
+    def replay(self):
+        """A context in which the generators run from the remembered state; they are put back afterwards."""
+        context = torch.random.fork_rng(devices=self.devices, enabled=True)
+        return _Replay(context, self)
+
+
+class _Replay:
+    def __init__(self, fork, state: RandomState):
+        self.fork, self.state = fork, state
+
+    def __enter__(self):
+        self.fork.__enter__()
+        torch.set_rng_state(self.state.cpu)
+        set_device_states(self.state.devices, self.state.states)
+
+    def __exit__(self, *exception):
+        return self.fork.__exit__(*exception)
+
+
+class GradientCache:
+    """One optimisation step's gradients over chunks of texts, in the memory of one chunk and of what is kept.
+
+    encode: chunk (input_ids, attention_mask, each [n, T]) -> embeddings [n, D], with dropout.
+    backward: called once a chunk with a scalar; the caller puts precision scaling and engines there.
+    keep_tokens: the graphs of the first chunks, up to so many padded tokens, stay in memory and are not run again.
+
+    The steps are `embed`, `loss_gradients`, `replay`; `__call__` does them in turn. Gradients are added to the
+    parameters' `.grad`; stepping the optimizer and averaging over processes is left to the caller.
+    """
+
+    def __init__(
+        self, encode: Callable[[dict], torch.Tensor], backward: Callable[[torch.Tensor], None], keep_tokens: int = 0
+    ):
+        self.encode, self.backward, self.keep_tokens = encode, backward, keep_tokens
+
+    def __call__(self, chunks: Sequence[dict], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Add the gradients of `loss(all embeddings [U, D])` to the parameters; returns the loss, detached."""
+        outputs, states = self.embed(chunks)
+        value, gradients = self.loss_gradients(torch.cat([output.detach() for output in outputs]), loss)
+        self.replay(chunks, outputs, states, gradients)
+        return value
+
+    def embed(self, chunks: Sequence[dict]) -> tuple[list[torch.Tensor], list[RandomState]]:
+        """Each chunk's embeddings [n, D], with a graph only where it is kept, and the random state it started from."""
+        outputs, states, room = [], [], self.keep_tokens
+        for chunk in chunks:
+            room -= chunk["input_ids"].numel()
+            states.append(RandomState(chunk))
+            with torch.set_grad_enabled(room >= 0):
+                outputs.append(self.encode(chunk))  # [n, D]
+        return outputs, states
+
+    def loss_gradients(self, embeddings: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss and its gradient [U, D] with respect to the embeddings [U, D], encoder not involved."""
+        leaves = embeddings.requires_grad_()  # [U, D]
+        value = loss(leaves)
+        (gradients,) = torch.autograd.grad(value, leaves)  # [U, D]
+        return value.detach(), gradients
+
+    def replay(
+        self, chunks: Sequence[dict], outputs: list[torch.Tensor], states: list[RandomState], gradients: torch.Tensor
+    ) -> None:
+        """Push the cached gradients [U, D] through each chunk, run again with its own dropout masks unless kept."""
+        parts = gradients.split([len(output) for output in outputs])
+        for number, (chunk, state, gradient) in enumerate(zip(chunks, states, parts, strict=True)):
+            output, outputs[number] = outputs[number], None  # a kept graph is freed as soon as it is used
+            if not output.requires_grad:
+                with state.replay():
+                    output = self.encode(chunk)  # [n, D]
+            self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters

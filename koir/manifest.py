@@ -1,0 +1,128 @@
+"""run.json beside every artefact, written last; files and folders that appear complete or not at all."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from koir.errors import ModelError, RunError, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = Path(__file__).parent / "demo"
+REPORTED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "numpy",
+)
+
+
+def cache_folder() -> Path:
+    """Where derived files live: $KOIR_CACHE, else ~/.cache/koir. Safe to delete at any time."""
+    folder = Path(os.environ.get("KOIR_CACHE") or Path.home() / ".cache" / "koir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file or folder to; it takes `path`'s place only if nothing was raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield aside
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON for people and programs: UTF-8, Hangul as itself, atomically."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def origin() -> dict:
+    """What every artefact records of where it came from: command, commit, versions, hardware."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus}
+    hardware["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    versions = {"python": platform.python_version()}
+    for package in REPORTED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    command = " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return {"command": command, "git": _git(), "versions": versions, "hardware": hardware}
+
+
+def _git() -> dict | None:
+    try:
+        say = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return {"commit": say("rev-parse", "HEAD"), "dirty": bool(say("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: of the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_run(folder: Path) -> dict:
+    """The run.json of a complete run folder. Raises RunError when it is missing or broken."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise RunError(str(folder), "no run.json (the run did not finish)", "a complete run folder")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(str(file), f"broken JSON ({error})", "a run.json as training writes it") from None
+
+
+def newest_run(kind: str, outputs: Path = Path("outputs")) -> Path:
+    """The newest complete run of a kind ("encoder", "reranker") under `outputs`; RunError where there is none."""
+    runs = [file.parent for file in outputs.glob("*/run.json") if read_run(file.parent).get("kind") == kind]
+    if not runs:
+        raise RunError(f"{outputs}/", f"no complete {kind} run", "one: bash v1.1/scripts/finetune.sh")
+    return max(runs, key=lambda run: ((run / "run.json").stat().st_mtime, run.name))
+
+
+def model_folder(path: str) -> str:
+    """Turn a PATH flag into what can be loaded: a run folder's model/, a model folder, a hub name, or `demo` itself."""
+    folder = Path(path)
+    if (folder / "model").is_dir():
+        read_run(folder)
+        return str(folder / "model")
+    if folder.is_dir() or path == "demo" or (not folder.is_absolute() and path.count("/") <= 1 and path[:1] not in "."):
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ModelError(path, "a folder without config.json", "a model folder or a complete run folder")
+        return path
+    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    raise ModelError(
+        path, "no such folder", "a run folder, model folder, hub name or demo" + nearest(folder.name, siblings)
+    )

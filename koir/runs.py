@@ -1,0 +1,252 @@
+"""One training run as a command: arguments, folders, resuming, the table of what was gained, run.json."""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+import yaml
+
+from koir import arguments
+from koir.arguments import TrainingArguments, require
+from koir.encoder import Encoder, load_encoder
+from koir.errors import RunError
+from koir.evaluation import pipeline
+from koir.evaluation.results import SCORE_HEADER, score_row, table
+from koir.evaluation.tasks import Task, load_task, splits
+from koir.gather import world_size
+from koir.manifest import origin, peak_memory_bytes, write_json, written_aside
+from koir.training import EmbeddingTrainer
+from koir.triplets import Triplets, load_triplets, report
+
+SIGNIFICANT = 0.05
+
+
+def run(
+    trainer_class: type[EmbeddingTrainer],
+    name: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    step_arguments: type | None = None,
+) -> Path:
+    """One training run from arguments to run.json; returns the run folder. Everything v1 and v1.1 do but their step.
+
+    step_arguments: the dataclass of flags that only this trainer's step knows.
+    """
+    kinds = {
+        "model": arguments.ModelArguments,
+        "data": arguments.DataArguments,
+        "loss": arguments.LossArguments,
+        "chunks": arguments.ChunkArguments,
+        "evaluation": arguments.EvaluationArguments,
+        "training": TrainingArguments,
+    }
+    if step_arguments:
+        kinds["step"] = step_arguments
+    *instances, recipe = arguments.parse(list(kinds.values()), argv, description)
+    groups = dict(zip(kinds, instances, strict=True))
+    args, model = groups["training"], groups["model"]
+    started = time.perf_counter()
+    transformers.utils.logging.disable_progress_bar()
+    _check(groups)
+    args.output_dir, checkpoint = _folders(args, f"{name}-{recipe.stem if recipe else 'run'}")
+    groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
+    if model.trust_remote_code:
+        print(f"warning: code that comes with {model.model_name_or_path} will run here", file=sys.stderr)
+    prompts = {"query": model.query_prompt, "document": model.document_prompt}
+    settings = (
+        model.pooling,
+        model.max_seq_length,
+        prompts,
+        model.trust_remote_code,
+        model.dropout,
+        model.attention_dropout,
+    )
+    load = functools.partial(load_encoder, model.model_name_or_path, *settings)
+    encoder = load()
+    with args.main_process_first(desc="reading rows"):
+        triplets = load_triplets(groups["data"].train_data)
+    main = args.process_index == 0
+    if main:
+        _say_start(encoder, triplets, args, groups)
+        _write_recipe(Path(args.output_dir), groups)
+        _keep_lines(Path(args.output_dir) / "metrics.jsonl", checkpoint)
+    trainer = trainer_class(encoder, args, triplets, groups)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    folder = Path(args.output_dir)
+    facts = {"kind": "encoder", "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
+    facts |= {
+        "train_data": groups["data"].train_data,
+        "data_fingerprint": triplets.fingerprint,
+        "rows": triplets.counts,
+    }
+    facts |= {"negatives_per_query": trainer.negatives_per_query, "steps": trainer.state.global_step}
+    facts |= {"tokens_per_second": trainer.all_tokens * world_size() / (time.perf_counter() - trainer.started)}
+    trainer.save_model(str(folder / "model"))
+    if main:
+        (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
+        scores = _base_against_tuned(load, encoder, groups["evaluation"].eval_tasks, model.model_name_or_path, folder)
+        facts |= {
+            "scores": scores,
+            "wall_seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        write_json(folder / "run.json", facts | origin())
+        print(f"\nmodel: {folder / 'model'}\nnext:  python evaluate.py --first_stage bm25 dense:{folder}")
+    return folder
+
+
+def _check(groups: dict) -> None:
+    """Refuse contradictions before anything loads."""
+    args, loss, data, chunks = groups["training"], groups["loss"], groups["data"], groups["chunks"]
+    require(loss.temperature > 0, "--temperature", str(loss.temperature), "above 0 (0.01 to 0.1 is usual)")
+    require(chunks.chunk_tokens > 0, "--chunk_tokens", str(chunks.chunk_tokens), "above 0")
+    require(data.max_hard_negatives is None or data.max_hard_negatives >= 0, "--max_hard_negatives",
+            str(data.max_hard_negatives), "0 or more")  # fmt: skip
+    require(bool(data.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
+    require(
+        args.n_gpu <= 1, "this command", f"{args.n_gpu} GPUs in one process", "bash scripts/finetune.sh, or torchrun"
+    )
+    length = groups["model"].max_seq_length
+    require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
+    evaluates = args.eval_strategy not in ("no", "IntervalStrategy.NO") and str(args.eval_strategy.value) != "no"
+    tasks = groups["evaluation"].eval_tasks
+    require(not evaluates or bool(tasks), "--eval_steps", "no --eval_tasks", "--eval_tasks with at least one task")
+    require(
+        groups["evaluation"].eval_split is None or bool(tasks), "--eval_split", "no --eval_tasks", "--eval_tasks too"
+    )
+
+
+def _folders(args: TrainingArguments, name: str) -> tuple[str, str | None]:
+    """The run folder and the checkpoint to resume from; refuses to mix two runs in one folder."""
+    resume = args.resume_from_checkpoint
+    if resume and resume != "last":
+        checkpoint = Path(resume)
+        if not (checkpoint / "trainer_state.json").is_file():
+            raise RunError(
+                f"--resume_from_checkpoint {resume}", "no complete checkpoint", "a folder with trainer_state.json"
+            )
+        return args.output_dir or str(checkpoint.resolve().parents[1]), resume
+    stamp = os.environ.get("KOIR_STARTED") or time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(args.output_dir or f"outputs/{name}-{stamp}")
+    complete = [c for c in (folder / "checkpoints").glob("checkpoint-*") if (c / "trainer_state.json").is_file()]
+    newest = max(complete, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
+    if (folder / "run.json").is_file():
+        raise RunError(f"--output_dir {folder}", "a complete run", "another folder; a run is never overwritten")
+    if resume == "last" and newest is None:
+        raise RunError(f"--resume_from_checkpoint last in {folder}", "no complete checkpoint", "one to resume from")
+    if resume is None and newest is not None:
+        raise RunError(f"--output_dir {folder}", f"an unfinished run ({newest.name})", "--resume_from_checkpoint last")
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder), str(newest) if resume else None
+
+
+def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
+    tasks = []
+    for path in evaluation.eval_tasks:
+        split = evaluation.eval_split or ("dev" if "dev" in splits(path) else None)
+        if split is None and (there := splits(path)):
+            split = there[0]
+            print(f"note: {path} has no dev split; scores while training are on {split}, so choose nothing by them",
+                  file=sys.stderr)  # fmt: skip
+        tasks.append(load_task(path, split or "dev"))
+    return tasks
+
+
+def _say_start(encoder: Encoder, triplets: Triplets, args: TrainingArguments, groups: dict) -> None:
+    parameters = sum(p.numel() for p in encoder.parameters())
+    rows = args.per_device_train_batch_size * world_size()
+    print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
+    size = f"{parameters / 1e6:.1f}M parameters, {encoder.pooling} pooling, at most {encoder.max_seq_length} tokens"
+    print(f"encoder: {groups['model'].model_name_or_path}, {size}", file=sys.stderr)
+    each = f"{world_size()} x {args.per_device_train_batch_size:,}"
+    print(f"batch:   {rows:,} queries ({each}) see each other's documents", file=sys.stderr)
+    if args.gradient_accumulation_steps > 1:
+        print(f"         a step adds up {args.gradient_accumulation_steps} such batches", file=sys.stderr)
+
+
+def _write_recipe(folder: Path, groups: dict) -> None:
+    """recipe.yaml: every value that was in force, so that the run can be repeated by naming it."""
+    keys = {}
+    for name in [name for name in groups if name not in ("training", "dev_tasks")]:
+        keys |= vars(groups[name])
+    defaults = TrainingArguments(output_dir=groups["training"].output_dir)
+    for key, value in groups["training"].to_dict().items():
+        if key not in arguments.NOT_OURS and value != defaults.to_dict().get(key) and key != "resume_from_checkpoint":
+            keys[key] = value
+    text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
+    with written_aside(folder / "recipe.yaml") as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def _keep_lines(file: Path, checkpoint: str | None) -> None:
+    """On resume, drop the lines that the interrupted run wrote after the checkpoint; they will be written again."""
+    if not file.exists():
+        return
+    step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+        except ValueError:  # a line cut short by the interruption
+            continue
+    with written_aside(file) as aside:
+        aside.write_text("".join(lines), encoding="utf-8")
+
+
+def _base_against_tuned(load, tuned: Encoder, tasks: Sequence[str], base_name: str, folder: Path) -> dict:
+    """Score base and tuned on the held-out split of each task, print the table, warn of losses; returns the scores."""
+    if not tasks:
+        return {}
+    base = load().to(next(tuned.parameters()).device)
+    scores, lines = {}, []
+    for path in tasks:
+        split = "test" if "test" in splits(path) else splits(path)[-1]
+        task = load_task(path, split)
+        before = pipeline.evaluate_first_stage(pipeline.dense(base, progress=True), task, f"dense:{base_name}")
+        after = pipeline.evaluate_first_stage(pipeline.dense(tuned, progress=True), task, f"dense:{folder}")
+        difference, p = pipeline.compare(after, before)
+        rows = [score_row(f"base ({base_name})", before.content), score_row("tuned", after.content)]
+        print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
+        print(table(SCORE_HEADER, rows))
+        print(f"nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
+        if difference < 0 and p < SIGNIFICANT:
+            lines.append(f"WARNING: tuned is significantly worse than its base on {task.name} ({difference:+.3f})")
+        scores[task.name] = {"split": split, "difference": difference, "p": p}
+        for kind, done in (("base", before), ("tuned", after)):
+            scores[task.name][kind] = done.content["scores"][split][0] | {
+                "intervals": done.content["koir"]["intervals"]
+            }
+    print("\n".join(lines))
+    return scores
+
+
+def _card(facts: dict, groups: dict) -> str:
+    """The model folder's README: how to load it and where it comes from."""
+    model, loss = groups["model"], groups["loss"]
+    return f"""---
+language: ko
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, koir]
+base_model: {model.model_name_or_path}
+---
+
+# Korean retrieval encoder
+
+    from sentence_transformers import SentenceTransformer
+    model = SentenceTransformer("PATH")
+    queries = model.encode_query(["연차는 며칠인가요?"])
+    documents = model.encode_document(["..."])
+
+The prompts in `config_sentence_transformers.json` are part of the model: without them scores drop.
+
+- trained by koir {facts["trainer"]} from `{model.model_name_or_path}`, seed {facts["seed"]}, {facts["steps"]:,} steps
+- rows: {facts["rows"]["pairs"]:,} pairs, fingerprint `{facts["data_fingerprint"][:16]}`
+- InfoNCE, temperature {loss.temperature}, {facts["negatives_per_query"]:,.0f} negatives a query
+"""

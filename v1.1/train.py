@@ -1,0 +1,41 @@
+"""v1.1: the same InfoNCE, gradient-cached. One chunk's graph is held at a time, so patience bounds the batch."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from koir.arguments import CacheArguments
+from koir.errors import exit_on_user_error
+from koir.gather import average_gradients
+from koir.gradcache import GradientCache
+from koir.runs import run
+from koir.training import EmbeddingTrainer
+
+
+class GradCacheTrainer(EmbeddingTrainer):
+    """Embeds all chunks without graphs, takes the loss's gradients at the embeddings, then replays chunk by chunk."""
+
+    def training_step(self, model, batch, num_items_in_batch=None):
+        """Adds the whole batch's gradients to the parameters; returns the loss, detached."""
+        model.train()
+        batch = self._prepare_inputs(batch)
+        encoder = self.accelerator.unwrap_model(model)
+        cache = GradientCache(
+            lambda chunk: encoder([chunk]), self.accelerator.backward, self.step_arguments.cache_keep_tokens
+        )
+        scale = self.current_gradient_accumulation_steps
+        loss = cache(batch["chunks"], lambda embeddings: self.contrast(embeddings, batch) / scale)
+        if self.accelerator.sync_gradients:
+            average_gradients(list(encoder.parameters()))
+        return loss
+
+
+@exit_on_user_error
+def main(argv=None):
+    """The command `bash v1.1/scripts/finetune.sh` runs."""
+    return run(GradCacheTrainer, "v1.1", __doc__, argv, CacheArguments)
+
+
+if __name__ == "__main__":
+    main()
