@@ -73,6 +73,22 @@ NOT_OURS = set(
 )
 
 
+# Inherited flags that every user meets; --help shows them beside our own.
+EVERYDAY = [
+    "seed",
+    "eval_steps",
+    "max_steps",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+    "weight_decay",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "dataloader_num_workers",
+    "deepspeed",
+]
+
+
 @dataclass
 class ModelArguments:
     """What training starts from, and how texts become vectors."""
@@ -148,7 +164,7 @@ class EvaluationArguments:
 
 @dataclass
 class TrainingArguments(HfTrainingArguments):
-    """Hugging Face's TrainingArguments with our defaults."""
+    """How long, how fast, where to: the Hugging Face Trainer's own flags, with our defaults."""
 
     output_dir: str | None = field(default=None, metadata={"help": "run folder; default: outputs/<recipe>-<time>"})
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate"})
@@ -266,7 +282,7 @@ def _help(
     inherited = {f.name for f in dataclasses.fields(HfTrainingArguments)}
     for group in groups:
         lines.append(f"{(group.__doc__ or '').strip().splitlines()[0]}")
-        own = set(group.__annotations__)
+        own = {*group.__annotations__, *EVERYDAY}
         for f in dataclasses.fields(group):
             if f.name not in actions or not (everything or f.name in own or f.name not in inherited):
                 continue

@@ -40,11 +40,12 @@ class Encoder(nn.Module):
 
     def embed(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         """One padded chunk (input_ids, attention_mask, each [n, T]) to float32 unit vectors [n, D]."""
-        hidden = self.transformer(**chunk).last_hidden_state.float()  # [n, T, D]
+        hidden = self.transformer(**chunk).last_hidden_state  # [n, T, D]
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # [n, T, D]
         if self.pooling == "cls":
             pooled = hidden[:, 0]  # [n, D]
         else:
-            mask = chunk["attention_mask"].unsqueeze(-1).float()  # [n, T, 1]
+            mask = chunk["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [n, T, 1]
             pooled = (hidden * mask).sum(1) / mask.sum(1)  # [n, D]
         return nn.functional.normalize(pooled, dim=-1)  # [n, D]
 

@@ -31,9 +31,10 @@ def info_nce(
     target: [B] the column of each query's document. answers: [B, N] bool; a True column other than the target is
     left out of that row's sum (it answers the query too). normalizer: what the sum is divided by, default B.
 
-    Scores are float32 whatever comes in: at a temperature of 0.01 half precision has no digits left.
+    Scores are at least float32 whatever comes in: at a temperature of 0.01 half precision has no digits left.
     """
-    scores = queries.float() @ documents.float().T / temperature  # [B, N]
+    precision = torch.promote_types(queries.dtype, torch.float32)
+    scores = queries.to(precision) @ documents.to(precision).T / temperature  # [B, N]
     own = scores.gather(1, target[:, None]).squeeze(1)  # [B]
     if answers is not None:
         mask = answers.scatter(1, target[:, None], False)  # [B, N]

@@ -1,0 +1,87 @@
+"""One real training step of v1 or v1.1, stopped before the optimizer: what the parameters' gradients were.
+
+In a test: `gradients(...)`. As a command, alone or under torchrun: python one_step.py OUT.pt '{"version": "v1", ...}'.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback, XLMRobertaConfig, XLMRobertaModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments  # noqa: E402
+from koir.encoder import Encoder, demo_base  # noqa: E402
+from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
+from koir.triplets import load_triplets  # noqa: E402
+
+TRAINERS = {"v1": "InfoNCETrainer", "v1.1": "GradCacheTrainer"}
+
+
+def trainer_class(version):
+    """v1/train.py or v1.1/train.py, loaded by path as finetune.sh runs it."""
+    spec = importlib.util.spec_from_file_location(f"train_{version[-1]}", ROOT / version / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, TRAINERS[version])
+
+
+def tiny_encoder(dropout=0.0, dtype=torch.float32):
+    """2 layers x 32 over the demo's tokenizer, weights from a fixed seed."""
+    from transformers import AutoTokenizer
+
+    config = XLMRobertaConfig(
+        vocab_size=15360, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=130, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        transformer = XLMRobertaModel(config).to(dtype)
+    tokenizer = AutoTokenizer.from_pretrained(demo_base())
+    return Encoder(transformer, tokenizer, "mean", 128, DEFAULT_PROMPTS)
+
+
+class _Grab(TrainerCallback):
+    def __init__(self):
+        self.gradients = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model = getattr(model, "module", model)
+        self.gradients = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def gradients(
+    version, rows, folder, batch=8, accumulation=1, chunk_tokens=256, keep=0, dropout=0.0, double=False,
+    temperature=0.05, max_hard_negatives=None, clip=0.0, loss=False,
+):  # fmt: skip
+    """name -> gradient after one optimisation step's backward, as the optimizer would see them."""
+    torch.manual_seed(5)
+    encoder = tiny_encoder(dropout, torch.float64 if double else torch.float32)
+    args = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        max_steps=1, max_grad_norm=clip, use_cpu=True, save_strategy="no", seed=3, dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+    groups = {
+        "loss": LossArguments(temperature=temperature),
+        "chunks": ChunkArguments(chunk_tokens=chunk_tokens),
+        "data": DataArguments(max_hard_negatives=max_hard_negatives),
+        "dev_tasks": [],
+        "step": CacheArguments(cache_keep_tokens=keep),
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    trainer = trainer_class(version)(encoder, args, load_triplets([str(rows)]), groups)
+    grab = _Grab()
+    trainer.add_callback(grab)
+    result = trainer.train()
+    return (grab.gradients, result.training_loss) if loss else grab.gradients
+
+
+if __name__ == "__main__":
+    out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    found = gradients(folder=out.parent, **settings)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save(found, out)

@@ -1,0 +1,133 @@
+"""Model folders: what we save is what sentence-transformers loads, and the other way round."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from one_step import tiny_encoder
+
+from koir.encoder import load_encoder
+from koir.errors import ModelError
+
+TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_encoder().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_round_trip_gives_the_same_vectors(folder):
+    assert np.array_equal(load_encoder(str(folder)).encode(TEXTS, "query"), tiny_encoder().encode(TEXTS, "query"))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_sentence_transformers_gives_the_same_vectors(tmp_path, pooling):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = tiny_encoder()
+    encoder.pooling = pooling
+    encoder.save(tmp_path / "model")
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert theirs.max_seq_length == 128
+    for kind, encode in (("query", theirs.encode_query), ("document", theirs.encode_document)):
+        ours = load_encoder(str(tmp_path / "model")).encode(TEXTS, kind)
+        assert np.abs(ours - encode(TEXTS)).max() < 1e-5
+    assert np.abs(np.linalg.norm(ours, axis=1) - 1).max() < 1e-5
+
+
+def test_the_folder_is_in_the_long_standing_form(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    kinds = [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")]
+    assert [m["type"] for m in modules] == kinds
+    assert json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
+    prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+    assert prompts == {"query": "query: ", "document": "passage: "}
+    names = {file.suffix for file in folder.rglob("*") if file.is_file()}
+    assert not names & {".bin", ".pt", ".pkl"} and (folder / "model.safetensors").exists()
+
+
+def test_prompts_and_length_are_read_from_the_folder(tmp_path):
+    encoder = tiny_encoder()
+    encoder.prompts, encoder.max_seq_length = {"query": "질문: ", "document": "문서: "}, 16
+    encoder.save(tmp_path / "model")
+    loaded = load_encoder(str(tmp_path / "model"))
+    assert (loaded.prompts, loaded.max_seq_length, loaded.pooling) == (encoder.prompts, 16, "mean")
+    changed = load_encoder(str(tmp_path / "model"), prompts={"query": "", "document": None}, max_seq_length=8)
+    assert changed.prompts == {"query": "", "document": "문서: "} and changed.max_seq_length == 8
+    assert not np.allclose(loaded.encode(TEXTS[:1], "query"), changed.encode(TEXTS[:1], "query"))
+
+
+def test_chunk_budget_does_not_change_vectors():
+    encoder = tiny_encoder()
+    whole, cut = (encoder.encode(TEXTS, "document", chunk_tokens) for chunk_tokens in (10**6, 40))
+    assert np.abs(whole - cut).max() < 1e-6
+
+
+def test_encoding_leaves_training_mode_as_it_was():
+    encoder = tiny_encoder(dropout=0.5).train()
+    assert np.array_equal(encoder.encode(TEXTS, "query"), encoder.encode(TEXTS, "query")) and encoder.training
+
+
+def test_dropout_flags_reach_the_model(folder):
+    encoder = load_encoder(str(folder), dropout=0.25, attention_dropout=0.5)
+    layer = encoder.transformer.encoder.layer[0]
+    assert (layer.output.dropout.p, encoder.transformer.config.attention_probs_dropout_prob) == (0.25, 0.5)
+    with pytest.raises(ModelError, match="--dropout"):
+        load_encoder(str(folder), dropout=1.5)
+
+
+def test_demo_is_built_from_a_seed_outside_the_source_tree(tmp_path, monkeypatch):
+    built = []
+    for name in ("a", "b"):
+        monkeypatch.setenv("KOIR_CACHE", str(tmp_path / name))
+        built.append(load_encoder("demo"))
+    assert all(torch.equal(x, y) for x, y in zip(built[0].parameters(), built[1].parameters(), strict=True))
+    assert list((tmp_path / "a").glob("demo-base-*/model.safetensors"))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_other_architectures_train_and_round_trip(tmp_path, architecture):
+    from transformers import AutoConfig, AutoModel
+
+    tiny = {"vocab_size": 15360, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 1}
+    config = AutoConfig.for_model(architecture, intermediate_size=64, max_position_embeddings=64, **tiny)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny_encoder().tokenizer.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), max_seq_length=32)
+    encoder(
+        [{"input_ids": torch.tensor([[0, 9, 2]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}]
+    ).sum().backward()
+    assert all(p.grad is not None for n, p in encoder.named_parameters() if p.requires_grad)
+    encoder.save(tmp_path / "saved")
+    assert np.allclose(load_encoder(str(tmp_path / "saved")).encode(TEXTS, "query"), encoder.encode(TEXTS, "query"))
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, folder):
+    with pytest.raises(ModelError, match="no such folder"):
+        load_encoder(str(tmp_path / "nothing"))
+    with pytest.raises(ModelError, match="reachable hub, or a local folder"):
+        load_encoder("koir-tests/no-such-model")
+    with pytest.raises(ModelError, match="128 positions"):
+        load_encoder(str(folder), max_seq_length=4096)
+    (tmp_path / "pickle").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "pickle" / name).write_bytes((folder / name).read_bytes())
+    torch.save({}, tmp_path / "pickle" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_encoder(str(tmp_path / "pickle"))
+
+
+def test_a_dense_head_or_another_pooling_is_refused(folder):
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    pooling |= {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ModelError, match="lasttoken"):
+        load_encoder(str(folder))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelError, match="Dense"):
+        load_encoder(str(folder))

@@ -1,0 +1,112 @@
+"""Whole runs through the commands: interrupted and resumed, refused where they must be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from one_step import tiny_encoder, trainer_class
+
+from koir import runs
+from koir.errors import RunError, exit_on_user_error
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    tiny_encoder(dropout=0.1).save(folder)
+    return folder
+
+
+def command(version, base, folder, *more):
+    flags = ["--model_name_or_path", base, "--train_data", "demo", "--output_dir", folder, "--max_seq_length", "32"]
+    flags += ["--per_device_train_batch_size", "70", "--save_steps", "4", "--learning_rate", "1e-3", *more]
+    return [sys.executable, str(ROOT / version / "train.py"), *map(str, flags)]
+
+
+def run(words, **kwargs):
+    return subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=ROOT, **kwargs)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1.1"])
+def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
+    undisturbed = run(command(version, base, tmp_path / "whole"))
+    assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
+    with subprocess.Popen(command(version, base, tmp_path / "cut"), stdout=-3, stderr=-3, cwd=ROOT) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "cut").glob("checkpoints/*/trainer_state.json")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "cut" / "run.json").exists()
+    with pytest.raises(RunError, match="--resume_from_checkpoint last"):
+        runs.run(trainer_class(version), version, "", command(version, base, tmp_path / "cut")[2:])
+    resumed = run(command(version, base, tmp_path / "cut", "--resume_from_checkpoint", "last"))
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")
+    ]
+    assert steps[0] == steps[1] == sorted(set(steps[0]))
+
+
+def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
+    done = run(command("v1.1", base, tmp_path / "run", "--eval_tasks", "demo", "--eval_steps", "6", "--max_steps", "6"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "nDCG@10" in done.stdout and "next:" in done.stdout and "base" in done.stdout
+    folder = tmp_path / "run"
+    manifest = json.loads((folder / "run.json").read_text())
+    wanted = {"command", "git", "versions", "hardware", "seed", "data_fingerprint", "rows", "negatives_per_query"}
+    assert wanted | {"wall_seconds", "tokens_per_second", "peak_memory_bytes", "scores"} <= manifest.keys()
+    assert 69 < manifest["negatives_per_query"] < 300
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"} <= lines[0].keys()
+    assert "demo/ndcg_at_10" in lines[-1]
+    again = run(command("v1.1", base, folder))
+    assert again.returncode == 2 and "never overwritten" in again.stderr and "Traceback" not in again.stderr
+    repeated = run([sys.executable, "v1.1/train.py", folder / "recipe.yaml", "--output_dir", tmp_path / "again"])
+    assert repeated.returncode == 0, repeated.stderr[-2000:]
+    weights = [(f / "model" / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again")]
+    assert weights[0] == weights[1]
+    evaluated = run([sys.executable, "evaluate.py", "--first_stage", "bm25", f"dense:{folder}",
+                     "--output_dir", str(tmp_path / "results"), "--json", str(tmp_path / "all.json")])  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    result = json.loads((tmp_path / "results" / "dense-run" / "demo.json").read_text())
+    assert result["scores"]["test"][0]["main_score"] == manifest["scores"]["demo"]["tuned"]["ndcg_at_10"]
+    assert (tmp_path / "results" / "dense-run" / "run.json").exists() and len(
+        json.loads((tmp_path / "all.json").read_text())
+    ) == 2
+
+
+def test_wandb_works_offline_and_only_when_named(base, tmp_path):
+    offline = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    done = run(command("v1", base, tmp_path / "run", "--report_to", "wandb", "--max_steps", "1"), env=offline)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--temprature", "1"], "did you mean temperature?"),
+        (["--temperature", "0"], "--temperature"),
+        (["--model_name_or_path", "intfloat/multilingual-e5-large"], "a local folder: --model_name_or_path"),
+        (["--train_data", "nlpai-lab/ko-triplet-v1.0"], "--train_data nlpai-lab/ko-triplet-v1.0"),
+        (["--eval_tasks", "no-such-task"], "no-such-task"),
+        (["--train_data", "no-such-file.jsonl"], "no such file"),
+        (["--resume_from_checkpoint", "last"], "no complete checkpoint"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, flags, said):
+    main = exit_on_user_error(lambda: runs.run(None, "v1.1", "", command("v1.1", base, tmp_path / "run", *flags)[2:]))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said in line
