@@ -74,19 +74,21 @@ NOT_OURS = set(
 
 
 # Inherited flags that every user meets; --help shows them beside our own.
-EVERYDAY = [
-    "seed",
-    "eval_steps",
-    "max_steps",
-    "gradient_accumulation_steps",
-    "bf16",
-    "fp16",
-    "weight_decay",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "dataloader_num_workers",
-    "deepspeed",
-]
+EVERYDAY = set(
+    [
+        "seed",
+        "eval_steps",
+        "max_steps",
+        "gradient_accumulation_steps",
+        "bf16",
+        "fp16",
+        "weight_decay",
+        "lr_scheduler_type",
+        "max_grad_norm",
+        "dataloader_num_workers",
+        "deepspeed",
+    ]
+)
 
 
 @dataclass
@@ -101,6 +103,9 @@ class ModelArguments:
     query_prompt: str | None = field(default=None, metadata={"help": "default: the model folder's, else 'query: '"})
     document_prompt: str | None = field(
         default=None, metadata={"help": "default: the model folder's, else 'passage: '"}
+    )
+    num_hidden_layers: int | None = field(
+        default=None, metadata={"help": "keep only the first so many layers: a smaller, faster encoder; default: all"}
     )
     dropout: float | None = field(
         default=None, metadata={"help": "probability after embeddings and layers; default: the model's own"}
@@ -282,7 +287,7 @@ def _help(
     inherited = {f.name for f in dataclasses.fields(HfTrainingArguments)}
     for group in groups:
         lines.append(f"{(group.__doc__ or '').strip().splitlines()[0]}")
-        own = {*group.__annotations__, *EVERYDAY}
+        own = group.__annotations__.keys() | EVERYDAY
         for f in dataclasses.fields(group):
             if f.name not in actions or not (everything or f.name in own or f.name not in inherited):
                 continue

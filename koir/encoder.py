@@ -33,6 +33,10 @@ class Encoder(nn.Module):
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 
+    def activation_checkpointing_enable(self, **settings) -> None:
+        """What the Trainer calls for --gradient_checkpointing: keep layer inputs only, run layers again in backward."""
+        self.transformer.activation_checkpointing_enable(**settings)
+
     @property
     def dimensions(self) -> int:
         """D, the length of an embedding."""
@@ -128,11 +132,12 @@ def load_encoder(
     trust_remote_code: bool = False,
     dropout: float | None = None,
     attention_dropout: float | None = None,
+    num_hidden_layers: int | None = None,
 ) -> Encoder:
     """Load a run folder, model folder, hub name or `demo` as an Encoder, in float32.
 
-    dropout, attention_dropout: probabilities while training, in place of the model's own. What else is not given is
-    read from the folder, and where that is silent: mean pooling, 512 tokens, e5's prompts.
+    dropout, attention_dropout: probabilities while training, in place of the model's own. num_hidden_layers: keep only
+    the first so many layers. What else is not given is read from the folder, and where that is silent: mean pooling, 512 tokens, e5's prompts.
     Raises ModelError when the model is not to be had or cannot be pooled and normalised.
     """
     name = demo_base() if path == "demo" else model_folder(path)
@@ -144,6 +149,11 @@ def load_encoder(
         _set_dropout(
             config, "--attention_dropout", attention_dropout, ("attention_probs_dropout_prob", "attention_dropout")
         )
+        if num_hidden_layers is not None:
+            if not 1 <= num_hidden_layers <= config.num_hidden_layers:
+                there = f"{path} with {config.num_hidden_layers} layers"
+                raise ModelError(f"--num_hidden_layers {num_hidden_layers}", there, "1 to that many")
+            config.num_hidden_layers = num_hidden_layers
         transformer = AutoModel.from_pretrained(
             name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
         )

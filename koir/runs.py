@@ -65,6 +65,7 @@ def run(
         model.trust_remote_code,
         model.dropout,
         model.attention_dropout,
+        model.num_hidden_layers,
     )
     load = functools.partial(load_encoder, model.model_name_or_path, *settings)
     encoder = load()
@@ -96,7 +97,7 @@ def run(
             "peak_memory_bytes": peak_memory_bytes(),
         }
         write_json(folder / "run.json", facts | origin())
-        print(f"\nmodel: {folder / 'model'}\nnext:  python evaluate.py --first_stage bm25 dense:{folder}")
+        print(f"\nmodel: {folder / 'model'}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{folder}")
     return folder
 
 
@@ -109,7 +110,10 @@ def _check(groups: dict) -> None:
             str(data.max_hard_negatives), "0 or more")  # fmt: skip
     require(bool(data.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
     require(
-        args.n_gpu <= 1, "this command", f"{args.n_gpu} GPUs in one process", "bash scripts/finetune.sh, or torchrun"
+        args.n_gpu <= 1,
+        "this command",
+        f"{args.n_gpu} GPUs in one process",
+        "bash v1.1/scripts/finetune.sh, which starts one process a GPU",
     )
     length = groups["model"].max_seq_length
     require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")

@@ -1,19 +1,22 @@
 """What v1 and v1.1 share around the step: batches, the loss over processes, dev scores, metrics.jsonl, saving."""
 
+import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from transformers import ProgressCallback, Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from koir.arguments import TrainingArguments
 from koir.encoder import Encoder
 from koir.evaluation import pipeline
-from koir.gather import gather_rows, gather_sizes, rank, world_size
+from koir.gather import average_gradients, gather_rows, gather_sizes, rank, world_size
 from koir.losses import info_nce, right_answers
 from koir.tokens import chunked, tokenise
 from koir.triplets import Triplets, text_hash
@@ -87,6 +90,7 @@ class EmbeddingTrainer(Trainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(_Progress)
+        self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
         self.started = self.ticked = time.perf_counter()
         self.tokens = self.all_tokens = self.steps = self.negatives = 0
@@ -99,7 +103,7 @@ class EmbeddingTrainer(Trainer):
         W * (sum over local queries) / B, so that its mean over the W processes is the mean over all B queries, and
         the mean of its gradients, which is what data-parallel reducers take, is the gradient of that mean.
         """
-        embeddings = embeddings[batch["inverse"]]  # [U, D]
+        embeddings = embeddings[batch["inverse"]]  # [U, D]; repeats that fill up chunks, at the end, are never read
         sizes = gather_sizes(*batch["known"].shape, len(batch["document"]), device=embeddings.device)
         queries, answers, columns = (list(size) for size in zip(*sizes, strict=True))
         known = torch.nn.functional.pad(batch["known"], (0, max(answers) - batch["known"].shape[1]))  # [b, P]
@@ -119,6 +123,39 @@ class EmbeddingTrainer(Trainer):
             right,
             normalizer=sum(queries) / world_size(),
         )
+
+    @contextlib.contextmanager
+    def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
+        """Yields a backward to be called any number of times; gradients meet other processes' once, at the step's end.
+
+        Inside, gradients only add up locally, over accumulated batches too. At the end of the last of them they are
+        averaged bucket by bucket, or, under DeepSpeed, reduced and partitioned in one pass before its step.
+        """
+        if not self.is_deepspeed_enabled:
+            yield self.accelerator.backward
+            if self.accelerator.sync_gradients:
+                average_gradients(list(self.model.parameters()))
+            return
+        if self._reduction is None:
+            self._reduction = contextlib.ExitStack()
+            model.set_gradient_accumulation_boundary(True)  # we call its step at boundaries only
+            self._reduction.enter_context(model.coalesce_grad_reduction())
+        yield functools.partial(model.backward, scale_wrt_gas=False)
+        if self.accelerator.sync_gradients:
+            self._reduction.close()
+            self._reduction = None
+            model.step()
+
+    def same_number_of_chunks(self, chunks: list[dict]) -> list[dict]:
+        """Chunks, and under ZeRO 3, where every forward is a collective, as many one-text repeats as other ranks need.
+
+        The loss never sees the repeats, so their gradient is zero.
+        """
+        if not is_deepspeed_zero3_enabled():
+            return chunks
+        most = max(count for (count,) in gather_sizes(len(chunks), device=self.args.device))
+        filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
+        return chunks + [filler] * (most - len(chunks))
 
     @property
     def negatives_per_query(self) -> float:

@@ -62,9 +62,17 @@ def gradients(
     torch.manual_seed(5)
     encoder = tiny_encoder(dropout, torch.float64 if double else torch.float32)
     args = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
-        max_steps=1, max_grad_norm=clip, use_cpu=True, save_strategy="no", seed=3, dataloader_pin_memory=False, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        max_grad_norm=clip,
+        use_cpu=True,
+        save_strategy="no",
+        seed=3,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
     groups = {
         "loss": LossArguments(temperature=temperature),
         "chunks": ChunkArguments(chunk_tokens=chunk_tokens),

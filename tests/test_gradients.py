@@ -1,40 +1,12 @@
 """The cache changes nothing but memory: every parameter's gradient, v1.1 against v1, through the real Trainer."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from one_step import gradients, tiny_encoder
+from toy import torchrun
 
 from koir.gradcache import GradientCache
 from koir.tokens import pad
-
-HERE = Path(__file__).parent
-TEXTS = [
-    "연차는 며칠인가요", "육아휴직 급여", "전세 보증금을 돌려받지 못하면 어떻게 합니까", "김치가 시어지는 까닭",
-    "퇴직금은 1년 이상 일한 근로자에게 계속근로기간 1년마다 30일분 이상의 평균임금으로 지급한다.",
-    "확정일자를 받으면 우선변제권이 생긴다.", "한라산은 제주도 한가운데에 솟은 화산이다.", "유산균이 젖산을 만든다. " * 6,
-    "환승할인", "절대 참조는 달러 기호로 셀 주소를 고정한다.", "DHCP 서버가 주소를 나눠 준다.", "측우기는 1441년에 고안되었다.",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """16 rows: without, with one and with several hard negatives; repeated documents, queries and siblings."""
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = []
-    for i in range(14):
-        row = {"query": f"{TEXTS[i % 4]} {i}", "document": TEXTS[4 + i % 5]}
-        negatives = [TEXTS[4 + (i + step) % 8] for step in (1, 2, 3)][: i % 4]
-        lines.append(row | {"hard_negative": [n for n in negatives if n != row["document"]]})
-    lines.append({"query": TEXTS[0], "document": [TEXTS[9], TEXTS[10]], "hard_negative": TEXTS[11]})
-    lines.append({"query": TEXTS[0], "document": TEXTS[6]})
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    return file
 
 
 def assert_equal(found, expected, double=False):
@@ -84,17 +56,6 @@ def test_each_setting_changes_the_gradients(rows, tmp_path, setting):
     assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
 
 
-def _torchrun(processes, out, settings):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(HERE / "one_step.py"), str(out), json.dumps(settings)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out, weights_only=True)
-
-
 @pytest.mark.parametrize("version", ["v1", "v1.1"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_processes_equal_one_on_the_joined_batch(rows, tmp_path, version, accumulation):
@@ -102,7 +63,7 @@ def test_two_processes_equal_one_on_the_joined_batch(rows, tmp_path, version, ac
     settings = {"version": version, "rows": str(rows), "chunk_tokens": 50, "accumulation": accumulation}
     batch = 8 // accumulation
     one = gradients(folder=tmp_path / "one", batch=batch, **settings)
-    two = _torchrun(2, tmp_path / "two.pt", settings | {"batch": batch // 2})
+    two = torchrun("one_step.py", 2, tmp_path / "two.pt", settings | {"batch": batch // 2})
     assert_equal(two, one)
 
 

@@ -50,9 +50,8 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
-    steps = [
-        [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")
-    ]
+    files = [tmp_path / name / "metrics.jsonl" for name in ("whole", "cut")]
+    steps = [[json.loads(line)["step"] for line in file.open()] for file in files]
     assert steps[0] == steps[1] == sorted(set(steps[0]))
 
 
@@ -79,9 +78,8 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     result = json.loads((tmp_path / "results" / "dense-run" / "demo.json").read_text())
     assert result["scores"]["test"][0]["main_score"] == manifest["scores"]["demo"]["tuned"]["ndcg_at_10"]
-    assert (tmp_path / "results" / "dense-run" / "run.json").exists() and len(
-        json.loads((tmp_path / "all.json").read_text())
-    ) == 2
+    assert (tmp_path / "results" / "dense-run" / "run.json").exists()
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 2
 
 
 def test_wandb_works_offline_and_only_when_named(base, tmp_path):

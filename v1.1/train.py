@@ -7,7 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.arguments import CacheArguments
 from koir.errors import exit_on_user_error
-from koir.gather import average_gradients
 from koir.gradcache import GradientCache
 from koir.runs import run
 from koir.training import EmbeddingTrainer
@@ -21,13 +20,11 @@ class GradCacheTrainer(EmbeddingTrainer):
         model.train()
         batch = self._prepare_inputs(batch)
         encoder = self.accelerator.unwrap_model(model)
-        cache = GradientCache(
-            lambda chunk: encoder([chunk]), self.accelerator.backward, self.step_arguments.cache_keep_tokens
-        )
-        scale = self.current_gradient_accumulation_steps
-        loss = cache(batch["chunks"], lambda embeddings: self.contrast(embeddings, batch) / scale)
-        if self.accelerator.sync_gradients:
-            average_gradients(list(encoder.parameters()))
+        chunks = self.same_number_of_chunks(batch["chunks"])
+        keep, accumulated = self.step_arguments.cache_keep_tokens, self.current_gradient_accumulation_steps
+        with self.one_reduction(model) as backward:
+            cache = GradientCache(lambda chunk: encoder([chunk]), backward, keep)
+            loss = cache(chunks, lambda embeddings: self.contrast(embeddings, batch) / accumulated)
         return loss
 
 

@@ -15,7 +15,7 @@ class InfoNCETrainer(EmbeddingTrainer):
 
     def compute_loss(self, model, batch, return_outputs=False, num_items_in_batch=None):
         """InfoNCE of every query against all documents and hard negatives of the global batch: a scalar."""
-        embeddings = model(batch["chunks"])  # [U, D]
+        embeddings = model(self.same_number_of_chunks(batch["chunks"]))  # [U, D]
         loss = self.contrast(embeddings, batch)
         return (loss, embeddings) if return_outputs else loss
 

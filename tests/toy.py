@@ -1,0 +1,51 @@
+"""Toy rows that hold every case the masks must know, and a launcher of several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+TEXTS = [
+    "연차는 며칠인가요",
+    "육아휴직 급여",
+    "전세 보증금을 돌려받지 못하면 어떻게 합니까",
+    "김치가 시어지는 까닭",
+    "퇴직금은 1년 이상 일한 근로자에게 계속근로기간 1년마다 30일분 이상의 평균임금으로 지급한다.",
+    "확정일자를 받으면 우선변제권이 생긴다.",
+    "한라산은 제주도 한가운데에 솟은 화산이다.",
+    "유산균이 젖산을 만든다. " * 6,
+    "환승할인",
+    "절대 참조는 달러 기호로 셀 주소를 고정한다.",
+    "DHCP 서버가 주소를 나눠 준다.",
+    "측우기는 1441년에 고안되었다.",
+]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """16 pairs: without, with one and with several hard negatives; repeated documents, queries and siblings."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = []
+    for i in range(13):
+        row = {"query": f"{TEXTS[i % 4]} {i}", "document": TEXTS[4 + i % 5]}
+        negatives = [TEXTS[4 + (i + step) % 8] for step in (1, 2, 3)][: i % 4]
+        lines.append(row | {"hard_negative": [n for n in negatives if n != row["document"]]})
+    lines.append({"query": TEXTS[0], "document": [TEXTS[9], TEXTS[10]], "hard_negative": TEXTS[11]})
+    lines.append({"query": TEXTS[0], "document": TEXTS[6]})
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def torchrun(script, processes, out, settings):
+    """Run tests/<script> OUT SETTINGS in several gloo processes; what rank 0 saved."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words = [sys.executable, *launcher, str(HERE / script), str(out), json.dumps(settings)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
