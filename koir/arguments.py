@@ -73,6 +73,7 @@ NOT_OURS = set(
 )
 
 
+WORDS = {"save_strategy", "eval_strategy", "logging_strategy"}  # flags for which "no" is a word, not a truth value
 # Inherited flags that every user meets; --help shows them beside our own.
 EVERYDAY = set(
     [
@@ -191,7 +192,9 @@ class TrainingArguments(HfTrainingArguments):
             self.eval_strategy = "steps"
         self.remove_unused_columns = False  # rows reach the collator whole
         self.logging_nan_inf_filter = False  # a broken loss is to be seen
+        output_dir = self.output_dir
         super().__post_init__()
+        self.output_dir = output_dir  # the parent turns None into a name of its own
 
 
 class _Parser(HfArgumentParser):
@@ -269,12 +272,21 @@ def _recipe_flags(recipe: Path, known: set[str], parser: argparse.ArgumentParser
     for key, value in keys.items():
         if key not in known:
             raise FlagError(f"recipe {recipe}, key {key}", "an unknown key", "a flag's name" + nearest(str(key), known))
-        if value is None:
+        if value is None or value == []:
             continue
-        if key == "deepspeed" and not Path(value).exists() and (recipe.parent / value).exists():
+        if (
+            key == "deepspeed"
+            and isinstance(value, str)
+            and not Path(value).exists()
+            and (recipe.parent / value).exists()
+        ):
             value = recipe.parent / value  # a recipe may name a file that lies beside it
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        flags += [f"--{key}", *map(str, values)]
+        if value is False and key in WORDS:
+            value = "no"  # YAML reads a bare no as false
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
 
 

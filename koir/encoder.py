@@ -136,8 +136,9 @@ def load_encoder(
 ) -> Encoder:
     """Load a run folder, model folder, hub name or `demo` as an Encoder, in float32.
 
-    dropout, attention_dropout: probabilities while training, in place of the model's own. num_hidden_layers: keep only
-    the first so many layers. What else is not given is read from the folder, and where that is silent: mean pooling, 512 tokens, e5's prompts.
+    dropout, attention_dropout: probabilities while training, in place of the model's own. num_hidden_layers: only the
+    first so many layers are kept. What else is not given is read from the folder, and where that is silent: mean
+    pooling, 512 tokens, e5's prompts.
     Raises ModelError when the model is not to be had or cannot be pooled and normalised.
     """
     name = demo_base() if path == "demo" else model_folder(path)

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import shutil
@@ -43,9 +44,13 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield aside
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(aside, path)
+        if path.is_dir() and aside.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, path)
     finally:
         if aside.is_dir():
             shutil.rmtree(aside)
@@ -118,7 +123,8 @@ def model_folder(path: str) -> str:
     if (folder / "model").is_dir():
         read_run(folder)
         return str(folder / "model")
-    if folder.is_dir() or path == "demo" or (not folder.is_absolute() and path.count("/") <= 1 and path[:1] not in "."):
+    hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path) and not (folder.parent != Path() and folder.parent.is_dir())
+    if folder.is_dir() or path == "demo" or hub:
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(path, "a folder without config.json", "a model folder or a complete run folder")
         return path

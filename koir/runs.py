@@ -105,6 +105,9 @@ def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
     args, loss, data, chunks = groups["training"], groups["loss"], groups["data"], groups["chunks"]
     require(loss.temperature > 0, "--temperature", str(loss.temperature), "above 0 (0.01 to 0.1 is usual)")
+    rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", 0)
+    require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
+    require(keep >= 0, "--cache_keep_tokens", str(keep), "0 or more padded tokens")
     require(chunks.chunk_tokens > 0, "--chunk_tokens", str(chunks.chunk_tokens), "above 0")
     require(data.max_hard_negatives is None or data.max_hard_negatives >= 0, "--max_hard_negatives",
             str(data.max_hard_negatives), "0 or more")  # fmt: skip

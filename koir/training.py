@@ -21,8 +21,6 @@ from koir.losses import info_nce, right_answers
 from koir.tokens import chunked, tokenise
 from koir.triplets import Triplets, text_hash
 
-SIGNIFICANT = 0.05
-
 
 class Collator:
     """Rows of one process's batch -> chunks of its distinct texts, and where query and document columns find them.

@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import json
+import math
 import re
 import sys
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,6 +94,9 @@ def check_row(row: object, place: str) -> list[dict]:
     """
     if not isinstance(row, dict):
         raise RowError(place, f"{type(row).__name__}", "a JSON object with query and document")
+    for theirs, ours in BGE.items():
+        if theirs in row and ours in row:
+            raise RowError(f"{place}, field {theirs}", f"{ours} beside it", "one of the two")
     row = {BGE.get(name, name): value for name, value in row.items()}
     query = _text(row.get("query"), place, "query")
     documents = _texts(row.get("document"), place, "document")
@@ -103,9 +108,7 @@ def check_row(row: object, place: str) -> list[dict]:
             raise RowError(f"{place}, field hard_negative", f"the document itself ({negative[:40]!r})", "another text")
     document_scores = _scores(row.get("document_score"), len(documents), place, "document_score")
     negative_scores = _scores(row.get("hard_negative_score"), len(negatives), place, "hard_negative_score")
-    source = row.get("source")
-    if source is not None and not isinstance(source, str):
-        raise RowError(f"{place}, field source", type(source).__name__, "a text")
+    source = None if row.get("source") is None else _text(row["source"], place, "source")
     shared = {
         "query": query,
         "hard_negatives": negatives,
@@ -135,6 +138,10 @@ def _text(value: object, place: str, field: str) -> str:
     return unicodedata.normalize("NFC", value)
 
 
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _texts(value: object, place: str, field: str) -> list[str]:
     if value is None:
         return []
@@ -147,8 +154,10 @@ def _scores(value: object, count: int, place: str, field: str) -> list[float] | 
     if value is None:
         return None
     scores = value if isinstance(value, list) else [value]
-    if any(isinstance(s, bool) or not isinstance(s, (int, float)) or s != s for s in scores):
-        raise RowError(f"{place}, field {field}", str(value)[:40], "numbers")
+    for score in scores:
+        number = isinstance(score, (int, float)) and not isinstance(score, bool)
+        if not number or abs(score) > 1e300 or not math.isfinite(score):
+            raise RowError(f"{place}, field {field}", f"{type(score).__name__} {score!r:.40}", "finite numbers")
     if len(scores) != count:
         raise RowError(f"{place}, field {field}", f"{len(scores)} numbers", f"{count}, one for each text")
     return [float(s) for s in scores]
@@ -173,7 +182,8 @@ def _content_key(source: str, file: Path) -> bytes:
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise RowError(f"--train_data {source}", "no such file", "a file of rows" + nearest(file.name, beside))
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+        ending = "".join(file.suffixes[-2:]).lower()  # decides how the bytes are read
+        return hashlib.file_digest(stream, "sha256").digest() + ending.encode()
 
 
 def _records(file: Path) -> Iterator[tuple[object, str]]:
@@ -207,9 +217,9 @@ def _json_records(file: Path, gzipped: bool) -> Iterator[tuple[object, str]]:
                     raise RowError(place, "an empty line", "a JSON object")
                 try:
                     yield json.loads(text), place
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: also integers too long to read
                     raise RowError(place, f"broken JSON ({error})", "one JSON object a line") from None
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
+    except (zlib.error, EOFError, OSError) as error:
         raise RowError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
 
 
@@ -263,7 +273,7 @@ def _write_pairs(records: Iterable[tuple[object, str]], path: Path) -> None:
             for row, place in records:
                 counts["rows"] += 1
                 pairs = check_row(row, place)
-                ignored |= set(row) - FIELDS - set(BGE)
+                ignored |= {_shown(name) for name in set(row) - FIELDS - set(BGE)}
                 for pair in pairs:
                     line = json.dumps(pair, ensure_ascii=False, sort_keys=True).encode()
                     digest = hashlib.blake2b(line, digest_size=16).digest()

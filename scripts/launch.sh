@@ -7,11 +7,18 @@ launch() {
   local root train="$1" recipe="$2"
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
   shift 2
+  if [ "${NNODES:-1}" != 1 ] && [[ " $* " != *" --output_dir"* ]]; then
+    echo "error: NNODES=$NNODES: found no --output_dir; expected the same folder, given on every machine" >&2
+    return 2
+  fi
   if [ $# -gt 0 ] && [[ "$1" != -* ]]; then recipe="$1"; shift; fi
   bash "$root/scripts/setup.sh"
   local gpus processes nodes="${NNODES:-1}"
-  gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" || gpus=0
-  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)"; fi
+  if [ "${CUDA_VISIBLE_DEVICES+set}" = set ]; then
+    gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^[0-9]+$|^(GPU|MIG)-')" || gpus=0
+  else
+    gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" || gpus=0
+  fi
   processes="${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}"
   KOIR_STARTED="$(date +%Y%m%d-%H%M%S)"
   export KOIR_STARTED

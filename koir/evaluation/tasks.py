@@ -3,7 +3,9 @@
 import csv
 import gzip
 import json
+import re
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,8 @@ def _rows(file: Path) -> Iterator[dict]:
                     raise TaskError(place, f"broken JSON or UTF-8 ({error})", "one JSON object a line") from None
                 if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("_id", "text")):
                     raise TaskError(place, "no text under _id or text", "{_id, text}, both texts")
+                if re.search("[\ud800-\udfff]", "".join(value for value in row.values() if isinstance(value, str))):
+                    raise TaskError(place, "half of a surrogate pair", "valid Unicode")
                 if row["_id"] in seen:
                     raise TaskError(place, f"_id {row['_id']!r} again", "each _id once")
                 if not isinstance(row.get("title") or "", str):
@@ -83,7 +87,7 @@ def _rows(file: Path) -> Iterator[dict]:
                 seen.add(row["_id"])
                 yield {key: unicodedata.normalize("NFC", row[key]) for key in ("title", "text") if row.get(key)} | {
                     "_id": row["_id"], "text": unicodedata.normalize("NFC", row["text"])}  # fmt: skip
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
+    except (zlib.error, EOFError, OSError) as error:
         raise TaskError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
 
 
@@ -99,7 +103,7 @@ def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
             for number, row in enumerate(reader, 1):
                 if number == 1 and row[:1] == ["query-id"]:
                     continue
-                if len(row) != 3 or not row[2].lstrip("-").isdecimal():
+                if len(row) != 3 or not re.fullmatch(r"-?[0-9]{1,9}", row[2]):
                     raise TaskError(
                         f"{file}, line {number}", "\t".join(row)[:60], "query-id, corpus-id and a whole number"
                     )

@@ -37,7 +37,8 @@ class BM25:
         words = morphemes(list(corpus.values()))
         self.vocabulary = {word: number for number, word in enumerate(sorted({w for text in words for w in text}))}
         ids = [[self.vocabulary[word] for word in text] for text in words]
-        self.index.index((ids, self.vocabulary), show_progress=False)
+        if self.vocabulary:  # bm25s cannot index a corpus without a single word
+            self.index.index((ids, self.vocabulary), show_progress=False)
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` best documents: id -> score. Documents without a common word are left out."""

@@ -1,0 +1,242 @@
+import json
+import os
+
+import pytest
+
+from koir.errors import ModelError, RunError
+from koir.manifest import cache_folder, model_folder, newest_run, origin, read_run, write_json, written_aside
+
+
+class Interrupted(Exception):
+    """What a test raises in the middle of writing."""
+
+
+def everything(folder):
+    """Path -> text of every file below a folder, hidden ones included."""
+    return {str(f.relative_to(folder)): f.read_text(encoding="utf-8") for f in folder.rglob("*") if f.is_file()}
+
+
+# --- written_aside and write_json ------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "새 폴더" / "결과.txt"
+    with written_aside(path) as aside:
+        aside.write_text("절반")
+        assert not path.exists() and aside.parent == path.parent
+    assert everything(tmp_path) == {"새 폴더/결과.txt": "절반"}
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    (tmp_path / "결과.txt").write_text("아주 긴 옛 내용")
+    with written_aside(tmp_path / "결과.txt") as aside:
+        aside.write_text("새")
+    assert everything(tmp_path) == {"결과.txt": "새"}
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/옛것").write_text("옛")
+    with written_aside(tmp_path / "model") as aside:
+        aside.mkdir()
+        (aside / "새것").write_text("새")
+        assert everything(tmp_path / "model") == {"옛것": "옛"}
+    assert everything(tmp_path) == {"model/새것": "새"}
+
+
+@pytest.mark.parametrize("before", [None, "옛"], ids=["nothing before", "something before"])
+@pytest.mark.parametrize("interrupt", [Interrupted, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_file_leaves_what_was_there(tmp_path, before, interrupt):
+    if before:
+        (tmp_path / "결과.txt").write_text(before)
+    with pytest.raises(interrupt), written_aside(tmp_path / "결과.txt") as aside:
+        aside.write_text("절반")
+        raise interrupt
+    assert everything(tmp_path) == ({"결과.txt": before} if before else {})
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["begun", "not begun"])
+def test_an_interrupted_folder_leaves_what_was_there(tmp_path, written):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/옛것").write_text("옛")
+    with pytest.raises(Interrupted), written_aside(tmp_path / "model") as aside:
+        if written:
+            aside.mkdir()
+            (aside / "절반").write_text("절")
+        raise Interrupted
+    assert everything(tmp_path) == {"model/옛것": "옛"} and list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_a_folder_that_was_never_written_does_not_cost_the_old_one(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/옛것").write_text("옛")
+    with pytest.raises(OSError), written_aside(tmp_path / "model"):
+        pass
+    assert everything(tmp_path) == {"model/옛것": "옛"}
+
+
+def test_json_keeps_hangul_and_ends_its_last_line(tmp_path):
+    write_json(tmp_path / "a" / "결과.json", {"이름": "한국어", "수": 1.5})
+    text = (tmp_path / "a/결과.json").read_bytes().decode("utf-8")
+    assert '"이름": "한국어"' in text and text.endswith("}\n") and "\\u" not in text
+    assert json.loads(text) == {"이름": "한국어", "수": 1.5}
+
+
+def test_what_is_no_json_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "결과.json", {"수": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "결과.json", {"수": object()})
+    assert everything(tmp_path) == {"결과.json": '{\n  "수": 1\n}\n'}
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "임시" / "캐시"))
+    assert cache_folder() == tmp_path / "임시" / "캐시" and cache_folder().is_dir()
+    monkeypatch.delenv("KOIR_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "koir"
+
+
+# --- run folders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def make_run(outputs):
+    """A run folder with a model; complete when it has a time."""
+
+    def make(name, time=None, kind="encoder"):
+        folder = outputs / name
+        (folder / "model").mkdir(parents=True)
+        (folder / "model/config.json").write_text("{}")
+        if time is not None:
+            write_json(folder / "run.json", {"kind": kind, "base": "demo"})
+            os.utime(folder / "run.json", (time, time))
+        return folder
+
+    return make
+
+
+def test_the_newest_complete_run_is_taken(make_run, outputs):
+    make_run("z", 1000), make_run("훈련", 3000), make_run("a", 2000)
+    make_run("unfinished"), make_run("순위", 9000, kind="reranker")
+    assert newest_run("encoder", outputs) == outputs / "훈련"
+    assert newest_run("reranker", outputs) == outputs / "순위"
+
+
+def test_of_two_runs_of_one_moment_the_later_name_is_taken(make_run, outputs):
+    make_run("v1-20260102-000000", 1000), make_run("v1-20260101-000000", 1000)
+    assert newest_run("encoder", outputs).name == "v1-20260102-000000"
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "unfinished ones alone"])
+def test_no_run_at_all_says_what_makes_one(make_run, outputs, there):
+    if there:
+        make_run("unfinished")
+    with pytest.raises(RunError) as caught:
+        newest_run("encoder", outputs)
+    said = "found no complete encoder run; expected one: bash v1.1/scripts/finetune.sh"
+    assert str(caught.value) == f"{outputs}/: {said}"
+
+
+def test_a_run_is_read_back(make_run):
+    assert read_run(make_run("훈련", 1)) == {"kind": "encoder", "base": "demo"}
+
+
+def test_an_unfinished_and_a_broken_run_are_refused(make_run):
+    unfinished, broken = make_run("unfinished"), make_run("broken", 1)
+    with pytest.raises(
+        RunError, match=r"unfinished: found no run\.json \(the run did not finish\); expected a complete"
+    ):
+        read_run(unfinished)
+    (broken / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"broken/run\.json: found broken JSON \("):
+        read_run(broken)
+
+
+# --- what a PATH may be ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_stands_for_its_model(make_run):
+    folder = make_run("훈련", 1)
+    assert model_folder(str(folder)) == model_folder(f"{folder}/") == str(folder / "model")
+
+
+def test_a_model_folder_stands_for_itself(make_run):
+    folder = make_run("훈련") / "model"
+    assert model_folder(str(folder)) == str(folder)
+
+
+@pytest.mark.parametrize("name", ["demo", "intfloat/multilingual-e5-small", "bert-base-uncased"])
+def test_demo_and_hub_names_stand_for_themselves(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_folder(name) == name
+
+
+def test_a_relative_run_folder_is_no_hub_name(make_run, outputs, monkeypatch):
+    make_run("훈련", 1)
+    monkeypatch.chdir(outputs.parent)
+    assert model_folder("outputs/훈련") == "outputs/훈련/model"
+
+
+def test_an_unfinished_run_is_no_model(make_run):
+    with pytest.raises(RunError, match=r"found no run\.json"):
+        model_folder(str(make_run("unfinished")))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        model_folder(str(tmp_path))
+    said = "found a folder without config.json; expected a model folder or a complete run folder"
+    assert str(caught.value) == f"{tmp_path}: {said}"
+
+
+@pytest.mark.parametrize("start", ["{outputs}/", "./outputs/"], ids=["absolute", "relative"])
+def test_a_missing_folder_is_refused_with_the_nearest_name(make_run, outputs, monkeypatch, start):
+    make_run("v1.1-demo", 1), make_run("다른 것", 2)
+    monkeypatch.chdir(outputs.parent)
+    path = start.format(outputs=outputs) + "v1.1-dmeo"
+    with pytest.raises(ModelError) as caught:
+        model_folder(path)
+    said = "found no such folder; expected a run folder, model folder, hub name or demo; did you mean v1.1-demo?"
+    assert str(caught.value) == f"{path}: {said}"
+
+
+def test_a_mistyped_folder_of_outputs_is_no_hub_name(make_run, outputs, monkeypatch):
+    make_run("v1.1-demo", 1)
+    monkeypatch.chdir(outputs.parent)
+    with pytest.raises(ModelError, match=r"did you mean v1\.1-demo\?"):
+        model_folder("outputs/v1.1-dmeo")
+
+
+@pytest.mark.parametrize("path", ["", "/없는/곳", "a/b/c", "../없다"])
+def test_what_is_neither_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError):
+        model_folder(path)
+
+
+# --- origin ----------------------------------------------------------------------------------------------------------
+
+
+def test_origin_says_command_versions_and_hardware(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/어디/evaluate.py", "--tasks", "내 과제"])
+    found = origin()
+    assert found["command"] == "evaluate.py --tasks '내 과제'"
+    assert set(found) == {"command", "git", "versions", "hardware"}
+    assert {"python", "torch", "transformers", "numpy"} <= set(found["versions"])
+    assert found["hardware"]["cores"] == os.cpu_count() and found["hardware"]["memory_gb"] > 0
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_origin_holds_nothing_secret(monkeypatch):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"비밀-{name}")
+    monkeypatch.setattr("sys.argv", ["v1/train.py"])
+    text = json.dumps(origin(), ensure_ascii=False)
+    assert "비밀" not in text
+    assert not any(word in text for word in (os.uname().nodename, os.path.expanduser("~") + "/"))

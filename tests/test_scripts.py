@@ -1,0 +1,335 @@
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("v1", "v1.1", "reranker", "scripts", "benchmarks")
+SHELL = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.sh"))
+READMES = [file for file in (ROOT / "README.md", ROOT / "README.ko.md") if file.is_file()]
+TRAINERS = [folder for folder in ("v1", "v1.1", "reranker") if (ROOT / folder / "scripts/finetune.sh").is_file()]
+ENDINGS = r"\.(?:sh|py|ya?ml|json|txt|toml|md)\b"
+
+
+def named(file):
+    return str(file.relative_to(ROOT))
+
+
+def whole_lines(file):
+    """The lines of a file, with those that end in a backslash joined to the next."""
+    return file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+
+
+# --- what is written in them -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", [*SHELL, ROOT / ".ci/run"], ids=named)
+def test_a_script_parses_and_can_be_run(file):
+    done = subprocess.run(["bash", "-n", file], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.access(file, os.X_OK)
+
+
+@pytest.mark.parametrize("file", [f for f in SHELL if f.name != "launch.sh"], ids=named)
+def test_a_script_stops_at_the_first_error(file):
+    assert file.read_text().startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in file.read_text()
+
+
+def paths_in(file):
+    """Paths that a shell script or README names, from the root; RECIPE.yaml and the like are placeholders."""
+    here = os.path.relpath(file.parents[1], ROOT)
+    for line in whole_lines(file):
+        line = re.sub(r'"?\$\{?root\}?"?/', "", line)
+        line = re.sub(r'"?\$\{?here\}?"?/', f"{here}/", line)
+        for path in re.findall(r"(?<![\w.$}/<-])[\w./-]*\w" + ENDINGS, line):
+            if not re.match(r"[A-Z]+\.", path):
+                yield path
+
+
+@pytest.mark.parametrize("file", SHELL, ids=named)
+def test_every_file_that_a_script_names_exists(file):
+    known = {path.name for path in [*SHELL, *ROOT.glob("*"), *ROOT.glob("v1*/*"), *ROOT.glob("reranker/*")]}
+    missing = [path for path in paths_in(file) if not (ROOT / path).exists() and path not in known]
+    assert missing == []
+
+
+@pytest.mark.parametrize("file", READMES, ids=named)
+def test_every_script_and_recipe_that_a_readme_names_exists(file):
+    ours = tuple(f"{folder}/" for folder in FOLDERS)
+    named_here = [path for path in paths_in(file) if path.startswith(ours) or path in ("evaluate.py", "leaderboard.py")]
+    places = [ROOT, *[ROOT / folder for folder in FOLDERS]]  # a listing shows v1/ and what lies in it on one line
+    assert named_here and [path for path in named_here if not any((p / path).exists() for p in places)] == []
+
+
+@pytest.mark.parametrize("file", sorted([*ROOT.glob("koir/**/*.py"), *ROOT.glob("*.py")]), ids=named)
+def test_every_script_that_a_message_names_exists(file):
+    said = re.findall(r"bash ([\w./-]+\.sh)", file.read_text(encoding="utf-8"))
+    assert [path for path in said if not (ROOT / path).exists()] == []
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+COMMAND = re.compile(
+    r"(?P<trainer>v1\.1|v1|reranker)/(?:scripts/finetune\.sh|train\.py)"
+    r"|(?P<python>evaluate\.py|leaderboard\.py|scripts/\w+\.py|benchmarks/\w+\.py)"
+    r"|(?P<shell>scripts/(?!finetune)\w+\.sh)|(?P<torchrun>torchrun)"
+)
+FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*", re.ASCII)  # in Korean a particle may follow without a space
+SHOWN_BY_ALL = {"--help", "--help_all", "--flag"}  # --flag stands for any flag in usage lines
+
+
+@pytest.fixture(scope="module")
+def known():
+    """From a command's file to the flags that its parser knows, by asking it for --help_all."""
+
+    @functools.cache
+    def flags(file):
+        if file == "torchrun":
+            source = Path(sysconfig.get_path("purelib"), "torch/distributed/run.py").read_text()  # slow to import
+            return set(re.findall(r'"(--[\w-]+)"', source))
+        if file.endswith(".sh"):
+            return set(FLAG.findall((ROOT / file).read_text()))
+        spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", file), ROOT / file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            module.main(["--help_all"])
+        return set(FLAG.findall(out.getvalue()))
+
+    return flags
+
+
+def uses(line):
+    """(command, flags given to it) for each of our commands on a line."""
+    for part in re.split(r"&&|\|\||[;|]", line):
+        if found := COMMAND.search(part):
+            command = f"{found['trainer']}/train.py" if found["trainer"] else found[0]
+            yield command, set(FLAG.findall(part[found.end() :])) - SHOWN_BY_ALL
+
+
+@pytest.mark.parametrize("file", [*SHELL, *READMES], ids=named)
+def test_every_flag_given_to_a_command_is_known_to_it(file, known):
+    for line in whole_lines(file):
+        for command, flags in uses(line):
+            assert flags - known(command) == set(), f"{command} in: {line.strip()}"
+
+
+@pytest.mark.parametrize("file", READMES, ids=named)
+def test_every_flag_that_a_readme_speaks_of_exists(file, known):
+    commands = [f"{folder}/train.py" for folder in TRAINERS]
+    commands += ["evaluate.py", *[named(script) for script in sorted((ROOT / "scripts").glob("*.py"))]]
+    commands += [named(script) for script in SHELL]
+    anywhere = set().union(*map(known, commands)) | SHOWN_BY_ALL
+    assert set(FLAG.findall(file.read_text(encoding="utf-8"))) - anywhere == set()
+
+
+# --- setup.sh and launch.sh in a root of their own -------------------------------------------------------------------
+
+STUB = """#!/usr/bin/env bash
+# Stands in for what .venv holds: notes how it was called.
+{ basename "$0"; printf '%s\\n' "$@"; echo "OMP=${OMP_NUM_THREADS:-} STARTED=${KOIR_STARTED:-}"; } > "$STUB_LOG"
+exit "${STUB_EXIT:-0}"
+"""
+
+
+class Root:
+    """A copy of the scripts beside a .venv of stubs, on a machine with as many GPUs as a test says."""
+
+    def __init__(self, folder):
+        self.folder, self.log = folder, folder / "called.txt"
+        for file in [*SHELL, ROOT / "requirements.txt", ROOT / "pyproject.toml"]:
+            (folder / named(file)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / named(file))
+        for stub in (".venv/bin/python", ".venv/bin/torchrun"):
+            self.write(stub, STUB)
+        self.stamp = folder / ".venv/.installed"
+        self.gpus(0)
+        self.installed()
+
+    def write(self, name, text):
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
+    def gpus(self, count):
+        lines = "\n".join(f"echo 'GPU {n}: toy'" for n in range(count))
+        self.write("bin/nvidia-smi", f"#!/usr/bin/env bash\n{lines or 'exit 9'}\n")
+
+    def installed(self, extras=""):
+        content = (self.folder / "requirements.txt").read_bytes() + (self.folder / "pyproject.toml").read_bytes()
+        self.stamp.write_text(f"{hashlib.sha256(content).hexdigest()[:16]} {extras}\n")
+
+    def run(self, script, *argv, cwd=None, **variables):
+        kept = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")}
+        kept |= {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "STUB_LOG": str(self.log)}
+        self.log.unlink(missing_ok=True)
+        command = ["bash", str(self.folder / script), *argv]
+        return subprocess.run(command, env=kept | variables, cwd=cwd, capture_output=True, text=True)
+
+    @property
+    def called(self):
+        """The words of the last call of a stub, None where there was none."""
+        return self.log.read_text().splitlines()[:-1] if self.log.exists() else None
+
+    @property
+    def seen(self):
+        """What that call saw of the environment."""
+        return dict(pair.split("=") for pair in self.log.read_text().splitlines()[-1].split(" "))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return Root(tmp_path)
+
+
+def test_setup_is_silent_when_nothing_changed(root):
+    done = root.run("scripts/setup.sh")
+    assert (done.returncode, done.stdout, done.stderr, root.called) == (0, "", "", None)
+
+
+def test_setup_is_silent_in_this_checkout():
+    if not (ROOT / ".venv/.installed").is_file():
+        pytest.skip(".venv was not made by scripts/setup.sh: there is no .venv/.installed")
+    content = (ROOT / "requirements.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    key = hashlib.sha256(content).hexdigest()[:16]
+    if f"{key} " not in (ROOT / ".venv/.installed").read_text().splitlines():
+        pytest.skip("requirements changed since scripts/setup.sh ran, or it ran with extras alone")
+    done = subprocess.run(["bash", ROOT / "scripts/setup.sh"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "pyproject.toml"])
+def test_setup_installs_once_when_a_requirement_changes(root, file):
+    with (root.folder / file).open("a") as out:
+        out.write("# changed\n")
+    done = root.run("scripts/setup.sh")
+    assert done.returncode == 0 and "setup: installing" in done.stderr
+    assert root.called[:4] == ["python", "-m", "pip", "install"] and str(root.folder) in root.called
+    again = root.run("scripts/setup.sh")
+    assert (again.returncode, again.stderr, root.called) == (0, "", None)
+
+
+def test_setup_remembers_each_set_of_extras(root):
+    assert root.run("scripts/setup.sh", "test").returncode == 0
+    assert root.called[-1] == f"{root.folder}[test]"
+    for extras in ([], ["test"]):
+        assert root.run("scripts/setup.sh", *extras).stderr == "" and root.called is None
+
+
+def test_a_failed_installation_is_said_and_tried_again(root):
+    root.stamp.unlink()
+    done = root.run("scripts/setup.sh", STUB_EXIT="1")
+    assert done.returncode == 2 and "error: the installation failed" in done.stderr
+    assert not root.stamp.exists()
+    assert root.run("scripts/setup.sh").returncode == 0 and root.called is not None
+
+
+def direct(root, version, recipe, *flags):
+    return ["python", f"{root.folder}/{version}/train.py", recipe, *flags]
+
+
+@pytest.mark.parametrize("version", TRAINERS)
+def test_without_a_recipe_the_demo_is_trained(root, version):
+    done = root.run(f"{version}/scripts/finetune.sh")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert root.called == direct(root, version, f"{root.folder}/{version}/recipes/demo.yaml")
+
+
+@pytest.mark.parametrize("version", TRAINERS)
+def test_flags_may_come_without_a_recipe(root, version):
+    root.run(f"{version}/scripts/finetune.sh", "--query_prompt", "질의 앞에: ", "--help")
+    demo = f"{root.folder}/{version}/recipes/demo.yaml"
+    assert root.called == direct(root, version, demo, "--query_prompt", "질의 앞에: ", "--help")
+
+
+@pytest.mark.parametrize("version", TRAINERS)
+def test_a_recipe_comes_before_flags(root, version):
+    root.run(f"{version}/scripts/finetune.sh", "내 레시피.yaml", "--temperature", "0.1")
+    assert root.called == direct(root, version, "내 레시피.yaml", "--temperature", "0.1")
+
+
+def test_one_process_runs_python_directly_and_says_when_it_started(root):
+    root.gpus(2)
+    root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="1")
+    assert root.called[0] == "python"
+    assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"])
+
+
+TORCHRUN = ["torchrun", "--nproc_per_node", "2", "--nnodes", "1", "--node_rank", "0"]
+TORCHRUN += ["--master_addr", "127.0.0.1", "--master_port", "29500"]
+
+
+def test_two_processes_run_torchrun(root):
+    done = root.run("v1.1/scripts/finetune.sh", "나.yaml", "--seed", "3", NPROC_PER_NODE="2")
+    assert done.returncode == 0, done.stderr
+    assert root.called == [*TORCHRUN, f"{root.folder}/v1.1/train.py", "나.yaml", "--seed", "3"]
+    assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"])
+
+
+def test_processes_share_the_cores_unless_told_otherwise(root):
+    root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="2")
+    cores = int(subprocess.run(["nproc"], capture_output=True, text=True).stdout)
+    assert int(root.seen["OMP"]) == -(-cores // 2)
+    root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="2", OMP_NUM_THREADS="5")
+    assert root.seen["OMP"] == "5"
+
+
+def test_several_machines_are_named_to_torchrun(root):
+    where = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
+    root.run("v1/scripts/finetune.sh", "--output_dir", "run", NPROC_PER_NODE="1", **where)
+    words = ["--nproc_per_node", "1", "--nnodes", "3", "--node_rank", "2"]
+    words += ["--master_addr", "10.0.0.1", "--master_port", "1234"]
+    assert root.called[:11] == ["torchrun", *words]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "processes"),
+    [(0, None, None), (1, None, None), (4, None, "4"), (4, "0,2", "2"), (4, "3", None)],
+)
+def test_there_is_one_process_a_visible_gpu(root, gpus, visible, processes):
+    root.gpus(gpus)
+    root.run("v1/scripts/finetune.sh", **({"CUDA_VISIBLE_DEVICES": visible} if visible else {}))
+    assert root.called[:3] == ["torchrun", "--nproc_per_node", processes] if processes else root.called[0] == "python"
+
+
+@pytest.mark.parametrize(("gpus", "visible", "processes"), [(2, "", None), (2, "NoDevFiles,", None)])
+def test_hidden_gpus_get_no_process(root, gpus, visible, processes):
+    root.gpus(gpus)
+    root.run("v1/scripts/finetune.sh", CUDA_VISIBLE_DEVICES=visible)
+    assert root.called[0] == "python"
+
+
+def test_what_the_training_exits_with_is_what_the_script_exits_with(root):
+    assert root.run("v1/scripts/finetune.sh", STUB_EXIT="7").returncode == 7
+    assert root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="2", STUB_EXIT="7").returncode == 7
+
+
+def test_scripts_run_from_any_folder(root, tmp_path):
+    elsewhere = tmp_path / "다른 곳"
+    elsewhere.mkdir()
+    assert root.run("v1.1/scripts/finetune.sh", cwd=elsewhere).returncode == 0
+    assert root.called == direct(root, "v1.1", f"{root.folder}/v1.1/recipes/demo.yaml")
+
+
+def test_a_root_with_a_space_and_hangul_in_its_name(tmp_path):
+    root = Root(tmp_path / "내 문서")
+    done = root.run("v1/scripts/finetune.sh", "--seed", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert root.called == direct(root, "v1", f"{root.folder}/v1/recipes/demo.yaml", "--seed", "1")
+
+
+def test_quickstart_trains_and_then_evaluates(root):
+    done = root.run("scripts/quickstart.sh")
+    assert done.returncode == 0, done.stderr
+    assert root.called == ["python", "evaluate.py"]
+    assert root.run("scripts/quickstart.sh", STUB_EXIT="3").returncode == 3
+    assert root.called[1].endswith("v1.1/train.py"), "a failed training is not evaluated"
