@@ -143,9 +143,9 @@ class LossArguments:
 class ChunkArguments:
     """How much goes through the encoder at once."""
 
-    chunk_tokens: int = field(
-        default=16384,
-        metadata={"help": "padded tokens a chunk; texts are sorted by length, so chunks are of like lengths"},
+    chunk_tokens: str = field(
+        default="auto",
+        metadata={"help": "padded tokens a chunk, texts sorted by length; auto: as memory allows"},
     )
 
 
@@ -153,8 +153,9 @@ class ChunkArguments:
 class CacheArguments:
     """What the gradient cache keeps (v1.1)."""
 
-    cache_keep_tokens: int = field(
-        default=0, metadata={"help": "graphs of so many padded tokens stay in memory and are not run a second time"}
+    cache_keep_tokens: str = field(
+        default="auto",
+        metadata={"help": "graphs of so many padded tokens stay in memory and are not run again; auto: as many as fit"},
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import transformers
 import yaml
 
-from koir import arguments
+from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError
@@ -72,6 +72,7 @@ def run(
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
     main = args.process_index == 0
+    budget.settle(groups, encoder.to(args.device), Path(args.output_dir) / "recipe.yaml" if checkpoint else None)
     if main:
         _say_start(encoder, triplets, args, groups)
         _write_recipe(Path(args.output_dir), groups)
@@ -105,10 +106,11 @@ def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
     args, loss, data, chunks = groups["training"], groups["loss"], groups["data"], groups["chunks"]
     require(loss.temperature > 0, "--temperature", str(loss.temperature), "above 0 (0.01 to 0.1 is usual)")
-    rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", 0)
+    rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
     require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
-    require(keep >= 0, "--cache_keep_tokens", str(keep), "0 or more padded tokens")
-    require(chunks.chunk_tokens > 0, "--chunk_tokens", str(chunks.chunk_tokens), "above 0")
+    for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
+        good = value == "auto" or (value.isdecimal() and int(value) >= least)
+        require(good, f"--{flag}", value, f"auto or a whole number from {least}")
     require(data.max_hard_negatives is None or data.max_hard_negatives >= 0, "--max_hard_negatives",
             str(data.max_hard_negatives), "0 or more")  # fmt: skip
     require(bool(data.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
@@ -172,6 +174,9 @@ def _say_start(encoder: Encoder, triplets: Triplets, args: TrainingArguments, gr
     print(f"encoder: {groups['model'].model_name_or_path}, {size}", file=sys.stderr)
     each = f"{world_size()} x {args.per_device_train_batch_size:,}"
     print(f"batch:   {rows:,} queries ({each}) see each other's documents", file=sys.stderr)
+    kept = getattr(groups.get("step"), "cache_keep_tokens", None)
+    keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
+    print(f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}", file=sys.stderr)
     if args.gradient_accumulation_steps > 1:
         print(f"         a step adds up {args.gradient_accumulation_steps} such batches", file=sys.stderr)
 

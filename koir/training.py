@@ -5,6 +5,7 @@ import functools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from koir.arguments import TrainingArguments
 from koir.encoder import Encoder
 from koir.evaluation import pipeline
 from koir.gather import average_gradients, gather_rows, gather_sizes, rank, world_size
-from koir.losses import info_nce, right_answers
+from koir.losses import info_nce
 from koir.tokens import chunked, tokenise
 from koir.triplets import Triplets, text_hash
 
@@ -75,6 +76,16 @@ def merged_answers(query_hash: torch.Tensor, known: torch.Tensor) -> torch.Tenso
     return torch.tensor(_padded([sorted(answers[query]) for query, _ in rows]), device=known.device)
 
 
+def mean_negatives(known: torch.Tensor, document_hashes: torch.Tensor) -> float:
+    """How many of the N columns a query is scored against as negatives, on average over the b rows.
+
+    known: [b, P] hashes of right answers, 0 pads. document_hashes: [N].
+    """
+    columns = Counter(document_hashes.tolist())
+    right = sum(columns[answer] for answers in known.tolist() for answer in set(answers))
+    return len(document_hashes) - right / len(known)
+
+
 class EmbeddingTrainer(Trainer):
     """The Hugging Face Trainer around a bi-encoder; v1 and v1.1 add their step and nothing else."""
 
@@ -108,9 +119,9 @@ class EmbeddingTrainer(Trainer):
         known = merged_answers(gather_rows(batch["query_hash"], queries), gather_rows(known, queries))  # [B, P]
         first_query, first_column = sum(queries[: rank()]), sum(columns[: rank()])
         known = known[first_query : first_query + queries[rank()]]  # [b, P]
-        right = right_answers(known, gather_rows(batch["document_hash"], columns))  # [b, N]
+        hashes = gather_rows(batch["document_hash"], columns)  # [N]
         documents = gather_rows(embeddings[batch["document"]], columns)  # [N, D]
-        self.negatives += right.shape[1] - right.sum().item() / max(len(right), 1)
+        self.negatives += mean_negatives(known, hashes)
         self.steps += 1
         self.tokens += batch["tokens"]
         return info_nce(
@@ -118,7 +129,8 @@ class EmbeddingTrainer(Trainer):
             documents,
             batch["target"] + first_column,
             self.loss_arguments.temperature,
-            right,
+            known,
+            hashes,
             normalizer=sum(queries) / world_size(),
         )
 

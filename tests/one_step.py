@@ -56,7 +56,7 @@ class _Grab(TrainerCallback):
 
 def gradients(
     version, rows, folder, batch=8, accumulation=1, chunk_tokens=256, keep=0, dropout=0.0, double=False,
-    temperature=0.05, max_hard_negatives=None, clip=0.0, loss=False,
+    temperature=0.05, max_hard_negatives=None, clip=0.0, loss=False, checkpointing=False,
 ):  # fmt: skip
     """name -> gradient after one optimisation step's backward, as the optimizer would see them."""
     torch.manual_seed(5)
@@ -67,6 +67,7 @@ def gradients(
         gradient_accumulation_steps=accumulation,
         max_steps=1,
         max_grad_norm=clip,
+        activation_checkpointing=checkpointing,
         use_cpu=True,
         save_strategy="no",
         seed=3,

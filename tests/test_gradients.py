@@ -39,6 +39,13 @@ def test_what_is_kept_changes_nothing(rows, tmp_path, keep):
     assert_equal(cached, plain, double=True)
 
 
+def test_activation_checkpointing_changes_nothing(rows, tmp_path):
+    same = {"rows": rows, "dropout": 0.2, "chunk_tokens": 40}
+    plain = gradients("v1", folder=tmp_path / "plain", **same)
+    for version in ("v1", "v1.1"):
+        assert_equal(gradients(version, folder=tmp_path / version, checkpointing=True, **same), plain)
+
+
 def test_clipping_and_loss_agree(rows, tmp_path):
     (plain, plain_loss), (cached, cached_loss) = (
         gradients(v, rows, tmp_path / v, dropout=0.1, accumulation=2, clip=0.01, loss=True) for v in ("v1", "v1.1")

@@ -22,6 +22,7 @@ ORDER = [
     "losses",
     "gather",
     "gradcache",
+    "budget",
     "reranker",
     "retrieval.bm25",
     "retrieval.dense",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from koir.losses import info_nce, right_answers
-from koir.training import merged_answers
+from koir.training import mean_negatives, merged_answers
 
 
 def test_two_by_two_by_hand():
@@ -18,10 +18,10 @@ def test_two_by_two_by_hand():
 def test_two_by_four_by_hand_with_a_masked_sibling():
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     documents = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
-    answers = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    known, hashes = torch.tensor([[1, 3], [2, 0]]), torch.tensor([1, 2, 3, 4])
     first = math.log(math.exp(1.0) + math.exp(0.0) + math.exp(0.8)) - 1.0  # column 2 answers query 0 too
     second = math.log(math.exp(0.0) + math.exp(1.0) + math.exp(0.8) + math.exp(0.6)) - 1.0
-    loss = info_nce(queries, documents, torch.tensor([0, 1]), 1.0, answers)
+    loss = info_nce(queries, documents, torch.tensor([0, 1]), 1.0, known, hashes)
     assert loss.item() == pytest.approx((first + second) / 2, abs=1e-6)
 
 
@@ -42,8 +42,8 @@ def test_half_precision_embeddings_are_scored_in_float32():
 def test_masked_columns_get_no_gradient_and_no_nan():
     queries = torch.randn(2, 4, requires_grad=True)
     documents = torch.randn(3, 4, requires_grad=True)
-    answers = torch.tensor([[True, True, True], [False, True, True]])
-    info_nce(queries, documents, torch.tensor([0, 1]), 0.01, answers).backward()
+    known, hashes = torch.tensor([[1, 2, 3], [2, 3, 0]]), torch.tensor([1, 2, 3])
+    info_nce(queries, documents, torch.tensor([0, 1]), 0.01, known, hashes).backward()
     assert torch.isfinite(queries.grad).all() and torch.equal(documents.grad[2], torch.zeros(4))
 
 
@@ -56,9 +56,32 @@ def test_gradients_are_those_of_the_definition():
     torch.manual_seed(0)
     queries = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     documents = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-    answers = torch.rand(3, 7) < 0.3
+    known, hashes = torch.tensor([[1, 3], [5, 6], [7, 0]]), torch.tensor([1, 2, 3, 4, 5, 6, 7])
     target = torch.tensor([0, 4, 6])
-    assert torch.autograd.gradcheck(lambda q, d: info_nce(q, d, target, 0.3, answers), (queries, documents))
+    assert torch.autograd.gradcheck(lambda q, d: info_nce(q, d, target, 0.3, known, hashes), (queries, documents))
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 300, 10**9])
+def test_strips_change_neither_loss_nor_gradients(tile_bytes):
+    torch.manual_seed(2)
+    queries = torch.nn.functional.normalize(torch.randn(9, 6), dim=1).requires_grad_()
+    documents = torch.nn.functional.normalize(torch.randn(25, 6), dim=1).requires_grad_()
+    target, hashes = torch.arange(9) * 2, torch.arange(25) % 7
+    known = torch.stack([hashes[target], (hashes[target] + 1) % 7], dim=1)
+    mask = right_answers(known, hashes).scatter(1, target[:, None], False)
+    scores = (queries @ documents.T / 0.05).masked_fill(mask, float("-inf"))
+    plain = torch.nn.functional.cross_entropy(scores, target)
+    expected = torch.autograd.grad(plain * 3, (queries, documents))
+    strips = info_nce(queries, documents, target, 0.05, known, hashes, tile_bytes=tile_bytes)
+    found = torch.autograd.grad(strips * 3, (queries, documents))
+    assert strips.item() == pytest.approx(plain.item(), rel=1e-6)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_mean_negatives_counts_columns_that_are_no_answer():
+    known, hashes = torch.tensor([[1, 2], [3, 0]]), torch.tensor([1, 1, 2, 3, 4])
+    assert mean_negatives(known, hashes) == right_answers(known, hashes).logical_not().sum().item() / 2
 
 
 def test_right_answers_compares_hashes_and_pads_match_nothing_real():

@@ -1,0 +1,86 @@
+"""How many padded tokens fit: one probe of the longest chunk, before any gradient is committed."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+from koir.encoder import Encoder
+from koir.gather import gather_sizes
+
+PROBE_TOKENS = 4096
+LARGEST_CHUNK = 65536
+CPU_CHUNK = 2048  # on a CPU chunks pay while they stay in its cache; more only costs memory
+CHUNK_SHARE, KEEP_SHARE = 0.2, 0.5  # of the memory that is free of weights and optimizer; the rest is slack
+
+
+def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
+    """Put numbers in the place of `auto` in --chunk_tokens and --cache_keep_tokens, the same on every process.
+
+    groups: argument dataclasses by name (chunks, training, and step where the trainer caches). earlier: recipe.yaml of
+    the run that is resumed: its numbers are taken, since another plan would draw other dropout masks.
+    """
+    args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
+    known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
+    device, here = args.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = memory_for_training(sum(p.numel() for p in encoder.parameters()), device, here)
+
+    @functools.cache
+    def token_bytes() -> float:
+        half = torch.bfloat16 if args.bf16 else torch.float16
+        with torch.autocast(device.type, half, enabled=args.bf16 or args.fp16):
+            return bytes_per_token(encoder, device)
+
+    def number(flag: str, value: str, automatic: Callable[[], float]) -> int:
+        value = known.get(flag, value) if value == "auto" else value
+        return min(n for (n,) in gather_sizes(int(automatic()), device=device)) if value == "auto" else int(value)
+
+    chunks.chunk_tokens = number("chunk_tokens", chunks.chunk_tokens, lambda: chunk_budget(free, token_bytes(), device))
+    if step is not None:
+        room = KEEP_SHARE * free
+        step.cache_keep_tokens = number("cache_keep_tokens", step.cache_keep_tokens, lambda: room / token_bytes())
+
+
+def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
+    """What the graph of one padded token holds until its backward, measured on texts as long as the encoder allows.
+
+    The random generators are left as they were, and no gradient is made.
+    """
+    width = encoder.max_seq_length
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    held: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    rows, training = max(1, PROBE_TOKENS // width), encoder.training
+    chunk = {name: torch.ones(rows, width, dtype=torch.long, device=device) for name in ("input_ids", "attention_mask")}
+    chunk["input_ids"] += 4  # any token but a special one
+    devices = [device] if device.type == "cuda" else []
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=devices), hooks:
+        output = encoder.train().embed(chunk)
+    del output
+    encoder.train(training)
+    return sum(size for pointer, size in held.items() if pointer not in weights) / (rows * width)
+
+
+def memory_for_training(parameters: int, device: torch.device, processes_here: int) -> float:
+    """Bytes that weights, gradients and Adam's two moments leave of this process's share of the memory."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes_here
+    return max(total - 16 * parameters, 0)
+
+
+def chunk_budget(free: float, token_bytes: float, device: torch.device) -> int:
+    """Padded tokens of one chunk: a power of two whose graph takes at most a fifth of the free memory."""
+    if device.type == "cpu":
+        return CPU_CHUNK
+    fits = max(CHUNK_SHARE * free / token_bytes, 512)
+    return min(LARGEST_CHUNK, 1 << (int(fits).bit_length() - 1))

@@ -1,0 +1,49 @@
+"""Token budgets: measured once, whole numbers where the user gave them, and those of the first start on resume."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from one_step import tiny_encoder
+
+from koir import budget
+from koir.arguments import CacheArguments, ChunkArguments
+
+
+def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
+    training = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False)
+    step = CacheArguments(cache_keep_tokens=cache_keep_tokens)
+    return {"training": training, "chunks": ChunkArguments(chunk_tokens=chunk_tokens), "step": step}
+
+
+def test_auto_becomes_numbers_and_given_numbers_stay():
+    found = groups()
+    budget.settle(found, tiny_encoder(), None)
+    assert found["chunks"].chunk_tokens == budget.CPU_CHUNK and found["step"].cache_keep_tokens > 10_000
+    given = groups("100", "0")
+    budget.settle(given, tiny_encoder(), None)
+    assert (given["chunks"].chunk_tokens, given["step"].cache_keep_tokens) == (100, 0)
+
+
+def test_a_resumed_run_keeps_its_plan(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"chunk_tokens": 77, "cache_keep_tokens": 88}))
+    found = groups()
+    budget.settle(found, tiny_encoder(), recipe)
+    assert (found["chunks"].chunk_tokens, found["step"].cache_keep_tokens) == (77, 88)
+
+
+def test_the_probe_counts_what_the_graph_holds_and_disturbs_nothing():
+    encoder = tiny_encoder(dropout=0.1).eval()
+    state = torch.get_rng_state()
+    small = budget.bytes_per_token(encoder, torch.device("cpu"))
+    assert torch.equal(state, torch.get_rng_state()) and not encoder.training
+    assert all(p.grad is None for p in encoder.parameters())
+    floats = 2 * (12 * 32 + 2 * 64)  # two layers: at least inputs, q, k, v, norms and the inner width, in float32
+    assert 4 * floats / 2 < small < 4 * floats * 40
+
+
+@pytest.mark.parametrize(("free", "token_bytes", "expected"), [(64e9, 1e5, 65536), (1e9, 1e5, 1024), (1e6, 1e6, 512)])
+def test_a_gpus_chunk_is_a_power_of_two_within_its_share(free, token_bytes, expected):
+    assert budget.chunk_budget(free, token_bytes, torch.device("cuda")) == expected
