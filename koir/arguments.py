@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
@@ -191,6 +192,7 @@ class TrainingArguments(HfTrainingArguments):
         """--eval_steps N is enough to ask for scores every N steps."""
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows reach the collator whole
         self.logging_nan_inf_filter = False  # a broken loss is to be seen
         output_dir = self.output_dir

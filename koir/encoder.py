@@ -1,12 +1,14 @@
 """The bi-encoder: load, pool, normalise, encode, save, in the folder layout of sentence-transformers."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -155,9 +157,10 @@ def load_encoder(
                 there = f"{path} with {config.num_hidden_layers} layers"
                 raise ModelError(f"--num_hidden_layers {num_hidden_layers}", there, "1 to that many")
             config.num_hidden_layers = num_hidden_layers
-        transformer = AutoModel.from_pretrained(
-            name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
-        )
+        with _quiet(num_hidden_layers is not None):  # the layers left out are no news
+            transformer = AutoModel.from_pretrained(
+                name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(path, error) from None
     longest = getattr(transformer.config, "max_position_embeddings", None) or 512
@@ -172,6 +175,17 @@ def load_encoder(
     prompts = {kind: text for kind, text in (prompts or {}).items() if text is not None}
     prompts = DEFAULT_PROMPTS | saved["prompts"] | prompts
     return Encoder(transformer, tokenizer, pooling or saved["pooling"] or "mean", length, prompts)
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    level = transformers.utils.logging.get_verbosity()
+    if quiet:
+        transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
 
 
 def _set_dropout(config, flag: str, probability: float | None, names: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 
@@ -52,6 +53,8 @@ def run(
     args, model = groups["training"], groups["model"]
     started = time.perf_counter()
     transformers.utils.logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
     _check(groups)
     args.output_dir, checkpoint = _folders(args, f"{name}-{recipe.stem if recipe else 'run'}")
     groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
