@@ -5,12 +5,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import transformers
 import yaml
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
@@ -92,9 +93,12 @@ def run(
     facts |= {"negatives_per_query": trainer.negatives_per_query, "steps": trainer.state.global_step}
     facts |= {"tokens_per_second": trainer.all_tokens * world_size() / (time.perf_counter() - trainer.started)}
     trainer.save_model(str(folder / "model"))
+    unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
     if main:
         (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
-        scores = _base_against_tuned(load, encoder, groups["evaluation"].eval_tasks, model.model_name_or_path, folder)
+        scores = _base_against_tuned(
+            load, groups["evaluation"].eval_tasks, model.model_name_or_path, folder, args.device
+        )
         facts |= {
             "scores": scores,
             "wall_seconds": time.perf_counter() - started,
@@ -214,11 +218,13 @@ def _keep_lines(file: Path, checkpoint: str | None) -> None:
         aside.write_text("".join(lines), encoding="utf-8")
 
 
-def _base_against_tuned(load, tuned: Encoder, tasks: Sequence[str], base_name: str, folder: Path) -> dict:
+def _base_against_tuned(
+    load: Callable, tasks: Sequence[str], base_name: str, folder: Path, device: torch.device
+) -> dict:
     """Score base and tuned on the held-out split of each task, print the table, warn of losses; returns the scores."""
     if not tasks:
         return {}
-    base = load().to(next(tuned.parameters()).device)
+    base, tuned = load().to(device), load_encoder(str(folder / "model")).to(device)  # tuned as it was saved
     scores, lines = {}, []
     for path in tasks:
         split = "test" if "test" in splits(path) else splits(path)[-1]

@@ -63,7 +63,7 @@ def test_defaults_then_recipe_then_command_line(recipe):
     assert parsed()["loss"].temperature == 0.02 and parsed()["recipe"] is None
     assert parsed(path)["loss"].temperature == 0.05
     groups = parsed(path, "--temperature", "0.1")
-    assert (groups["loss"].temperature, groups["chunks"].chunk_tokens) == (0.1, 512)
+    assert (groups["loss"].temperature, groups["chunks"].chunk_tokens) == (0.1, "512")
     assert groups["recipe"] == Path(path)
 
 
@@ -318,7 +318,7 @@ def test_each_version_has_its_demo_recipe():
 
 def test_cache_keep_tokens_is_for_v1_1_alone(command):
     *_, step, _ = command("v1.1", ["--cache_keep_tokens", "64"])
-    assert step == CacheArguments(64)
+    assert step == CacheArguments("64")
     with pytest.raises(SystemExit) as left:
         command("v1", ["--cache_keep_tokens", "64"])
     assert left.value.code == 2
@@ -344,7 +344,7 @@ CONTRADICTIONS = {
     "temperature 0": (["--temperature", "0"], "--temperature: found 0.0; expected above 0"),
     "temperature below 0": (["--temperature", "-0.1"], "--temperature: found -0.1; expected above 0"),
     "a temperature that is none": (["--temperature", "nan"], "--temperature: found nan; expected above 0"),
-    "no chunk tokens": (["--chunk_tokens", "0"], "--chunk_tokens: found 0; expected above 0"),
+    "no chunk tokens": (["--chunk_tokens", "0"], "--chunk_tokens: found 0; expected auto or a whole number from 1"),
     "negative hard negatives": (["--max_hard_negatives", "-1"], "--max_hard_negatives: found -1; expected 0 or more"),
     "length below special tokens": (["--max_seq_length", "7"], "--max_seq_length: found 7; expected at least 8 tokens"),
     "eval steps, no tasks": (["--eval_steps", "5"], "--eval_steps: found no --eval_tasks; expected --eval_tasks with"),

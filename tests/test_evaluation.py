@@ -423,8 +423,18 @@ def test_hangul_is_two_columns_wide(text, columns):
         ("dense:../모델/한국어", "dense-모델-한국어"),
     ],
 )
-def test_a_pipelines_folder_name(pipeline, name):
+def test_a_pipelines_folder_name(pipeline, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "v1.1-demo" / "model").mkdir(parents=True)
     assert file_name(pipeline) == name
+
+
+def test_folders_of_one_name_that_lie_elsewhere_do_not_share_results(tmp_path):
+    folders = [tmp_path / where / "run" for where in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    names = {file_name(f"dense:{folder}") for folder in folders}
+    assert len(names) == 2 and all(name.startswith("dense-run-") for name in names)
 
 
 # --- BM25 ------------------------------------------------------------------------------------------------------------

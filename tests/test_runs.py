@@ -76,9 +76,10 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     evaluated = run([sys.executable, "evaluate.py", "--first_stage", "bm25", f"dense:{folder}",
                      "--output_dir", str(tmp_path / "results"), "--json", str(tmp_path / "all.json")])  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
-    result = json.loads((tmp_path / "results" / "dense-run" / "demo.json").read_text())
+    (scored,) = (tmp_path / "results").glob("dense-run-*")
+    result = json.loads((scored / "demo.json").read_text())
     assert result["scores"]["test"][0]["main_score"] == manifest["scores"]["demo"]["tuned"]["ndcg_at_10"]
-    assert (tmp_path / "results" / "dense-run" / "run.json").exists()
+    assert (scored / "run.json").exists()
     assert len(json.loads((tmp_path / "all.json").read_text())) == 2
 
 

@@ -1,7 +1,7 @@
 """Results on disk in mteb's format with a block of our own, and the tables people read."""
 
+import hashlib
 import json
-import re
 import unicodedata
 from pathlib import Path
 
@@ -47,10 +47,17 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
 
 
 def file_name(pipeline: str) -> str:
-    """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`."""
+    """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`.
+
+    A folder that lies elsewhere gets a piece of its path's hash, so that two of one name never share results.
+    """
     kind, _, path = pipeline.partition(":")
-    parts = [part for part in re.split(r"[\\\\/]", path) if part not in ("", ".", "..", "outputs", "model")]
-    return "-".join([kind, *parts])
+    if not path or not Path(path).is_dir():
+        return "-".join([kind, *(part for part in path.split("/") if part not in ("", ".", ".."))])
+    folder = Path(path).resolve()
+    folder = folder.parent if folder.name == "model" else folder
+    where = "" if folder.parent == Path("outputs").resolve() else hashlib.sha256(str(folder).encode()).hexdigest()[:6]
+    return "-".join(filter(None, [kind, folder.name, where]))
 
 
 def width(text: str) -> int:
