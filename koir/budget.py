@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from koir.encoder import Encoder
 from koir.gather import gather_sizes
@@ -27,8 +26,6 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
     known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
     device, here = args.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if is_deepspeed_zero3_enabled():  # its weights are split before any forward could be measured
-        known = {"chunk_tokens": PROBE_TOKENS, "cache_keep_tokens": 0} | known
     free = memory_for_training(sum(p.numel() for p in encoder.parameters()), device, here)
 
     @functools.cache

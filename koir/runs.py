@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
@@ -72,11 +72,14 @@ def run(
         model.num_hidden_layers,
     )
     load = functools.partial(load_encoder, model.model_name_or_path, *settings)
+    unset_hf_deepspeed_config()  # encoders are small enough to load whole; its engine splits them afterwards
     encoder = load()
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
     main = args.process_index == 0
     budget.settle(groups, encoder.to(args.device), Path(args.output_dir) / "recipe.yaml" if checkpoint else None)
+    if args.hf_deepspeed_config is not None:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
     if main:
         _say_start(encoder, triplets, args, groups)
         _write_recipe(Path(args.output_dir), groups)
