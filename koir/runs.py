@@ -39,6 +39,45 @@ def run(
 
     step_arguments: the dataclass of flags that only this trainer's step knows.
     """
+    started = time.perf_counter()
+    groups, recipe = _parsed(argv, description, step_arguments)
+    args, model = groups["training"], groups["model"]
+    transformers.utils.logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
+    args.output_dir, checkpoint = _folders(args, f"{name}-{recipe.stem if recipe else 'run'}")
+    folder, main = Path(args.output_dir), args.process_index == 0
+    groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
+    load = _loader(model)
+    unset_hf_deepspeed_config()  # encoders are small enough to load whole; its engine splits them afterwards
+    encoder = load()
+    with args.main_process_first(desc="reading rows"):
+        triplets = load_triplets(groups["data"].train_data)
+    budget.settle(groups, encoder.to(args.device), folder / "recipe.yaml" if checkpoint else None)
+    if args.hf_deepspeed_config is not None:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
+    if main:
+        _say_start(encoder, triplets, args, groups)
+        _write_recipe(folder, groups)
+        _keep_lines(folder / "metrics.jsonl", checkpoint)
+    trainer = trainer_class(encoder, args, triplets, groups)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(folder / "model"))
+    unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
+    if main:
+        facts = {"kind": "encoder", "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
+        facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
+        facts |= {"rows": triplets.counts, **trainer.facts()}
+        (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
+        tasks = groups["evaluation"].eval_tasks
+        facts["scores"] = _base_against_tuned(load, tasks, model.model_name_or_path, folder, args.device)
+        facts |= {"wall_seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
+        write_json(folder / "run.json", facts | origin())
+        print(f"\nmodel: {folder / 'model'}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{folder}")
+    return folder
+
+
+def _parsed(argv: Sequence[str] | None, description: str, step_arguments: type | None) -> tuple[dict, Path | None]:
     kinds = {
         "model": arguments.ModelArguments,
         "data": arguments.DataArguments,
@@ -51,65 +90,18 @@ def run(
         kinds["step"] = step_arguments
     *instances, recipe = arguments.parse(list(kinds.values()), argv, description)
     groups = dict(zip(kinds, instances, strict=True))
-    args, model = groups["training"], groups["model"]
-    started = time.perf_counter()
-    transformers.utils.logging.disable_progress_bar()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
     _check(groups)
-    args.output_dir, checkpoint = _folders(args, f"{name}-{recipe.stem if recipe else 'run'}")
-    groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
+    return groups, recipe
+
+
+def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
+    """Loads what training starts from, each time the same."""
     if model.trust_remote_code:
         print(f"warning: code that comes with {model.model_name_or_path} will run here", file=sys.stderr)
-    prompts = {"query": model.query_prompt, "document": model.document_prompt}
-    settings = (
-        model.pooling,
-        model.max_seq_length,
-        prompts,
-        model.trust_remote_code,
-        model.dropout,
-        model.attention_dropout,
-        model.num_hidden_layers,
-    )
-    load = functools.partial(load_encoder, model.model_name_or_path, *settings)
-    unset_hf_deepspeed_config()  # encoders are small enough to load whole; its engine splits them afterwards
-    encoder = load()
-    with args.main_process_first(desc="reading rows"):
-        triplets = load_triplets(groups["data"].train_data)
-    main = args.process_index == 0
-    budget.settle(groups, encoder.to(args.device), Path(args.output_dir) / "recipe.yaml" if checkpoint else None)
-    if args.hf_deepspeed_config is not None:
-        set_hf_deepspeed_config(args.hf_deepspeed_config)
-    if main:
-        _say_start(encoder, triplets, args, groups)
-        _write_recipe(Path(args.output_dir), groups)
-        _keep_lines(Path(args.output_dir) / "metrics.jsonl", checkpoint)
-    trainer = trainer_class(encoder, args, triplets, groups)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    folder = Path(args.output_dir)
-    facts = {"kind": "encoder", "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
-    facts |= {
-        "train_data": groups["data"].train_data,
-        "data_fingerprint": triplets.fingerprint,
-        "rows": triplets.counts,
-    }
-    facts |= {"negatives_per_query": trainer.negatives_per_query, "steps": trainer.state.global_step}
-    facts |= {"tokens_per_second": trainer.all_tokens * world_size() / (time.perf_counter() - trainer.started)}
-    trainer.save_model(str(folder / "model"))
-    unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
-    if main:
-        (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
-        scores = _base_against_tuned(
-            load, groups["evaluation"].eval_tasks, model.model_name_or_path, folder, args.device
-        )
-        facts |= {
-            "scores": scores,
-            "wall_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-        write_json(folder / "run.json", facts | origin())
-        print(f"\nmodel: {folder / 'model'}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{folder}")
-    return folder
+    given = ("pooling", "max_seq_length", "trust_remote_code", "dropout", "attention_dropout", "num_hidden_layers")
+    settings = {name: getattr(model, name) for name in given}
+    settings["prompts"] = {"query": model.query_prompt, "document": model.document_prompt}
+    return functools.partial(load_encoder, model.model_name_or_path, **settings)
 
 
 def _check(groups: dict) -> None:

@@ -103,6 +103,7 @@ class EmbeddingTrainer(Trainer):
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
         self.started = self.ticked = time.perf_counter()
         self.tokens = self.all_tokens = self.steps = self.negatives = 0
+        self.training_seconds = 0.0
         self.paused = 0.0  # seconds spent on dev scores since the last line, not to be counted as training
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -167,10 +168,11 @@ class EmbeddingTrainer(Trainer):
         filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
         return chunks + [filler] * (most - len(chunks))
 
-    @property
-    def negatives_per_query(self) -> float:
-        """Mean number of negatives that a query was scored against, right answers left out."""
-        return self.negatives / max(self.steps, 1)
+    def facts(self) -> dict:
+        """What run.json says of the training itself; negatives_per_query leaves right answers out."""
+        speed = self.all_tokens * world_size() / max(self.training_seconds, 1e-9)
+        negatives = self.negatives / max(self.steps, 1)
+        return {"negatives_per_query": negatives, "steps": self.state.global_step, "tokens_per_second": speed}
 
     def evaluate(self, *_, **__) -> dict[str, float]:
         """nDCG@10 of the dev tasks; the Trainer calls it as --eval_strategy says."""
@@ -192,8 +194,9 @@ class EmbeddingTrainer(Trainer):
         """Add speed, then to the Trainer's reporters and one line to metrics.jsonl."""
         if "loss" in logs:
             now = time.perf_counter()
-            logs["tokens_per_second"] = self.tokens * world_size() / max(now - self.ticked - self.paused, 1e-9)
-            self.all_tokens += self.tokens
+            spent = max(now - self.ticked - self.paused, 1e-9)
+            logs["tokens_per_second"] = self.tokens * world_size() / spent
+            self.all_tokens, self.training_seconds = self.all_tokens + self.tokens, self.training_seconds + spent
             self.ticked, self.tokens, self.paused = now, 0, 0.0
         super().log(logs, start_time)
         if self.is_world_process_zero() and "train_runtime" not in logs:

@@ -109,3 +109,20 @@ def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, flags,
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsys):
+    words = ["연차", "전세", "김치", "환승", "관성", "여권", "상속", "보증금", "측우기", "한라산", "퇴직금", "유산균"]
+    task = tmp_path / "task"
+    (task / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": str(i), "text": f"{w} {w[::-1]}"}, ensure_ascii=False) for i, w in enumerate(words)]
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (task / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (task / "qrels" / "test.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(len(words))))
+    broken = tiny_encoder()
+    broken.transformer.embeddings.word_embeddings.weight.data.zero_()
+    broken.save(tmp_path / "run" / "model")
+    device = broken.transformer.device
+    scores = runs._base_against_tuned(tiny_encoder, [str(task)], "base", tmp_path / "run", device)
+    assert scores["task"]["difference"] < 0 and scores["task"]["p"] < 0.05
+    assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out
