@@ -54,7 +54,7 @@ def run(
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
     budget.settle(groups, encoder.to(args.device), folder / "recipe.yaml" if checkpoint else None)
-    if args.hf_deepspeed_config is not None:
+    if args.deepspeed:
         set_hf_deepspeed_config(args.hf_deepspeed_config)
     if main:
         _say_start(encoder, triplets, args, groups)
