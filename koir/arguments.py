@@ -241,7 +241,7 @@ def _instance(group: type, values: dict):
     try:
         return group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.init and f.name in values})
     except (ValueError, ImportError) as error:  # TrainingArguments checks itself: bf16 without support, and the like
-        raise FlagError(group.__name__, " ".join(str(error).split())[:300], "values that go together") from None
+        raise FlagError("the flags together", " ".join(str(error).split())[:300], "values that go together") from None
 
 
 def _underscored(word: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -144,6 +145,7 @@ def load_encoder(
     Raises ModelError when the model is not to be had or cannot be pooled and normalised.
     """
     name = demo_base() if path == "demo" else model_folder(path)
+    _reach(name)
     saved = _saved_settings(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -175,6 +177,16 @@ def load_encoder(
     prompts = {kind: text for kind, text in (prompts or {}).items() if text is not None}
     prompts = DEFAULT_PROMPTS | saved["prompts"] | prompts
     return Encoder(transformer, tokenizer, pooling or saved["pooling"] or "mean", length, prompts)
+
+
+def _reach(name: str) -> None:
+    """Ask the hub once for a name that is neither here nor in its cache; every file would else be tried five times."""
+    if Path(name).exists() or try_to_load_from_cache(name, "config.json"):
+        return
+    try:
+        HfApi().model_info(name, timeout=20)
+    except Exception as error:  # the hub client raises many kinds; all mean the same here
+        raise _not_loaded(name, error) from None
 
 
 @contextlib.contextmanager
