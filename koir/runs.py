@@ -98,10 +98,17 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
     """Loads what training starts from, each time the same."""
     if model.trust_remote_code:
         print(f"warning: code that comes with {model.model_name_or_path} will run here", file=sys.stderr)
-    given = ("pooling", "max_seq_length", "trust_remote_code", "dropout", "attention_dropout", "num_hidden_layers")
-    settings = {name: getattr(model, name) for name in given}
-    settings["prompts"] = {"query": model.query_prompt, "document": model.document_prompt}
-    return functools.partial(load_encoder, model.model_name_or_path, **settings)
+    return functools.partial(
+        load_encoder,
+        model.model_name_or_path,
+        pooling=model.pooling,
+        max_seq_length=model.max_seq_length,
+        prompts={"query": model.query_prompt, "document": model.document_prompt},
+        trust_remote_code=model.trust_remote_code,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        num_hidden_layers=model.num_hidden_layers,
+    )
 
 
 def _check(groups: dict) -> None:
