@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from koir.arguments import require
 from koir.encoder import Encoder
 from koir.gather import gather_sizes
 
@@ -21,7 +22,8 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     """Put numbers in the place of `auto` in --chunk_tokens and --cache_keep_tokens, the same on every process.
 
     groups: argument dataclasses by name (chunks, training, and step where the trainer caches). earlier: recipe.yaml of
-    the run that is resumed: its numbers are taken, since another plan would draw other dropout masks.
+    the run that is resumed: its numbers are taken, since another plan would draw other dropout masks. Raises FlagError
+    for kept graphs under ZeRO 3.
     """
     args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
     known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
@@ -40,6 +42,12 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
 
     chunks.chunk_tokens = number("chunk_tokens", chunks.chunk_tokens, lambda: chunk_budget(free, token_bytes(), device))
     if step is not None:
+        if args.deepspeed and args.hf_deepspeed_config.is_zero3():  # every forward is a collective there
+            ours = step.cache_keep_tokens
+            require(
+                ours in ("auto", "0"), "--cache_keep_tokens", ours, "0 with ZeRO 3, whose ranks run the same forwards"
+            )
+            step.cache_keep_tokens = "0"
         room = KEEP_SHARE * free
         step.cache_keep_tokens = number("cache_keep_tokens", step.cache_keep_tokens, lambda: room / token_bytes())
 

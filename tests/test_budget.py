@@ -9,10 +9,11 @@ from one_step import tiny_encoder
 
 from koir import budget
 from koir.arguments import CacheArguments, ChunkArguments
+from koir.errors import FlagError
 
 
 def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
-    training = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False)
+    training = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False, deepspeed=None)
     step = CacheArguments(cache_keep_tokens=cache_keep_tokens)
     return {"training": training, "chunks": ChunkArguments(chunk_tokens=chunk_tokens), "step": step}
 
@@ -32,6 +33,19 @@ def test_a_resumed_run_keeps_its_plan(tmp_path):
     found = groups()
     budget.settle(found, tiny_encoder(), recipe)
     assert (found["chunks"].chunk_tokens, found["step"].cache_keep_tokens) == (77, 88)
+
+
+def test_zero_3_keeps_no_graphs():
+    for given in ("auto", "500"):
+        found = groups(cache_keep_tokens=given)
+        found["training"].deepspeed = "zero3.json"
+        found["training"].hf_deepspeed_config = SimpleNamespace(is_zero3=lambda: True)
+        if given == "auto":
+            budget.settle(found, tiny_encoder(), None)
+            assert found["step"].cache_keep_tokens == 0
+        else:
+            with pytest.raises(FlagError, match="--cache_keep_tokens"):
+                budget.settle(found, tiny_encoder(), None)
 
 
 def test_the_probe_counts_what_the_graph_holds_and_disturbs_nothing():
