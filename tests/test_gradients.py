@@ -22,8 +22,7 @@ def assert_equal(found, expected, double=False):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("chunk_tokens", [24, 100, 4096])
+@pytest.mark.parametrize(("accumulation", "chunk_tokens"), [(1, 24), (2, 24), (1, 100), (2, 4096)])
 def test_cached_equals_plain(rows, tmp_path, dropout, accumulation, chunk_tokens):
     same = {"rows": rows, "dropout": dropout, "accumulation": accumulation, "chunk_tokens": chunk_tokens}
     plain = gradients("v1", folder=tmp_path / "plain", **same)
@@ -63,8 +62,7 @@ def test_each_setting_changes_the_gradients(rows, tmp_path, setting):
     assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
 
 
-@pytest.mark.parametrize("version", ["v1", "v1.1"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("version", "accumulation"), [("v1", 1), ("v1.1", 1), ("v1.1", 2)])
 def test_two_processes_equal_one_on_the_joined_batch(rows, tmp_path, version, accumulation):
     """Documents, queries and siblings repeat across the two; the chunk plans differ between them."""
     settings = {"version": version, "rows": str(rows), "chunk_tokens": 50, "accumulation": accumulation}
