@@ -24,4 +24,4 @@ install() { "$python" -m pip install --quiet --disable-pip-version-check "$@" 2>
 install -r "$root/requirements.txt" -e "$root${extras:+[${extras// /,}]}" \
   || { echo "error: the installation failed; the lines above say why. Run the same command again to go on." >&2; exit 2; }
 if [ -f "$stamp" ] && ! grep -qF -e "${wanted%% *}" "$stamp"; then rm "$stamp"; fi
-echo "$wanted" >> "$stamp"
+printf '%s\n' "${wanted%% *} " "$wanted" >> "$stamp"  # with extras, the plain set is there too
