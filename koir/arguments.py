@@ -64,8 +64,8 @@ NOT_OURS = set(
         "torch_compile_backend",
         "torch_compile_mode",
         "restore_callback_states_from_checkpoint",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
         "enable_jit_checkpoint",
         "ddp_static_graph",
         "ddp_find_unused_parameters",
@@ -227,7 +227,7 @@ def parse(
         raise SystemExit(0)
     recipe = Path(argv.pop(0)) if recipes and argv and not argv[0].startswith("-") else None
     known = {name for action in parser._actions for name in action.dest.split()}
-    from_recipe = _recipe_flags(recipe, known, parser) if recipe else []
+    from_recipe = _recipe_flags(recipe, known) if recipe else []
     argv = [_underscored(word) for word in argv]
     _refuse_unknown(argv, known)
     values, rest = parser.parse_known_args(from_recipe + argv)
@@ -259,7 +259,7 @@ def _refuse_unknown(argv: Sequence[str], known: set[str]) -> None:
             raise FlagError(f"--{name}", f"an unknown flag{why}", "one that --help_all lists" + nearest(name, known))
 
 
-def _recipe_flags(recipe: Path, known: set[str], parser: argparse.ArgumentParser) -> list[str]:
+def _recipe_flags(recipe: Path, known: set[str]) -> list[str]:
     if not recipe.is_file():
         beside = [p.name for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise FlagError(f"recipe {recipe}", "no such file", "a .yaml recipe" + nearest(recipe.name, beside))

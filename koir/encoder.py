@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 
     def activation_checkpointing_enable(self, **settings) -> None:
-        """What the Trainer calls for --gradient_checkpointing: keep layer inputs only, run layers again in backward."""
+        """For --activation_checkpointing: keep only the inputs of layers, and run the layers again in backward."""
         self.transformer.activation_checkpointing_enable(**settings)
 
     @property
@@ -146,7 +146,7 @@ def load_encoder(
     """
     name = demo_base() if path == "demo" else model_folder(path)
     _reach(name)
-    saved = _saved_settings(name)
+    saved = _saved_settings(name, pooling)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -176,7 +176,7 @@ def load_encoder(
         raise ModelError(f"--max_seq_length {length}", f"{path} with {longest} positions", f"at most {longest}")
     prompts = {kind: text for kind, text in (prompts or {}).items() if text is not None}
     prompts = DEFAULT_PROMPTS | saved["prompts"] | prompts
-    return Encoder(transformer, tokenizer, pooling or saved["pooling"] or "mean", length, prompts)
+    return Encoder(transformer, tokenizer, saved["pooling"] or "mean", length, prompts)
 
 
 def _reach(name: str) -> None:
@@ -211,15 +211,15 @@ def _set_dropout(config, flag: str, probability: float | None, names: tuple[str,
         setattr(config, name, probability)
 
 
-def _saved_settings(name: str) -> dict:
+def _saved_settings(name: str, pooling: str | None = None) -> dict:
     """Pooling, maximum length and prompts that the folder itself records (any may be missing)."""
-    settings = {"pooling": None, "max_seq_length": None, "prompts": {}}
+    settings = {"pooling": pooling, "max_seq_length": None, "prompts": {}}
     modules = _json_of(name, "modules.json") or []
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise ModelError(name, f"a {sorted(unknown)[0]} module", "a transformer with pooling and normalising alone")
     for module in modules:
-        if module["type"].endswith("Pooling"):
+        if module["type"].endswith("Pooling") and pooling is None:
             settings["pooling"] = _saved_pooling(name, _json_of(name, f"{module['path']}/config.json") or {})
     settings["max_seq_length"] = (_json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length")
     prompts = (_json_of(name, "config_sentence_transformers.json") or {}).get("prompts") or {}

@@ -131,9 +131,13 @@ def _check(groups: dict) -> None:
     )
     length = groups["model"].max_seq_length
     require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
-    evaluates = args.eval_strategy not in ("no", "IntervalStrategy.NO") and str(args.eval_strategy.value) != "no"
     tasks = groups["evaluation"].eval_tasks
-    require(not evaluates or bool(tasks), "--eval_steps", "no --eval_tasks", "--eval_tasks with at least one task")
+    require(
+        args.eval_strategy == "no" or bool(tasks),
+        "--eval_steps",
+        "no --eval_tasks",
+        "--eval_tasks with at least one task",
+    )
     require(
         groups["evaluation"].eval_split is None or bool(tasks), "--eval_split", "no --eval_tasks", "--eval_tasks too"
     )
@@ -148,19 +152,25 @@ def _folders(args: TrainingArguments, name: str) -> tuple[str, str | None]:
             raise RunError(
                 f"--resume_from_checkpoint {resume}", "no complete checkpoint", "a folder with trainer_state.json"
             )
-        return args.output_dir or str(checkpoint.resolve().parents[1]), resume
+        folder = Path(args.output_dir or checkpoint.resolve().parents[1])
+        _refuse_complete(folder)
+        return str(folder), resume
     stamp = os.environ.get("KOIR_STARTED") or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(args.output_dir or f"outputs/{name}-{stamp}")
     complete = [c for c in (folder / "checkpoints").glob("checkpoint-*") if (c / "trainer_state.json").is_file()]
     newest = max(complete, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
-    if (folder / "run.json").is_file():
-        raise RunError(f"--output_dir {folder}", "a complete run", "another folder; a run is never overwritten")
+    _refuse_complete(folder)
     if resume == "last" and newest is None:
         raise RunError(f"--resume_from_checkpoint last in {folder}", "no complete checkpoint", "one to resume from")
     if resume is None and newest is not None:
         raise RunError(f"--output_dir {folder}", f"an unfinished run ({newest.name})", "--resume_from_checkpoint last")
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
+
+
+def _refuse_complete(folder: Path) -> None:
+    if (folder / "run.json").is_file():
+        raise RunError(f"--output_dir {folder}", "a complete run", "another folder; a run is never overwritten")
 
 
 def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
@@ -195,9 +205,9 @@ def _write_recipe(folder: Path, groups: dict) -> None:
     keys = {}
     for name in [name for name in groups if name not in ("training", "dev_tasks")]:
         keys |= vars(groups[name])
-    defaults = TrainingArguments(output_dir=groups["training"].output_dir)
+    defaults = TrainingArguments(output_dir=groups["training"].output_dir).to_dict()
     for key, value in groups["training"].to_dict().items():
-        if key not in arguments.NOT_OURS and value != defaults.to_dict().get(key) and key != "resume_from_checkpoint":
+        if key not in arguments.NOT_OURS and value != defaults.get(key) and key != "resume_from_checkpoint":
             keys[key] = value
     text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
     with written_aside(folder / "recipe.yaml") as aside:

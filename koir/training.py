@@ -219,6 +219,12 @@ class EmbeddingTrainer(Trainer):
         weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         self.model.transformer.load_state_dict(weights)
 
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
 
 class _Progress(ProgressCallback):
     """One bar: steps, time left, loss, tokens a second, the newest dev scores."""

@@ -126,6 +126,7 @@ def test_a_dense_head_or_another_pooling_is_refused(folder):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(ModelError, match="lasttoken"):
         load_encoder(str(folder))
+    assert load_encoder(str(folder), pooling="cls").pooling == "cls"
     modules = json.loads((folder / "modules.json").read_text())
     modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
     (folder / "modules.json").write_text(json.dumps(modules))

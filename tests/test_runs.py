@@ -126,3 +126,29 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsy
     scores = runs._base_against_tuned(tiny_encoder, [str(task)], "base", tmp_path / "run", device)
     assert scores["task"]["difference"] < 0 and scores["task"]["p"] < 0.05
     assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
+    flags = [
+        "--eval_tasks",
+        "demo",
+        "--eval_steps",
+        "2",
+        "--save_steps",
+        "2",
+        "--max_steps",
+        "6",
+        "--save_total_limit",
+        "9",
+    ]
+    flags += ["--load_best_model_at_end", "--metric_for_best_model", "demo/ndcg_at_10"]
+    words = command("v1", base, tmp_path / "run", *flags)[2:]
+    runs.run(trainer_class("v1"), "v1", "", words)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    scores = {line["step"]: line["demo/ndcg_at_10"] for line in lines if "demo/ndcg_at_10" in line}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    saved = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    assert saved == (tmp_path / "run" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match="never overwritten"):
+        checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+        runs.run(trainer_class("v1"), "v1", "", [*words, "--resume_from_checkpoint", str(checkpoint)])
