@@ -18,6 +18,7 @@ ORDER = [
     "sources",
     "arguments",
     "tokens",
+    "loading",
     "encoder",
     "losses",
     "gather",
