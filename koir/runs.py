@@ -20,7 +20,7 @@ from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
-from koir.gather import world_size
+from koir.gather import leave_processes, world_size
 from koir.manifest import origin, peak_memory_bytes, write_json, written_aside
 from koir.training import EmbeddingTrainer
 from koir.triplets import Triplets, load_triplets, report
@@ -63,11 +63,13 @@ def run(
     trainer = trainer_class(encoder, args, triplets, groups)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "model"))
+    trained = trainer.facts()
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
+    leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
         facts = {"kind": "encoder", "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
-        facts |= {"rows": triplets.counts, **trainer.facts()}
+        facts |= {"rows": triplets.counts, **trained}
         (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
         tasks = groups["evaluation"].eval_tasks
         facts["scores"] = _base_against_tuned(load, tasks, model.model_name_or_path, folder, args.device)
