@@ -7,6 +7,7 @@ words, so the inner product is our BM25 score. The vocabulary lies beside the do
 
 import functools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from koir.retrieval.bm25 import BM25, morphemes
 from koir.retrieval.dense import Dense
 from koir.retrieval.ranking import as_run, best
 
+logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what it also raises
 COMPLETE = " complete"  # no word begins with a space; its row is written last
 ROWS = 500  # rows an insert
 QUERIES = 64  # queries a search
@@ -45,8 +47,12 @@ def connect(uri: str) -> MilvusClient:
 
 
 def is_complete(client: MilvusClient, name: str) -> bool:
-    """Whether an index of this name was written to its end."""
-    return client.has_collection(f"{name}_words") and bool(client.get(f"{name}_words", [COMPLETE]))
+    """Whether an index of this name was written to its end; if so, it is ready to be searched."""
+    if not client.has_collection(f"{name}_words"):
+        return False
+    for collection in (name, f"{name}_words"):
+        client.load_collection(collection)
+    return bool(client.get(f"{name}_words", [COMPLETE]))
 
 
 def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: dict) -> None:
