@@ -56,11 +56,11 @@ def is_complete(client: MilvusClient, name: str) -> bool:
 
 
 def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: dict) -> None:
-    """Insert both parts under a name; what an interrupted attempt left is dropped first. facts: kept as description."""
+    """Insert both parts under a name; what an interrupted attempt left is dropped. facts: what `described` gives."""
     for collection in (name, f"{name}_words"):
         if client.has_collection(collection):
             client.drop_collection(collection)
-    _create_documents(client, name, dense.vectors.shape[1], json.dumps(facts, ensure_ascii=False))
+    _create_documents(client, name, dense.vectors.shape[1])
     weights = _rows_of(lexical)
     for start in range(0, len(dense.ids), ROWS):
         rows = [
@@ -71,15 +71,17 @@ def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: d
     client.flush(name)
     words = f"{name}_words"
     _create_words(client, words)
-    entries = [{"word": word, "number": number, "nothing": [0.0, 0.0]} for word, number in lexical.vocabulary.items()]
+    nothing = {"facts": "", "nothing": [0.0, 0.0]}
+    entries = [{"word": word, "number": number} | nothing for word, number in lexical.vocabulary.items()]
     for start in range(0, len(entries), ROWS):
         client.insert(words, entries[start : start + ROWS])
-    client.insert(words, [{"word": COMPLETE, "number": -1, "nothing": [0.0, 0.0]}])
+    said = json.dumps(facts, ensure_ascii=False)
+    client.insert(words, [{"word": COMPLETE, "number": -1, "facts": said, "nothing": [0.0, 0.0]}])
     client.flush(words)
 
 
-def _create_documents(client: MilvusClient, name: str, dimensions: int, description: str) -> None:
-    schema = MilvusClient.create_schema(auto_id=False, description=description)
+def _create_documents(client: MilvusClient, name: str, dimensions: int) -> None:
+    schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("number", DataType.INT64, is_primary=True)
     schema.add_field("id", DataType.VARCHAR, max_length=65_535)
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dimensions)
@@ -94,6 +96,7 @@ def _create_words(client: MilvusClient, name: str) -> None:
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("word", DataType.VARCHAR, max_length=65_535, is_primary=True)
     schema.add_field("number", DataType.INT64)
+    schema.add_field("facts", DataType.VARCHAR, max_length=65_535)
     schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # a collection must have a vector
     indexes = client.prepare_index_params()
     indexes.add_index("nothing", index_type="FLAT", metric_type="L2")
@@ -132,7 +135,8 @@ def described(uri: str) -> dict:
     if len(complete) != 1:
         found = f"{len(complete)} complete indexes"
         raise RunError(f"--index_uri {uri}", found, "one, by scripts/build_index.py with a URI of its own")
-    return json.loads(client.describe_collection(complete[0])["description"])
+    (row,) = client.get(f"{complete[0]}_words", [COMPLETE], output_fields=["facts"])
+    return json.loads(row["facts"])
 
 
 class _Part:
