@@ -27,6 +27,7 @@ ORDER = [
     "budget",
     "reranker",
     "retrieval.ranking",
+    "retrieval.morphemes",
     "retrieval.bm25",
     "retrieval.dense",
     "retrieval.hybrid",
