@@ -26,9 +26,10 @@ from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.gather import gather_sizes, rank, world_size
 from koir.manifest import cache_folder, read_run, write_json, written_aside
-from koir.retrieval.bm25 import BM25, CONTENT_TAGS
+from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import Hybrid
+from koir.retrieval.morphemes import CONTENT_TAGS
 
 KINDS = ("bm25", "dense", "hybrid", "milvus")
 FUSIONS = ("rrf", "weighted")
