@@ -16,6 +16,7 @@ ORDER = [
     "triplets",
     "cleaning",
     "sources",
+    "flags",
     "arguments",
     "tokens",
     "encoder",
