@@ -113,16 +113,14 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
 
 def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
-    args, loss, data, chunks = groups["training"], groups["loss"], groups["data"], groups["chunks"]
-    require(loss.temperature > 0, "--temperature", str(loss.temperature), "above 0 (0.01 to 0.1 is usual)")
+    args, chunks = groups["training"], groups["chunks"]
+    groups["loss"].check()
+    groups["data"].check()
     rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
     require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
     for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
         good = value == "auto" or (value.isdecimal() and int(value) >= least)
         require(good, f"--{flag}", value, f"auto or a whole number from {least}")
-    require(data.max_hard_negatives is None or data.max_hard_negatives >= 0, "--max_hard_negatives",
-            str(data.max_hard_negatives), "0 or more")  # fmt: skip
-    require(bool(data.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
     require(
         args.n_gpu <= 1,
         "this command",
