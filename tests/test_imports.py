@@ -18,6 +18,7 @@ ORDER = [
     "sources",
     "arguments",
     "tokens",
+    "inference",
     "loading",
     "encoder",
     "losses",
