@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "manifest",
     "triplets",
+    "duplicates",
     "cleaning",
     "sources",
     "arguments",
@@ -27,10 +28,12 @@ ORDER = [
     "gradcache",
     "budget",
     "reranker",
+    "retrieval.ranking",
     "retrieval.bm25",
     "retrieval.dense",
     "retrieval.hybrid",
     "retrieval.milvus",
+    "retrieval.stages",
     "mining",
     "evaluation.significance",
     "evaluation.metrics",
@@ -45,8 +48,8 @@ ORDER = [
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
-WITHOUT_TORCH = ["triplets", "cleaning", "sources", "mining", "evaluation.metrics", "evaluation.significance",
-                 "evaluation.results"]  # fmt: skip
+WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
+                 "evaluation.significance", "evaluation.results"]  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(ROOT / "koir").with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "koir").rglob("*.py"))
