@@ -17,6 +17,7 @@ ORDER = [
     "duplicates",
     "cleaning",
     "sources",
+    "flags",
     "arguments",
     "tokens",
     "inference",
