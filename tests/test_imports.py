@@ -14,11 +14,14 @@ ORDER = [
     "errors",
     "manifest",
     "triplets",
+    "duplicates",
     "cleaning",
     "sources",
     "flags",
     "arguments",
     "tokens",
+    "inference",
+    "loading",
     "unpadded",
     "encoder",
     "batches",
@@ -29,10 +32,12 @@ ORDER = [
     "budget",
     "sampling",
     "reranker",
+    "retrieval.ranking",
     "retrieval.bm25",
     "retrieval.dense",
     "retrieval.hybrid",
     "retrieval.milvus",
+    "retrieval.stages",
     "mining",
     "evaluation.significance",
     "evaluation.metrics",
@@ -47,8 +52,8 @@ ORDER = [
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
-WITHOUT_TORCH = ["triplets", "cleaning", "sources", "mining", "evaluation.metrics", "evaluation.significance",
-                 "evaluation.results"]  # fmt: skip
+WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
+                 "evaluation.significance", "evaluation.results"]  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(ROOT / "koir").with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "koir").rglob("*.py"))
