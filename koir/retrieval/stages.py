@@ -10,9 +10,11 @@ run.json.
     index = open_index("indexes/law")           # what build_index.py wrote: no corpus needed, nothing is embedded
 """
 
+import datetime
 import functools
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,6 +66,11 @@ class FirstStage:
         self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property
+    def fuses(self) -> bool:
+        """Whether it is made of a lexical and a dense part."""
+        return self.kind == "hybrid"
+
+    @property
     def part_kinds(self) -> list[str]:
         """The kinds of index it is made of."""
         return ["bm25", "dense"] if self.kind == "hybrid" else [self.kind]
@@ -107,11 +114,18 @@ class FirstStage:
             torch.distributed.barrier()
 
 
+def join_processes() -> bool:
+    """Under torchrun, meet the other processes, to share the embedding of documents; whether there are any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    return world_size() > 1
+
+
 def _digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _encoder(path: str) -> Encoder:
     device = torch.device("cuda", rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
     return load_encoder(path).to(device)
