@@ -10,9 +10,11 @@ run.json.
     index = open_index("indexes/law")           # what build_index.py wrote: no corpus needed, nothing is embedded
 """
 
+import datetime
 import functools
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,9 +26,10 @@ from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.gather import rank, world_size
 from koir.manifest import cache_folder, read_run, write_json, written_aside
-from koir.retrieval.bm25 import BM25, CONTENT_TAGS
+from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import Hybrid
+from koir.retrieval.morphemes import CONTENT_TAGS
 
 KINDS = ("bm25", "dense", "hybrid")
 FUSIONS = ("rrf", "weighted")
@@ -61,6 +64,11 @@ class FirstStage:
         self.kind = self.spec.partition(":")[0]
         self._keys = {"bm25": _digest("bm25", CONTENT_TAGS), "dense": dense}
         self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it is made of a lexical and a dense part."""
+        return self.kind == "hybrid"
 
     @property
     def part_kinds(self) -> list[str]:
@@ -106,11 +114,18 @@ class FirstStage:
             torch.distributed.barrier()
 
 
+def join_processes() -> bool:
+    """Under torchrun, meet the other processes, to share the embedding of documents; whether there are any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    return world_size() > 1
+
+
 def _digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _encoder(path: str) -> Encoder:
     device = torch.device("cuda", rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
     return load_encoder(path).to(device)
