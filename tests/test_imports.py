@@ -50,7 +50,7 @@ ORDER = [
     "interruptions",
     "evaluation.fitting",
     "evaluation.reranking",
-    "evaluation.published",
+    "evaluation.reproduction",
     "evaluation.report",
     "evaluation.picture",
     "evaluation.joint",
