@@ -15,6 +15,7 @@ from koir.evaluation import pipeline
 from koir.evaluation.results import SCORE_HEADER, file_name, score_row, table, write_result
 from koir.evaluation.tasks import load_task
 from koir.manifest import newest_run, origin, read_run, write_json
+from koir.retrieval.stages import first_stage
 
 
 @dataclass
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         run = newest_run("encoder")
         stages = ["bm25", f"dense:{read_run(run)['base']}", f"dense:{run}"]
     tasks = [load_task(path, arguments.split) for path in arguments.tasks]
-    indexes = {stage: pipeline.first_stage(stage) for stage in dict.fromkeys(stages)}
+    indexes = {stage: first_stage(stage) for stage in dict.fromkeys(stages)}
     started, provenance, contents = time.perf_counter(), origin(), []
     for task in tasks:
         rows, done = [], {}

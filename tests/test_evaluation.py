@@ -10,11 +10,12 @@ import pytrec_eval
 
 from koir.errors import TaskError
 from koir.evaluation.metrics import KS, evaluate_run, mean_scores
-from koir.evaluation.pipeline import evaluate_first_stage, first_stage
+from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import load_task, splits
 from koir.retrieval.bm25 import BM25, morphemes
+from koir.retrieval.stages import first_stage
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 

@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from koir.encoder import Encoder, load_encoder
-from koir.errors import FlagError, nearest
 from koir.evaluation.metrics import evaluate_run
 from koir.evaluation.results import result
 from koir.evaluation.significance import paired_p
 from koir.evaluation.tasks import Task
-from koir.retrieval.bm25 import BM25
-from koir.retrieval.dense import Dense
 
 DEPTH = 100  # candidates kept for each query
 
@@ -25,24 +21,6 @@ class Evaluated:
     scores: dict[str, dict[str, float]]
     run: dict[str, dict[str, float]]
     content: dict
-
-
-def first_stage(spec: str, progress: bool = True) -> Callable[[dict[str, str]], BM25 | Dense]:
-    """`bm25` or `dense:PATH` -> a function that indexes a corpus. Raises FlagError for anything else."""
-    kind, _, path = spec.partition(":")
-    if spec == "bm25":
-        return BM25
-    if kind == "dense" and path:
-        encoder = load_encoder(path)
-        return lambda corpus: Dense(encoder, corpus, spec, progress)
-    raise FlagError(
-        f"--first_stage {spec}", "an unknown first stage", "bm25 or dense:PATH" + nearest(kind, ["bm25", "dense"])
-    )
-
-
-def dense(encoder: Encoder, name: str = "dense", progress: bool = False) -> Callable[[dict[str, str]], Dense]:
-    """An encoder in memory as a first stage."""
-    return lambda corpus: Dense(encoder, corpus, name, progress)
 
 
 def evaluate_first_stage(index: Callable, task: Task, name: str) -> Evaluated:
