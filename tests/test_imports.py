@@ -36,6 +36,8 @@ ORDER = [
     "evaluation.metrics",
     "evaluation.tasks",
     "evaluation.results",
+    "evaluation.published",
+    "evaluation.stored",
     "evaluation.pipeline",
     "training",
     "runs",
