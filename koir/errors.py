@@ -36,6 +36,10 @@ class ModelError(UserError):
     """A model folder or hub name cannot be loaded, or is of a kind that cannot be trained here."""
 
 
+class ResultError(UserError):
+    """A result file, a published table or a file beside them is broken or incomplete."""
+
+
 class RunError(UserError):
     """A run folder is missing, incomplete, or would be overwritten."""
 

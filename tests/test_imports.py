@@ -46,6 +46,8 @@ ORDER = [
     "evaluation.hub",
     "evaluation.tasks",
     "evaluation.results",
+    "evaluation.published",
+    "evaluation.stored",
     "evaluation.pipeline",
     "interruptions",
     "evaluation.fitting",
