@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "manifest",
     "triplets",
+    "duplicates",
     "cleaning",
     "sources",
     "arguments",
@@ -41,8 +42,8 @@ ORDER = [
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
-WITHOUT_TORCH = ["triplets", "cleaning", "sources", "mining", "evaluation.metrics", "evaluation.significance",
-                 "evaluation.results"]  # fmt: skip
+WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
+                 "evaluation.significance", "evaluation.results"]  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(ROOT / "koir").with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "koir").rglob("*.py"))
