@@ -12,12 +12,12 @@ from pathlib import Path
 
 from koir.errors import SourceError
 from koir.evaluation.tasks import load_task
-from koir.manifest import DEMO
 from koir.sources.archives import walk
 from koir.sources.mrc import questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
+from koir.triplets import hub_records
 
 COLUMNS = {  # header names, lower case, that mean the same; the first that is there counts
     "query": ("query", "question", "q", "질문", "질의"),
@@ -61,13 +61,21 @@ def _read_triplets(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
 
 
 def _read_beir(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    task = load_task("demo" if path == DEMO / "beir" else str(path), "train")
+    task = load_task(str(path), "train")
     tally.files.append("qrels/train.tsv")
     for query, answers in task.qrels.items():
-        tally.records += 1
+        tally.records["train"] += 1
         documents = [task.corpus[document] for document in answers]
         place = f"{path}/qrels/train.tsv, query {query}"
         yield {"query": task.queries[query], "document": documents, "source": f"{task.name}/train", "id": query}, place
+
+
+def _read_hub(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    tally.files.append(str(path))
+    for record, place in hub_records(str(path), "--hub"):
+        tally.records["train"] += 1
+        for row in _row(record, place, tally, str(path)):
+            yield row, place
 
 
 YOURS = ("your own data", "as you got it")
@@ -92,5 +100,9 @@ SOURCES = [
     Source(
         "beir", "General", "a BEIR folder (or demo): query -> right documents of the train split", *YOURS,
         "corpus.jsonl, queries.jsonl, qrels/train.tsv", _read_beir,
+    ),
+    Source(
+        "hub", "General", "--hub NAME: rows of a hub dataset, such as the published corpus",
+        "https://huggingface.co/datasets/nlpai-lab/ko-triplet-v1.0", "as its card says", "columns of rows", _read_hub,
     ),
 ]  # fmt: skip

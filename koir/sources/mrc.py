@@ -92,10 +92,10 @@ def excerpt(context: str, start: int, end: int, window: int, title: str = "") ->
         before = before[max(0, before.find(">") + 1 if low else 0) :]
         before, answer, after = plain(before, False), plain(answer, False), plain(re.sub(r"<[^<>]*$", "", after), False)
     answer = answer[:window]
-    side = (window - len(answer)) // 2
-    left = before[-side:] if side and len(before) > side else before if side else ""
-    room = window - len(answer) - len(left)
-    right = after[:room]
+    room = window - len(answer)
+    side = room - min(len(after), room // 2)  # what the other side does not need
+    left = before[max(0, len(before) - side) :]
+    right = after[: room - len(left)]
     if len(left) < len(before) or low:
         left = re.sub(r"^\S*\s", "", left)
     if len(right) < len(after) or high < len(context):

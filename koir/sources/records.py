@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from koir.errors import SourceError
 from koir.sources.archives import BROKEN, File, _bound, unreadable
-from koir.sources.tally import Tally
+from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
 LISTS = ("data", "document", "Instances")  # keys of a JSON file's one long list
@@ -62,10 +62,12 @@ def decoded(stream: BinaryIO, place: str) -> Iterator[str]:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             try:
+                if not block:
+                    raise SourceError(place, "a file that ends within a character", "a whole file") from None
                 if not ascii_so_far or encoding != "utf-8-sig":
                     raise error
                 encoding, decoder = "cp949", codecs.getincrementaldecoder("cp949")()
-                text = decoder.decode(block)
+                text = decoder.decode(error.object)  # with what the last block left over
             except UnicodeDecodeError:
                 where = f"byte 0x{error.object[error.start]:02x} at {position + error.start:,}"
                 raise SourceError(place, where, "UTF-8 or CP949 text") from None
@@ -119,7 +121,7 @@ class _Window:
             try:
                 value, end = self.decode(self.text, self.at)
                 length = end - self.at
-                if end < len(self.text) or not self.more():  # a number might go on
+                if end + 3 <= len(self.text) or not self.more():  # a number might go on, as 1 does in 1e+5
                     self.at += length
                     return value
             except (ValueError, RecursionError) as error:
@@ -252,10 +254,11 @@ def converted(
         if not re.search(f"(?:{wanted})$", file.name, re.IGNORECASE):
             tally.ignored.append(file.name)
             continue
-        if not tally.opens(file.name):
+        split = split_of(file.name)
+        if not tally.opens(file.name, split):
             continue
         for record, place in records(file, tally, **reading):
-            tally.records += 1
+            tally.records[split] += 1
             try:
                 for row in convert(record, place, tally):
                     yield row, place

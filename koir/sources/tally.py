@@ -19,7 +19,7 @@ class Tally:
 
     def __init__(self, splits: tuple[str, ...] = ("train", "dev", "test"), window: int = WINDOW):
         self.wanted, self.window = splits, window
-        self.records = 0
+        self.records: Counter[str] = Counter()  # by split
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self.notes: Counter[str] = Counter()
@@ -33,16 +33,16 @@ class Tally:
         if len(self.examples.setdefault(reason, [])) < EXAMPLES:
             self.examples[reason].append(place)
 
-    def opens(self, name: str) -> bool:
-        """Whether a file's split is wanted; the file is remembered either way."""
-        opened = split_of(name) in self.wanted
+    def opens(self, name: str, split: str) -> bool:
+        """Whether a file of this split is wanted; the file is remembered either way."""
+        opened = split in self.wanted
         (self.files if opened else self.left_out).append(name)
         return opened
 
     def content(self) -> dict:
         """Everything, for a report in JSON."""
         return {
-            "records": self.records,
+            "records": dict(self.records),
             "dropped": dict(self.dropped.most_common()),
             "dropped_first_at": self.examples,
             "notes": dict(self.notes),
