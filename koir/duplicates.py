@@ -71,14 +71,17 @@ class NearDuplicates:
     def add(self, query: np.ndarray, document: np.ndarray) -> bool:
         """Whether a row (two signatures, uint8 [VALUES]) is a near duplicate of an earlier one; added where not."""
         row = np.stack([query, document])  # [2, VALUES]
-        found = self.table[self.bands, self._slots(row[None])[0]]  # [BANDS]
+        slots = self._slots(row[None])[0]
+        found = self.table[self.bands, slots]  # [BANDS]
         rivals = self.signatures[np.unique(found[found >= 0])]  # [C, 2, VALUES]
         if len(rivals) and ((rivals == row).mean(axis=2).min(axis=1) >= self.threshold).any():
             return True
         if self.rows == len(self.signatures):
             self._grow(2 * self.rows)
+            slots = self._slots(row[None])[0]
+            found = self.table[self.bands, slots]
         self.signatures[self.rows] = row
-        self._enter(self.rows, self.rows + 1)
+        self.table[self.bands, slots] = np.where(found >= 0, found, self.rows)
         self.rows += 1
         return False
 
