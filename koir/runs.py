@@ -13,8 +13,9 @@ import transformers
 import yaml
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from koir import arguments, budget
+from koir import arguments, budget, lora
 from koir.arguments import TrainingArguments, require
+from koir.batches import require_scores
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError
 from koir.evaluation import pipeline
@@ -52,8 +53,12 @@ def run(
     load = _loader(model)
     unset_hf_deepspeed_config()  # encoders are small enough to load whole; its engine splits them afterwards
     encoder = load()
+    if model.lora_rank is not None:
+        lora.add_adapters(encoder, model.lora_rank, model.lora_alpha or 2 * model.lora_rank, model.lora_targets)
+    groups["guide"] = _guide(groups["loss"].guide_model_name_or_path, encoder, args.device)
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
+    _check_loaded(groups, encoder, triplets)
     budget.settle(groups, encoder.to(args.device), folder / "recipe.yaml" if checkpoint else None)
     if args.deepspeed:
         set_hf_deepspeed_config(args.hf_deepspeed_config)
@@ -133,6 +138,7 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
 def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
     args, chunks = groups["training"], groups["chunks"]
+    groups["model"].check()
     groups["loss"].check()
     groups["data"].check()
     rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
@@ -146,8 +152,9 @@ def _check(groups: dict) -> None:
         f"{args.n_gpu} GPUs in one process",
         "bash v1.1/scripts/finetune.sh, which starts one process a GPU",
     )
-    length = groups["model"].max_seq_length
-    require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
+    rank, engine = groups["model"].lora_rank, args.deepspeed
+    require(not (rank and engine), "--lora_rank", "--deepspeed", "one of the two: LoRA's few trained weights leave "
+            "ZeRO nothing to split")  # fmt: skip
     tasks = groups["evaluation"].eval_tasks
     require(
         args.eval_strategy == "no" or bool(tasks),
@@ -158,6 +165,25 @@ def _check(groups: dict) -> None:
     require(
         groups["evaluation"].eval_split is None or bool(tasks), "--eval_split", "no --eval_tasks", "--eval_tasks too"
     )
+
+
+def _check_loaded(groups: dict, encoder: Encoder, triplets: Triplets) -> None:
+    """Refuse what contradicts the encoder or the rows."""
+    loss = groups["loss"]
+    largest = max(loss.matryoshka_dimensions, default=0)
+    expected = f"at most {encoder.dimensions}, the encoder's dimensions"
+    require(largest <= encoder.dimensions, "--matryoshka_dimensions", str(largest), expected)
+    if loss.distillation is not None:
+        require_scores(triplets, f"--distillation {loss.distillation}", groups["data"].max_hard_negatives)
+
+
+def _guide(path: str | None, encoder: Encoder, device: torch.device) -> Encoder | None:
+    """The frozen encoder that judges false negatives, with its own tokenizer and prompts; at our length at most."""
+    if path in (None, "self"):
+        return None
+    guide = load_encoder(path).to(device).eval().requires_grad_(False)
+    guide.max_seq_length = min(guide.max_seq_length, encoder.max_seq_length)
+    return guide
 
 
 def _folders(args: TrainingArguments, name: str) -> tuple[str, str | None]:
@@ -217,6 +243,9 @@ def _say_start(encoder: Encoder, triplets: Triplets, args: TrainingArguments, gr
     kept = getattr(groups.get("step"), "cache_keep_tokens", None)
     keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
     print(f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}", file=sys.stderr)
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    if groups["model"].lora_rank is not None:
+        print(f"LoRA:    {trained:,} parameters are trained", file=sys.stderr)
     if args.gradient_accumulation_steps > 1:
         print(f"         a step adds up {args.gradient_accumulation_steps} such batches", file=sys.stderr)
 
@@ -224,7 +253,7 @@ def _say_start(encoder: Encoder, triplets: Triplets, args: TrainingArguments, gr
 def _write_recipe(folder: Path, groups: dict) -> None:
     """recipe.yaml: every value that was in force, so that the run can be repeated by naming it."""
     keys = {}
-    for name in [name for name in groups if name not in ("training", "dev_tasks")]:
+    for name in [name for name in groups if name not in ("training", "dev_tasks", "guide")]:
         keys |= vars(groups[name])
     defaults = TrainingArguments(output_dir=groups["training"].output_dir).to_dict()
     for key, value in groups["training"].to_dict().items():

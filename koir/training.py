@@ -13,10 +13,12 @@ from transformers import ProgressCallback, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
+from koir import lora
 from koir.arguments import TrainingArguments
 from koir.batches import Collator
 from koir.contrast import Contrast
 from koir.encoder import Encoder
+from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.gather import average_gradients, gather_sizes, world_size
 from koir.sampling import OneSourceBatches, RandomOrder
@@ -139,11 +141,20 @@ class EmbeddingTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save(Path(output_dir), state_dict)
+            encoder, folder = self.accelerator.unwrap_model(self.model), Path(output_dir)
+            adapted = lora.has_adapters(encoder)
+            encoder.save(folder, lora.merged(encoder) if adapted else state_dict)
+            if adapted and folder.name.startswith("checkpoint-"):
+                lora.save_adapters(encoder, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         from safetensors.torch import load_file
 
+        if lora.has_adapters(self.model):
+            return lora.load_adapters(self.model, Path(resume_from_checkpoint))
+        if (Path(resume_from_checkpoint) / lora.FILE).exists():
+            found = "a run with --lora_rank"
+            raise RunError(f"--resume_from_checkpoint {resume_from_checkpoint}", found, "the flags it began with")
         weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         self.model.transformer.load_state_dict(weights)
 

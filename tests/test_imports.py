@@ -21,6 +21,7 @@ ORDER = [
     "tokens",
     "unpadded",
     "encoder",
+    "lora",
     "batches",
     "losses",
     "gather",
