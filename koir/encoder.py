@@ -1,22 +1,19 @@
 """The bi-encoder: load, pool, normalise, encode, save, in the folder layout of sentence-transformers."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import cached_file
 
 from koir import unpadded
 from koir.errors import ModelError
+from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
 from koir.manifest import DEMO, cache_folder, model_folder, written_aside
 from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
 
@@ -162,32 +159,18 @@ def load_encoder(
     Raises ModelError when the model is not to be had or cannot be pooled and normalised.
     """
     name = demo_base() if path == "demo" else model_folder(path)
-    _reach(name)
+    reach(name)
     saved = _saved_settings(name, pooling)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _set_dropout(config, "--dropout", dropout, ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout"))
-        _set_dropout(
-            config, "--attention_dropout", attention_dropout, ("attention_probs_dropout_prob", "attention_dropout")
-        )
-        if num_hidden_layers is not None:
-            if not 1 <= num_hidden_layers <= config.num_hidden_layers:
-                there = f"{path} with {config.num_hidden_layers} layers"
-                raise ModelError(f"--num_hidden_layers {num_hidden_layers}", there, "1 to that many")
-            config.num_hidden_layers = num_hidden_layers
-        with _quiet(num_hidden_layers is not None):  # the layers left out are no news
+        config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
+        with quiet(num_hidden_layers is not None):  # the layers left out are no news
             transformer = AutoModel.from_pretrained(
                 name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
             )
     except (OSError, ValueError, ImportError) as error:
-        raise _not_loaded(path, error) from None
-    longest = getattr(transformer.config, "max_position_embeddings", None) or 512
-    if (
-        getattr(transformer.config, "position_embedding_type", "absolute") == "absolute"
-        and transformer.config.pad_token_id
-    ):
-        longest -= transformer.config.pad_token_id + 1 if "roberta" in transformer.config.model_type else 0
+        raise not_loaded(path, error) from None
+    longest = most_tokens(transformer.config)
     length = max_seq_length or min(saved["max_seq_length"] or 512, longest)
     if length > longest:
         raise ModelError(f"--max_seq_length {length}", f"{path} with {longest} positions", f"at most {longest}")
@@ -196,50 +179,18 @@ def load_encoder(
     return Encoder(transformer, tokenizer, saved["pooling"] or "mean", length, prompts)
 
 
-def _reach(name: str) -> None:
-    """Ask the hub once for a name that is neither here nor in its cache; every file would else be tried five times."""
-    if Path(name).exists() or try_to_load_from_cache(name, "config.json"):
-        return
-    try:
-        HfApi().model_info(name, timeout=20)
-    except Exception as error:  # the hub client raises many kinds; all mean the same here
-        raise _not_loaded(name, error) from None
-
-
-@contextlib.contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    level = transformers.utils.logging.get_verbosity()
-    if quiet:
-        transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(level)
-
-
-def _set_dropout(config, flag: str, probability: float | None, names: tuple[str, ...]) -> None:
-    if probability is None:
-        return
-    there = [name for name in names if hasattr(config, name)]
-    if not there or not 0 <= probability < 1:
-        found = f"{probability}" if there else f"a {config.model_type} model without such a setting"
-        raise ModelError(flag, found, "a probability below 1, for a model that has this dropout")
-    for name in there:
-        setattr(config, name, probability)
-
-
 def _saved_settings(name: str, pooling: str | None = None) -> dict:
     """Pooling, maximum length and prompts that the folder itself records (any may be missing)."""
     settings = {"pooling": pooling, "max_seq_length": None, "prompts": {}}
-    modules = _json_of(name, "modules.json") or []
+    modules = json_of(name, "modules.json") or []
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise ModelError(name, f"a {sorted(unknown)[0]} module", "a transformer with pooling and normalising alone")
     for module in modules:
         if module["type"].endswith("Pooling") and pooling is None:
-            settings["pooling"] = _saved_pooling(name, _json_of(name, f"{module['path']}/config.json") or {})
-    settings["max_seq_length"] = (_json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length")
-    prompts = (_json_of(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
+            settings["pooling"] = _saved_pooling(name, json_of(name, f"{module['path']}/config.json") or {})
+    settings["max_seq_length"] = (json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length")
+    prompts = (json_of(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
     settings["prompts"] = {
         kind: prompts[key]
         for kind, keys in (("query", ["query"]), ("document", ["document", "passage"]))
@@ -257,30 +208,6 @@ def _saved_pooling(name: str, config: dict) -> str | None:
     if chosen and (len(chosen) > 1 or not chosen <= set(POOLINGS)):
         raise ModelError(name, f"pooling {', '.join(sorted(chosen))}", "mean or cls; --pooling overrides the folder")
     return chosen.pop() if chosen else None
-
-
-def _json_of(name: str, file: str) -> object:
-    try:
-        found = cached_file(
-            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-    except OSError:
-        return None
-    try:
-        return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
-    except ValueError as error:
-        raise ModelError(
-            f"{name}/{file}", f"broken JSON ({error})", "the file that sentence-transformers writes"
-        ) from None
-
-
-def _not_loaded(path: str, error: Exception) -> ModelError:
-    if Path(path).exists() or path == "demo":
-        return ModelError(
-            path, str(error).splitlines()[0][:200], "a transformers encoder in safetensors with its tokenizer"
-        )
-    why = f"no such folder here, and no answer from the hub ({type(error).__name__})"
-    return ModelError(path, why, "a reachable hub, or a local folder: --model_name_or_path FOLDER")
 
 
 def demo_base() -> str:

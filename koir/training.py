@@ -21,6 +21,8 @@ from koir.encoder import Encoder
 from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.gather import average_gradients, gather_sizes, world_size
+from koir.interruptions import refuse_broken, refuse_broken_loss
+from koir.retrieval import stages
 from koir.sampling import OneSourceBatches, RandomOrder
 from koir.triplets import Triplets
 
@@ -37,7 +39,7 @@ class EmbeddingTrainer(Trainer):
         super().__init__(
             model=encoder, args=args, train_dataset=triplets.pairs, eval_dataset=self.dev_tasks, data_collator=collator
         )
-        self.sampling = data
+        self.sampling, self.tokenizer = data, encoder.tokenizer
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -51,7 +53,10 @@ class EmbeddingTrainer(Trainer):
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
         """The loss of this process's rows against all texts of the global batch, as `Contrast` scales it."""
+        step = self.state.global_step + 1
+        refuse_broken(step, embeddings, batch["chunks"], self.tokenizer)
         loss, negatives = self.judged(embeddings, batch)
+        refuse_broken_loss(step, loss)
         self.negatives = self.negatives + negatives
         self.steps += 1
         self.tokens += batch["tokens"]
@@ -102,7 +107,7 @@ class EmbeddingTrainer(Trainer):
         encoder = self.accelerator.unwrap_model(self.model)
         scores = {}
         for task in self.dev_tasks:
-            done = pipeline.evaluate_first_stage(pipeline.dense(encoder), task, "dense")
+            done = pipeline.evaluate_first_stage(stages.in_memory(encoder), task, "dense")
             (row,) = done.content["scores"][task.split]
             scores[f"eval_{task.name}/ndcg_at_10"] = row["ndcg_at_10"]
         if len(scores) > 1:

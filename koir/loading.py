@@ -1,0 +1,106 @@
+"""What loading an encoder and a reranker have in common: the hub, dropout, what a folder says of itself."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+from koir.errors import ModelError
+
+
+def reach(name: str) -> None:
+    """Ask the hub once for a name that is neither here nor in its cache; every file would else be tried five times."""
+    if Path(name).exists() or try_to_load_from_cache(name, "config.json"):
+        return
+    try:
+        HfApi().model_info(name, timeout=20)
+    except Exception as error:  # the hub client raises many kinds; all mean the same here
+        raise not_loaded(name, error) from None
+
+
+@contextlib.contextmanager
+def quiet(on: bool) -> Iterator[None]:
+    """No news from transformers inside, where `on`: what it would say is expected."""
+    level = transformers.utils.logging.get_verbosity()
+    if on:
+        transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+
+
+def configured(
+    path: str,
+    name: str,
+    trust_remote_code: bool = False,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    num_hidden_layers: int | None = None,
+):
+    """The configuration of the model `name` (which the user called `path`), with what flags change in it.
+
+    dropout, attention_dropout: probabilities while training, in place of the model's own. num_hidden_layers: only the
+    first so many layers are kept. Raises ModelError for a value that the model cannot have.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    _set_dropout(config, "--dropout", dropout, ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout"))
+    _set_dropout(
+        config, "--attention_dropout", attention_dropout, ("attention_probs_dropout_prob", "attention_dropout")
+    )
+    if num_hidden_layers is not None:
+        if not 1 <= num_hidden_layers <= config.num_hidden_layers:
+            there = f"{path} with {config.num_hidden_layers} layers"
+            raise ModelError(f"--num_hidden_layers {num_hidden_layers}", there, "1 to that many")
+        config.num_hidden_layers = num_hidden_layers
+    return config
+
+
+def _set_dropout(config, flag: str, probability: float | None, names: tuple[str, ...]) -> None:
+    if probability is None:
+        return
+    there = [name for name in names if hasattr(config, name)]
+    if not there or not 0 <= probability < 1:
+        found = f"{probability}" if there else f"a {config.model_type} model without such a setting"
+        raise ModelError(flag, found, "a probability below 1, for a model that has this dropout")
+    for name in there:
+        setattr(config, name, probability)
+
+
+def json_of(name: str, file: str) -> object:
+    """The content of a JSON file of a model folder or hub name; None where there is no such file."""
+    try:
+        found = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except OSError:
+        return None
+    try:
+        return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
+    except ValueError as error:
+        raise ModelError(
+            f"{name}/{file}", f"broken JSON ({error})", "the file that sentence-transformers writes"
+        ) from None
+
+
+def not_loaded(path: str, error: Exception) -> ModelError:
+    """What went wrong, in one line, to be raised."""
+    if Path(path).exists() or path == "demo":
+        return ModelError(
+            path, str(error).splitlines()[0][:200], "a transformers model in safetensors with its tokenizer"
+        )
+    why = f"no such folder here, and no answer from the hub ({type(error).__name__})"
+    return ModelError(path, why, "a reachable hub, or a local folder: --model_name_or_path FOLDER")
+
+
+def most_tokens(config) -> int:
+    """How many positions a transformer has for tokens; 512 where its configuration does not say."""
+    longest = getattr(config, "max_position_embeddings", None) or 512
+    if getattr(config, "position_embedding_type", "absolute") == "absolute" and config.pad_token_id:
+        longest -= config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return longest

@@ -1,0 +1,194 @@
+"""The cross-encoder: load, score pairs, save, in the folder layout of sentence-transformers' CrossEncoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from koir.encoder import demo_base
+from koir.errors import ModelError
+from koir.inference import Inference, same_layers
+from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
+from koir.manifest import model_folder, written_aside
+from koir.tokens import pad, plan_chunks
+
+HEAD_SEED = 20242
+BLOCK = 8192  # pairs tokenised at once: bounds memory, large enough for the sort to pay
+SHOWN = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}  # what CrossEncoder.predict shows
+
+
+class Reranker(nn.Module):
+    """A transformer with one label, its tokenizer and its maximum length: (query, document) -> one raw logit.
+
+    new_head: whether the scoring head was drawn at random, since what was loaded had none.
+    """
+
+    def __init__(self, transformer: nn.Module, tokenizer, max_seq_length: int, new_head: bool = False):
+        super().__init__()
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.max_seq_length = max_seq_length
+        self.new_head = new_head
+        self._inference: dict[bool, Inference] = {}  # by half precision or not
+
+    def activation_checkpointing_enable(self, **settings) -> None:
+        """For --activation_checkpointing: keep only the inputs of layers, and run the layers again in backward."""
+        self.transformer.activation_checkpointing_enable(**settings)
+
+    def chunks(
+        self, pairs: Sequence[tuple[str, str]], chunk_tokens: int
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor, int]:
+        """Pairs to padded chunks of at most `chunk_tokens` tokens, longest first.
+
+        Returns the chunks, [n] where each pair lands in their concatenation, and the number of tokens.
+        """
+        queries, documents = zip(*pairs, strict=True)
+        coded = self.tokenizer(list(queries), list(documents), truncation=True, max_length=self.max_seq_length)
+        ids, types = coded["input_ids"], coded.get("token_type_ids")
+        plan = plan_chunks([len(sequence) for sequence in ids], chunk_tokens)
+        chunks = []
+        for rows in plan.chunks:
+            chunks.append(pad([ids[row] for row in rows], self.tokenizer.pad_token_id))
+            if types is not None:
+                chunks[-1]["token_type_ids"] = pad([types[row] for row in rows], 0)["input_ids"]
+        return chunks, plan.inverse(), sum(map(len, ids))
+
+    def logits(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One padded chunk (input_ids, attention_mask, each [n, T]) to float32 logits [n]."""
+        scores = self.transformer(**chunk).logits[:, 0]  # [n]
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # [n]
+
+    def forward(self, chunks: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """All chunks, one after another, concatenated: [n]. One call is one forward for a data-parallel wrapper."""
+        return torch.cat([self.logits(chunk) for chunk in chunks])  # [n]
+
+    @torch.inference_mode()
+    def score(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        chunk_tokens: int = 8192,
+        progress: str | None = None,
+        bf16: bool = False,
+    ) -> np.ndarray:
+        """(query, document) pairs to float32 raw logits [n], in order.
+
+        chunk_tokens: padded tokens that go through the transformer at once. progress: the name of a progress bar, or
+        None for silence. bf16: matrix products in bfloat16, which is faster where the chip has it (AVX512-BF16, AMX,
+        GPUs) and moves scores by about 0.01.
+        """
+        training = self.training
+        self.eval()
+        try:
+            device = next(self.parameters()).device
+            scores = np.empty(len(pairs), dtype=np.float32)  # [n]
+            with tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None, leave=False) as bar:
+                for start in range(0, len(pairs), BLOCK):
+                    chunks, inverse, _ = self.chunks(pairs[start : start + BLOCK], chunk_tokens)
+                    found = []
+                    for chunk in chunks:
+                        found.append(self._scored({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
+                        bar.update(len(found[-1]))
+                    scores[start : start + len(inverse)] = torch.cat(found)[inverse].numpy()
+            return scores
+        finally:
+            self.train(training)
+            if training:  # weights will change, and the memory is wanted
+                self._inference.clear()
+
+    def _scored(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
+        """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""
+        backbone = self.transformer.base_model
+        if not same_layers(backbone):
+            with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+                return self.logits(chunk).float()
+        features = self._inference.setdefault(bf16, Inference(backbone, bf16))(chunk, first_token=True)  # [n, 1, D]
+        if getattr(backbone, "pooler", None) is not None:  # BERT's own head sits behind it
+            features = backbone.pooler(features)  # [n, D]
+        return self.transformer.classifier(features)[:, 0].float()
+
+    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
+        """Write a model folder that CrossEncoder, AutoModelForSequenceClassification, TEI and others read.
+
+        It appears whole or not at all. state_dict: this module's weights where they live elsewhere (sharded training).
+        card: README.md of the folder.
+        """
+        if state_dict is not None:
+            state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
+        self.transformer.config.sentence_transformers = SHOWN
+        with written_aside(Path(folder)) as aside:
+            self.transformer.save_pretrained(aside, state_dict=state_dict)
+            self.tokenizer.model_max_length = self.max_seq_length
+            self.tokenizer.save_pretrained(aside)
+            if card is not None:
+                (aside / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_reranker(
+    path: str,
+    max_seq_length: int | None = None,
+    new_head: bool = False,
+    trust_remote_code: bool = False,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    num_hidden_layers: int | None = None,
+) -> Reranker:
+    """Load a run folder, model folder or hub name as a Reranker, in float32.
+
+    new_head: a model without a scoring head, such as one of our encoders or `demo`, is taken too, and its head is
+    drawn from a fixed seed: what training starts from. dropout, attention_dropout, num_hidden_layers: as in
+    `load_encoder`. max_seq_length: query, document and special tokens together; default: the folder's, at most the
+    model's positions.
+    Raises ModelError when the model is not to be had or does not give one score a pair.
+    """
+    name = demo_base() if path == "demo" else model_folder(path)
+    reach(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
+        _one_label(path, config)
+        with quiet(True), torch.random.fork_rng(devices=[]):  # a head that is drawn is told by new_head
+            torch.manual_seed(HEAD_SEED)
+            transformer, told = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                trust_remote_code=trust_remote_code,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise not_loaded(path, error) from None
+    drawn = _drawn_head(path, transformer, told["missing_keys"], new_head)
+    if tokenizer.pad_token_id is None:
+        raise ModelError(path, "a tokenizer without a padding token", "one that has it")
+    longest = most_tokens(transformer.config)
+    saved = (json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length") or tokenizer.model_max_length
+    length = max_seq_length or min(saved, longest)
+    if length > longest:
+        raise ModelError(f"--max_seq_length {length}", f"{path} with {longest} positions", f"at most {longest}")
+    return Reranker(transformer, tokenizer, length, drawn)
+
+
+def _one_label(path: str, config) -> None:
+    """One label where there is no head yet; a head with several labels, or of another kind, is no score."""
+    kind = (config.architectures or ["a model"])[0]
+    if kind.endswith("ForSequenceClassification") and config.num_labels != 1:
+        raise ModelError(path, f"a head with {config.num_labels} labels", "a cross-encoder with one label")
+    if kind.endswith(("ForCausalLM", "ForConditionalGeneration")):
+        raise ModelError(path, f"a {kind}", "a cross-encoder with a scoring head (AutoModelForSequenceClassification)")
+    config.num_labels = 1
+
+
+def _drawn_head(path: str, transformer: nn.Module, missing: set[str], allowed: bool) -> bool:
+    """Whether the head was drawn at random; ModelError where that is not wanted, or where more than it is missing."""
+    body = [key for key in missing if key.startswith(transformer.base_model_prefix + ".") and ".pooler." not in key]
+    if body:
+        raise ModelError(path, f"no weights for {sorted(body)[0]}", "a complete model")
+    if missing and not allowed:
+        expected = "a reranker: bash reranker/scripts/finetune.sh --model_name_or_path " + path + " trains one from it"
+        raise ModelError(path, "a model without a scoring head", expected)
+    return bool(missing)
