@@ -47,12 +47,22 @@ class DataArguments:
         default=None, metadata={"help": "at most so many hard negatives of each row, the first ones; default: all"}
     )
 
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        most = self.max_hard_negatives
+        require(most is None or most >= 0, "--max_hard_negatives", str(most), "0 or more")
+        require(bool(self.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
+
 
 @dataclass
 class LossArguments:
     """How embeddings are judged."""
 
     temperature: float = field(default=0.02, metadata={"help": "cosines are divided by it; smaller means sharper"})
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        require(self.temperature > 0, "--temperature", str(self.temperature), "above 0 (0.01 to 0.1 is usual)")
 
 
 @dataclass
