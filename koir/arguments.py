@@ -46,6 +46,23 @@ class DataArguments:
     max_hard_negatives: int | None = field(
         default=None, metadata={"help": "at most so many hard negatives of each row, the first ones; default: all"}
     )
+    batch_by: str = field(
+        default="random",
+        metadata={"choices": ["random", "source"], "help": "source: all rows of a global batch are of one source"},
+    )
+    source_alpha: float = field(
+        default=1.0,
+        metadata={"help": "with --batch_by source, batches of a source are as rows^alpha; 1: one pass over all rows"},
+    )
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        most, alpha = self.max_hard_negatives, self.source_alpha
+        require(most is None or most >= 0, "--max_hard_negatives", str(most), "0 or more")
+        require(bool(self.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
+        require(0 <= alpha <= 1, "--source_alpha", str(alpha), "0 (sources alike) to 1 (as their rows)")
+        by_source = self.batch_by == "source"
+        require(by_source or alpha == 1, "--source_alpha", f"--batch_by {self.batch_by}", "--batch_by source")
 
     def check(self) -> None:
         """Raise FlagError for contradictions."""
@@ -59,6 +76,55 @@ class LossArguments:
     """How embeddings are judged."""
 
     temperature: float = field(default=0.02, metadata={"help": "cosines are divided by it; smaller means sharper"})
+    symmetric_weight: float = field(
+        default=0.0, metadata={"help": "weight of the term from each document to the queries of the whole batch"}
+    )
+    guide_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "a frozen encoder that leaves false negatives out, or self: the model's own scores do"},
+    )
+    false_negative_margin: float = field(
+        default=0.0,
+        metadata={"help": "left out is what the guide finds likelier than the row's own document less this much"},
+    )
+    margin_type: str = field(
+        default="absolute",
+        metadata={"choices": ["absolute", "relative"], "help": "relative: the margin is a share of that likeness"},
+    )
+    distillation: str | None = field(
+        default=None,
+        metadata={"choices": ["kl", "margin_mse"], "help": "also learn the rows' *_score columns; default: no"},
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "weight of that term; InfoNCE has 1"})
+    teacher_temperature: float = field(
+        default=1.0,
+        metadata={"help": "the rows' scores are divided by it before the model's, which have --temperature"},
+    )
+    matryoshka_dimensions: list[int] = field(
+        default_factory=list, metadata={"help": "the loss is the mean over so many leading dimensions, each made unit"}
+    )
+    matryoshka_weights: list[float] = field(
+        default_factory=list, metadata={"help": "weights of that mean, one for each; default: alike"}
+    )
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        require(self.temperature > 0, "--temperature", str(self.temperature), "above 0 (0.01 to 0.1 is usual)")
+        require(self.symmetric_weight >= 0, "--symmetric_weight", str(self.symmetric_weight), "0 or more")
+        margin = (self.false_negative_margin, self.margin_type) != (0, "absolute")
+        guided = self.guide_model_name_or_path is not None
+        require(guided or not margin, "--false_negative_margin", "no guide", "--guide_model_name_or_path too")
+        given = (self.distillation_weight, self.teacher_temperature)
+        for flag, value in zip(("distillation_weight", "teacher_temperature"), given, strict=True):
+            require(value > 0, f"--{flag}", str(value), "above 0")
+            require(
+                self.distillation or value == 1, f"--{flag}", "no --distillation", "--distillation kl or margin_mse"
+            )
+        sizes, weights = self.matryoshka_dimensions, self.matryoshka_weights
+        good = len(set(sizes)) == len(sizes) and all(size > 0 for size in sizes)
+        require(good, "--matryoshka_dimensions", " ".join(map(str, sizes)), "different numbers above 0")
+        good = not weights or (len(weights) == len(sizes) and min(weights) > 0)
+        require(good, "--matryoshka_weights", " ".join(map(str, weights)), "one above 0 for each dimension")
 
     def check(self) -> None:
         """Raise FlagError for contradictions."""

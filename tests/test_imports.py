@@ -24,11 +24,14 @@ ORDER = [
     "loading",
     "unpadded",
     "encoder",
+    "batches",
     "losses",
     "ranking_losses",
     "gather",
+    "contrast",
     "gradcache",
     "budget",
+    "sampling",
     "reranker",
     "retrieval.ranking",
     "retrieval.bm25",
@@ -134,6 +137,7 @@ def test_the_leaderboard_imports_results_and_significance_alone():
 
 def test_losses_import_torch_alone():
     assert {root for name in ("losses", "ranking_losses") for root in roots(imports(MODULES[name]))} == {"torch"}
+    assert roots(imports(MODULES["losses"])) - sys.stdlib_module_names == {"torch"}
 
 
 def reached(module):
