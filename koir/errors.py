@@ -28,12 +28,20 @@ class RowError(UserError):
     """A training row, or the file that should hold rows, is not what `triplets.py` accepts."""
 
 
+class SourceError(UserError):
+    """A raw release is missing, incomplete, unsafe to open, or not in the shape that its source reads."""
+
+
 class TaskError(UserError):
     """An evaluation task is missing, incomplete or inconsistent."""
 
 
 class ModelError(UserError):
     """A model folder or hub name cannot be loaded, or is of a kind that cannot be trained here."""
+
+
+class ResultError(UserError):
+    """A result file, a published table or a file beside them is broken or incomplete."""
 
 
 class RunError(UserError):

@@ -8,6 +8,7 @@ from koir.contrast import Contrast
 from koir.encoder import Encoder
 from koir.evaluation import pipeline
 from koir.gather import world_size
+from koir.interruptions import refuse_broken, refuse_broken_loss
 from koir.retrieval import stages
 from koir.sampling import OneSourceBatches, RandomOrder
 from koir.trainer import RunTrainer
@@ -23,12 +24,15 @@ class EmbeddingTrainer(RunTrainer):
         distillation = self.loss_arguments.distillation is not None
         collator = Collator(encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation)
         super().__init__(encoder, args, triplets, collator, groups["dev_tasks"])
-        self.sampling, self.negatives = data, 0
+        self.sampling, self.texts, self.negatives = data, encoder.tokenizer, 0
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
         """The loss of this process's rows against all texts of the global batch, as `Contrast` scales it."""
+        step = self.state.global_step + 1
+        refuse_broken(step, embeddings, batch["chunks"], self.texts)
         loss, negatives = self.judged(embeddings, batch)
+        refuse_broken_loss(step, loss)
         self.negatives = self.negatives + negatives
         self.steps += 1
         self.tokens += batch["tokens"]
