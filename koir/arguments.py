@@ -47,8 +47,7 @@ class ModelArguments:
 
     def check(self) -> None:
         """Raise FlagError for contradictions."""
-        length, rank = self.max_seq_length, self.lora_rank
-        require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
+        rank = self.lora_rank
         require(rank is None or rank > 0, "--lora_rank", str(rank), "at least 1")
         require(self.lora_alpha is None or self.lora_alpha > 0, "--lora_alpha", str(self.lora_alpha), "above 0")
         for flag in ("lora_alpha", "lora_targets"):

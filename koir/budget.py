@@ -74,7 +74,7 @@ def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
     devices = [device] if device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with torch.random.fork_rng(devices=devices), hooks:
-        output = encoder.train().embed(chunk)
+        output = encoder.train()([chunk])
     del output
     encoder.train(training)
     return sum(size for pointer, size in held.items() if pointer not in weights) / (rows * width)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir import arguments, runs
+from koir import arguments, run_folder, runs
 from koir.arguments import (
     NOT_OURS,
     CacheArguments,
@@ -331,7 +331,7 @@ def test_the_recipe_a_run_writes_repeats_the_run(tmp_path):
     groups = parsed("--train_data", "가.jsonl", "나.jsonl", "--temperature", "0.07", "--learning_rate", "3e-4",
                     "--eval_tasks", "demo", "--eval_steps", "7", "--query_prompt", "질의: ", "--max_steps", "9",
                     "--output_dir", str(tmp_path))  # fmt: skip
-    runs._write_recipe(tmp_path, {name: groups[name] for name in KINDS} | {"dev_tasks": []})
+    run_folder.write_recipe(tmp_path, {name: groups[name] for name in KINDS} | {"dev_tasks": []})
     text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
     assert "query_prompt: '질의: '" in text
     again = parsed(str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path))
@@ -410,7 +410,7 @@ def test_what_the_trainer_refuses_is_a_flag_error():
 def test_without_output_dir_a_run_goes_under_outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KOIR_STARTED", "20260101-000000")
-    folder, checkpoint = runs._folders(parsed()["training"], "v1.1-demo")
+    folder, checkpoint = run_folder.run_folder(parsed()["training"], "v1.1-demo")
     assert (folder, checkpoint) == ("outputs/v1.1-demo-20260101-000000", None)
 
 
