@@ -174,12 +174,25 @@ def _markdown(content: dict, measured: dict[str, Measured]) -> str:
         "## Rows beside KoE5's\n\n" + families_table(content),
         "## Sources\n\n" + sources_table(content),
         "## What was dropped, and why\n\n" + _table(["source", "step", "reason", "count", "first at"], reasons),
+        *_mining(content["mining"]),
         "## Lengths\n\nCharacters: 5% / median / 95%.\n\n" + _table(["label", "rows", *FIELDS], lengths),
         "![lengths](lengths.svg)",
         "## Where from\n\n" + _table(["source", "licence", "from", "key of what was read", "files"], origins),
         "## Samples\n\n" + samples,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _mining(mining: dict | None) -> list[str]:
+    if not mining:
+        return []
+    scores = mining["scores"]
+    bins = [
+        [f"{edge:.3g}", right, wrong]
+        for edge, right, wrong in zip(scores["edges"], scores["positives"], scores["negatives"], strict=False)
+    ]
+    counts = _table(["what", "count"], [[name, count] for name, count in mining["counts"].items()])
+    return [f"## Mining\n\n{counts}", _table(["score from", "right answers", "hard negatives"], bins)]
 
 
 def _sample(row: dict) -> str:

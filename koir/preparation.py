@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from koir.cleaning import Cleaner
 from koir.errors import RunError
 from koir.evaluation.tasks import load_task, splits
 from koir.manifest import DEMO, ROOT, cache_folder, write_json, written_aside
+from koir.mining import Rules, Statistics
+from koir.negatives import Negatives
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import Tally
 from koir.triplets import hub_revision
 
 SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
-CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "preparation.py")
-Mine = Callable[[Path, Iterable[dict]], Iterator[dict]]
+CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "negatives.py", "preparation.py")
 
 
 @dataclass
@@ -37,9 +38,9 @@ class Plan:
     exclude_by: str = "both"
     cleaning: dict = field(default_factory=dict)  # keyword arguments of Cleaner
     shard_rows: int = 50_000
-    negatives: str = "none"
-    negatives_per_row: int = 1
-    mining: dict = field(default_factory=dict)
+    negatives: str = "none"  # or a first stage
+    rules: Rules = field(default_factory=Rules)  # which candidates become hard negatives
+    depth: int = 100  # candidates a query
     seed: int = 0
 
 
@@ -54,7 +55,7 @@ class Part:
     facts: dict
 
 
-def prepare(plan: Plan, mine: Mine | None = None) -> dict | None:
+def prepare(plan: Plan) -> dict | None:
     """Write plan.output_dir's shards; returns what is known of every step, or None where the folder was complete.
 
     A killed run is gone on with: sources that were read stay in the cache folder, keyed by the bytes they were read
@@ -71,19 +72,32 @@ def prepare(plan: Plan, mine: Mine | None = None) -> dict | None:
     if not (cleaned / "done.json").is_file():
         _clean(parts, plan, shape, cleaned)
     counts = json.loads((cleaned / "done.json").read_text(encoding="utf-8"))
-    shards = sorted(cleaned.glob("*.jsonl.gz"))
-    for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
-        target = folder / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
-        if target.exists():
-            continue
-        rows = read_rows(shard)
-        write_rows(target, (shape(row) for row in (mine(cleaned, rows) if mine else rows)))
+    statistics = _write_shards(plan, shape, cleaned)
     facts = [
         {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
         | {"licence": part.source.licence, "where": part.source.where, **part.facts}
         for part in parts
     ]
-    return {"key": key, "parts": facts, "cleaning": counts}
+    mining = {"counts": dict(statistics.counts.most_common()), "scores": statistics.histogram()}
+    return {"key": key, "parts": facts, "cleaning": counts, "mining": mining if plan.negatives != "none" else None}
+
+
+def _write_shards(plan: Plan, shape: "Shape", cleaned: Path) -> Statistics:
+    """The folder's shards, with mined negatives where the plan asks for them; those already there are left."""
+    shards, total, negatives = sorted(cleaned.glob("*.jsonl.gz")), Statistics(), None
+    for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
+        target = plan.output_dir / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
+        beside = cleaned / f"{number:05}.mined.json"
+        if not (target.exists() and beside.exists()):
+            statistics, rows = Statistics(), read_rows(shard)
+            if plan.negatives != "none":
+                everything = (row for file in shards for row in read_rows(file))
+                negatives = negatives or Negatives(everything, plan.negatives, plan.rules, plan.depth)
+                rows = negatives.fill(rows, statistics)
+            write_rows(target, map(shape, rows))
+            write_json(beside, vars(statistics))
+        total.add(Statistics(**json.loads(beside.read_text(encoding="utf-8"))))
+    return total
 
 
 def finish(folder: Path) -> None:
@@ -159,12 +173,20 @@ def content_key(paths: Iterable[Path]) -> str:
 def _plan_key(plan: Plan, parts: list[Part]) -> str:
     told = [options(plan), [part.key for part in parts], content_key(ROOT / "koir" / name for name in CODE)]
     told += [content_key([Path(task)]) for task in plan.exclude_tasks]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    told += [_weights(plan.negatives.partition(":")[2])]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _weights(path: str) -> list:
+    """Names, sizes and times of a model's files: a model trained anew under the same path is another."""
+    folder = Path(path)
+    return sorted((f.name, f.stat().st_size, f.stat().st_mtime) for f in folder.rglob("*.safetensors")) if path else []
 
 
 def options(plan: Plan) -> dict:
     """What decides about the rows besides the inputs."""
-    return {name: value for name, value in vars(plan).items() if name not in ("inputs", "output_dir")}
+    told = {name: value for name, value in vars(plan).items() if name not in ("inputs", "output_dir")}
+    return told | {"rules": vars(plan.rules)}
 
 
 # --- cleaning --------------------------------------------------------------------------------------------------------
@@ -229,7 +251,7 @@ class Shape:
     def of(cls, parts: list[Part], plan: Plan) -> "Shape":
         """The shape that holds every row of the parts and what will be mined."""
         most = {name: max(part.facts["most"].get(name, 0) for part in parts) for name in ("document", "hard_negative")}
-        mined = plan.negatives_per_row if plan.negatives != "none" else 0
+        mined = plan.rules.num_negatives if plan.negatives != "none" else 0
         scores = any(part.facts["most"].get("scores") for part in parts)
         return cls(most["document"] > 1, max(most["hard_negative"], mined) > 1, bool(scores))
 

@@ -37,6 +37,7 @@ ORDER = [
     "retrieval.milvus",
     "retrieval.stages",
     "mining",
+    "negatives",
     "preparation",
     "corpus_report",
     "evaluation.significance",
