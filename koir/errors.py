@@ -28,6 +28,10 @@ class RowError(UserError):
     """A training row, or the file that should hold rows, is not what `triplets.py` accepts."""
 
 
+class SourceError(UserError):
+    """A raw release is missing, incomplete, unsafe to open, or not in the shape that its source reads."""
+
+
 class TaskError(UserError):
     """An evaluation task is missing, incomplete or inconsistent."""
 
