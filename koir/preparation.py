@@ -117,9 +117,10 @@ def _write_shards(plan: Plan, shape: "Shape", cleaned: Path) -> Statistics:
     return total
 
 
-def finish(folder: Path) -> None:
-    """Remove what only a run under way needs."""
+def finish(folder: Path, run: dict) -> None:
+    """Write run.json, last, and remove what only a run under way needs."""
     shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    write_json(folder / "run.json", run)
     (folder / ".plan.json").unlink(missing_ok=True)
 
 
