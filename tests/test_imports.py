@@ -45,6 +45,7 @@ ORDER = [
     "retrieval.milvus",
     "retrieval.stages",
     "mining",
+    "negatives",
     "preparation",
     "corpus_report",
     "evaluation.significance",

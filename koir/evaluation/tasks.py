@@ -50,12 +50,7 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
         )
     qrels = _qrels(folder, split)
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
-    corpus = {}
-    for row in _rows(_file(folder, "corpus.jsonl")):
-        title = row.get("title") or ""
-        corpus[row["_id"]] = (
-            f"{title}\n{row['text']}".strip() if title not in row["text"][: len(title)] else row["text"]
-        )
+    corpus = read_corpus(folder)
     for query, answers in qrels.items():
         if query not in queries:
             raise TaskError(f"{folder}/qrels/{split}.tsv", f"query {query!r}", "an _id of queries.jsonl")
@@ -64,6 +59,21 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
                 raise TaskError(f"{folder}/qrels/{split}.tsv", f"document {document!r}", "an _id of corpus.jsonl")
     name = "demo" if path == "demo" else folder.resolve().name
     return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
+
+
+def read_corpus(path: Path) -> dict[str, str]:
+    """Passages by id, title and text joined: of a BEIR folder, or of one file of {_id, text, title} lines.
+
+    Raises TaskError with file, line and what was expected.
+    """
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise TaskError(f"corpus {path}", "no such file or folder", "passages" + nearest(path.name, beside))
+    corpus = {}
+    for row in _rows(_file(path, "corpus.jsonl") if path.is_dir() else path):
+        title, text = row.get("title") or "", row["text"]
+        corpus[row["_id"]] = text if title in text[: len(title)] else f"{title}\n{text}".strip()
+    return corpus
 
 
 def splits(path: str) -> list[str]:
