@@ -28,7 +28,7 @@ except ModuleNotFoundError as missing:
 from tqdm import tqdm
 
 from koir.errors import FlagError, RunError, exit_on_user_error
-from koir.evaluation.tasks import read_corpus
+from koir.evaluation.tasks import load_corpus
 from koir.manifest import model_folder, origin, write_json, written_aside
 from koir.mining import Answers, Query, Rules, Statistics, mine
 from koir.reranker import load_reranker
@@ -127,7 +127,7 @@ def gather_corpus(triplets: Triplets, paths: list[str]) -> tuple[Corpus, int]:
         corpus.texts.update((passage_id(text_hash(text)), text) for text in row["documents"])
         corpus.answers.add(row["query"], map(passage_id, row["right_answers"]))
     for path in paths:
-        for text in read_corpus(Path(path)).values():
+        for text in load_corpus(path).values():
             corpus.texts.setdefault(passage_id(text_hash(text)), text)
     return corpus, count
 
