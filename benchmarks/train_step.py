@@ -283,23 +283,28 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     return facts | {"sweeps": {"sentence_transformers": rival_sweep, "ideal": ideal_sweep}, "best_rival": rival}
 
 
+def parser() -> argparse.ArgumentParser:
+    """The flags and their defaults."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--train_data", help="rows with hard negatives; default: random ids of real lengths")
+    flags.add_argument("--batch", type=int, default=256, help="rows, each query, document and hard negative")
+    flags.add_argument("--layers", type=int, default=4)
+    flags.add_argument("--dimensions", type=int, default=256)
+    flags.add_argument("--max_seq_length", type=int, default=512, help="tokens")
+    flags.add_argument("--dropout", type=float, default=0.1)
+    flags.add_argument("--attention_dropout", type=float, help="default: as --dropout")
+    flags.add_argument("--chunk_tokens", type=int, default=2048, help="koir's padded tokens a chunk")
+    flags.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every engine")
+    flags.add_argument("--rounds", type=int, default=3, help="timed steps of each engine; the fastest counts")
+    flags.add_argument("--ours_only", action="store_true", help="leave the other engines out")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--json", type=Path)
+    return flags
+
+
 def main() -> None:
     """Print the tables, and write them with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_data", help="rows with hard negatives; default: random ids of real lengths")
-    parser.add_argument("--batch", type=int, default=256, help="rows, each query, document and hard negative")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--max_seq_length", type=int, default=512, help="tokens")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--attention_dropout", type=float, help="default: as --dropout")
-    parser.add_argument("--chunk_tokens", type=int, default=2048, help="koir's padded tokens a chunk")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every engine")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each engine; the fastest counts")
-    parser.add_argument("--ours_only", action="store_true", help="leave the other engines out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = make_encoder(arguments, device)
     bench = Bench(encoder, read_rows(arguments, encoder.tokenizer), arguments.bf16, device)

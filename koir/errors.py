@@ -28,6 +28,10 @@ class RowError(UserError):
     """A training row, or the file that should hold rows, is not what `triplets.py` accepts."""
 
 
+class SourceError(UserError):
+    """A raw release is missing, incomplete, unsafe to open, or not in the shape that its source reads."""
+
+
 class TaskError(UserError):
     """An evaluation task is missing, incomplete or inconsistent."""
 
@@ -51,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def exit_on_user_error(main: Callable) -> Callable:
-    """Decorate a command's `main`: a `UserError` becomes one line on stderr and exit status 2."""
+    """Decorate a command's `main`: a `UserError` becomes one line on stderr and exit status 2, Ctrl-C one and 130."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -60,5 +64,8 @@ def exit_on_user_error(main: Callable) -> Callable:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("stopped by the keyboard", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapped

@@ -14,27 +14,39 @@ ORDER = [
     "errors",
     "manifest",
     "triplets",
+    "evaluation.hub",
+    "evaluation.tasks",
+    "duplicates",
     "cleaning",
     "sources",
+    "flags",
     "arguments",
     "tokens",
+    "inference",
     "loading",
+    "unpadded",
     "encoder",
+    "batches",
     "losses",
     "gather",
+    "contrast",
     "gradcache",
     "budget",
+    "sampling",
     "reranker",
     "retrieval.ranking",
+    "retrieval.morphemes",
+    "retrieval.score_maps",
     "retrieval.bm25",
     "retrieval.dense",
     "retrieval.hybrid",
     "retrieval.milvus",
     "retrieval.stages",
     "mining",
+    "preparation",
+    "corpus_report",
     "evaluation.significance",
     "evaluation.metrics",
-    "evaluation.tasks",
     "evaluation.results",
     "evaluation.published",
     "evaluation.stored",
@@ -52,6 +64,13 @@ ORDER = [
     "board.compare",
     "board.training",
     "evaluation.pipeline",
+    "interruptions",
+    "evaluation.fitting",
+    "evaluation.reranking",
+    "evaluation.reproduction",
+    "evaluation.report",
+    "evaluation.picture",
+    "evaluation.joint",
     "training",
     "runs",
     "serving.schemas",
@@ -61,6 +80,9 @@ ORDER = [
 PACKAGES = {"sources", "retrieval", "evaluation", "board", "serving", "demo"}
 WITHOUT_TORCH = ["triplets", "cleaning", "sources", "mining", "evaluation.metrics", "evaluation.significance",
                  "evaluation.results", "evaluation.published", "evaluation.stored", "board"]  # fmt: skip
+PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
+WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
+                 "evaluation.significance", "evaluation.results"]  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(ROOT / "koir").with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "koir").rglob("*.py"))
@@ -140,7 +162,7 @@ def test_the_leaderboard_imports_what_reads_results_and_draws_them():
 
 
 def test_losses_import_torch_alone():
-    assert roots(imports(MODULES["losses"])) == {"torch"}
+    assert roots(imports(MODULES["losses"])) - sys.stdlib_module_names == {"torch"}
 
 
 def reached(module):

@@ -75,6 +75,19 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
     return file
 
 
+def read_result(folder: Path, task: str, key: str) -> tuple[dict, dict[str, dict[str, float]]] | None:
+    """A result's JSON and run as `write_result` left them, where it has this key; None where it is not there."""
+    try:
+        content = json.loads((folder / f"{task}.json").read_text(encoding="utf-8"))
+        lines = (folder / f"{task}.queries.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return None
+    if content.get("koir", {}).get("key") != key:
+        return None
+    return content, {row["query_id"]: dict(zip(row["top"], row["scores"], strict=True)) for row in rows}
+
+
 def file_name(pipeline: str) -> str:
     """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`.
 

@@ -1,6 +1,7 @@
 """Rankings out of scores: the best of many documents, with ties as trec_eval breaks them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,18 +28,44 @@ def as_run(ids: Sequence[str], positions: np.ndarray, scores: np.ndarray) -> dic
     return {ids[p]: float(s) for p, s in zip(positions.tolist(), scores.tolist(), strict=True)}
 
 
-def minmax(run: dict[str, float]) -> dict[str, float]:
-    """Scores moved to 0 (worst of the run) .. 1 (best); all 1 where they are equal."""
-    if not run:
-        return {}
-    low, high = min(run.values()), max(run.values())
-    return {document: (score - low) / (high - low) if high > low else 1.0 for document, score in run.items()}
+def minmax(scores: np.ndarray) -> np.ndarray:
+    """Scores [n] moved to 0 (the worst) .. 1 (the best); all 1 where they are equal."""
+    spread = np.ptp(scores) if len(scores) else 0.0
+    return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
 
 
-def standard(run: dict[str, float]) -> dict[str, float]:
-    """Scores as standard deviations from the run's mean; all 0 where they are equal."""
-    if not run:
-        return {}
-    values = np.array(list(run.values()), dtype=np.float64)
-    spread = values.std() or 1.0
-    return {document: (score - values.mean()) / spread for document, score in run.items()}
+def standard(scores: np.ndarray) -> np.ndarray:
+    """Scores [n] as standard deviations from their mean; all 0 where they are equal."""
+    spread = scores.std() if len(scores) else 0.0
+    return (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+
+
+SCALES = {"minmax": minmax, "z": standard}
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Two runs of one query on one scale: ids sorted [n], first and second [n] float64, 0 where a run lacks the id."""
+
+    ids: list[str]
+    first: np.ndarray
+    second: np.ndarray
+
+    def mixed(self, weight: float, depth: int) -> dict[str, float]:
+        """The `depth` best of (1 - weight) * first + weight * second: id -> score."""
+        scores = ((1 - weight) * self.first + weight * self.second).astype(np.float32)  # [n]
+        order = best(scores, depth)
+        return as_run(self.ids, order, scores[order])
+
+
+def align(first: dict[str, float], second: dict[str, float], scale: str = "minmax") -> Aligned:
+    """Bring two runs of a query to one scale, each by its own scores."""
+    ids = sorted(first.keys() | second.keys())
+    place = {document: number for number, document in enumerate(ids)}
+    columns = []
+    for run in (first, second):
+        column = np.zeros(len(ids))  # [n]
+        scores = SCALES[scale](np.array(list(run.values()), dtype=np.float64))
+        column[[place[document] for document in run]] = scores
+        columns.append(column)
+    return Aligned(ids, *columns)
