@@ -1,0 +1,193 @@
+"""Models that serve: tokenising in one thread, forwards in another, a Batcher between them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from koir.encoder import Encoder
+from koir.reranker import Reranker
+from koir.serving.batching import Batcher
+from koir.serving.problems import invalid
+from koir.tokens import pad
+
+BLOCK = 64  # texts tokenised before another request gets its turn
+LEAST_TOKENS = 8  # of a truncated text: special tokens and a word
+CPU_CHUNK, GPU_CHUNK = 2048, 32768  # padded tokens of a forward, unless told
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long texts may be, in tokens. total: of a sequence. query, document: of each by itself. cut: else refuse."""
+
+    total: int | None = None
+    query: int | None = None
+    document: int | None = None
+    cut: bool = True
+    side: str = "right"
+
+
+@dataclass
+class Answer:
+    """rows: a logit [n] or a vector [n, D] each. tokens: of all sequences. truncated: positions that were cut."""
+
+    rows: np.ndarray
+    tokens: int
+    truncated: list[int]
+
+
+class Served:
+    """A model with a name, its queue, and the thread that tokenises for it (fast tokenizers are not thread-safe)."""
+
+    kind = ""
+
+    def __init__(self, name: str, model: nn.Module, bf16: bool, chunk_tokens: int | None, max_queue: int):
+        self.name, self.model, self.bf16, self.created = name, model.eval(), bf16, int(time.time())
+        self.device = next(model.parameters()).device
+        if bf16:
+            _bfloat16_products(model)
+        chunk = chunk_tokens or (CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK)
+        self.batcher = Batcher(self._forward, chunk, max_queue)
+        self.words = ThreadPoolExecutor(1, "tokenise")
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of the longest sequence it takes."""
+        return self.model.max_seq_length
+
+    def close(self) -> None:
+        """End its threads."""
+        self.batcher.close()
+        self.words.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer(self, texts: int, code: Callable[[slice], tuple[list, list[int]]], limits: Limits) -> Answer:
+        """Tokenise in blocks off the loop; each block queues as soon as it is ready. code: slice -> items, positions."""
+        loop, waiting, truncated, tokens = asyncio.get_running_loop(), [], [], 0
+        with self.batcher.admitted(texts):
+            try:
+                for start in range(0, texts, BLOCK):
+                    items, cut = await loop.run_in_executor(self.words, code, slice(start, start + BLOCK))
+                    truncated += [start + position for position in cut]
+                    if truncated and not limits.cut:
+                        raise invalid(f"text {truncated[0]}", "more tokens than fit", "a shorter one, or truncation")
+                    lengths = [len(ids) for ids, _ in items]
+                    tokens += sum(lengths)
+                    waiting.append(asyncio.ensure_future(self.batcher.run(items, lengths)))
+                rows = [row for block in await asyncio.gather(*waiting) for row in block]
+            finally:
+                for block in waiting:
+                    block.cancel()
+        return Answer(np.stack(rows), tokens, truncated)
+
+    def _forward(self, items: list[tuple]) -> np.ndarray:
+        """Coded sequences (ids, types or None) -> the model's float32 rows; in the device's thread."""
+        chunk = pad([ids for ids, _ in items], self.model.tokenizer.pad_token_id)  # [n, T]
+        if items[0][1] is not None:
+            chunk["token_type_ids"] = pad([types for _, types in items], 0)["input_ids"]  # [n, T]
+        chunk = {name: tensor.to(self.device) for name, tensor in chunk.items()}
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._rows(chunk).cpu().numpy()
+
+    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _length(self, limits: Limits) -> int:
+        return min(self.max_seq_length, limits.total or self.max_seq_length)
+
+    def _code(self, *texts: Sequence[str], limits: Limits, types: bool = True) -> tuple[list[tuple], list[int]]:
+        """Texts, or two lists of them as pairs, to (ids, types), and the positions that were cut."""
+        with self._side(limits.side):
+            coded = self.model.tokenizer(*map(list, texts), truncation=True, max_length=self._length(limits))
+        second = coded.get("token_type_ids") if types else None
+        items = [
+            (tuple(ids), tuple(second[i]) if second is not None else None) for i, ids in enumerate(coded["input_ids"])
+        ]
+        return items, [i for i, encoding in enumerate(coded.encodings or []) if encoding.overflowing]
+
+    @contextlib.contextmanager
+    def _side(self, side: str) -> Iterator[None]:
+        before = self.model.tokenizer.truncation_side
+        self.model.tokenizer.truncation_side = side
+        try:
+            yield
+        finally:
+            self.model.tokenizer.truncation_side = before
+
+    def _shortened(self, texts: Sequence[str], tokens: int | None, limits: Limits) -> tuple[list[str], set[int]]:
+        """Each text cut to its first (or last) so many tokens of its own, and which were."""
+        if not tokens or tokens >= self._length(limits):
+            return list(texts), set()
+        coded = self.model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        short, cut = list(texts), set()
+        for i, offsets in enumerate(coded["offset_mapping"]):
+            if len(offsets) > tokens:
+                cut.add(i)
+                left = limits.side == "left"
+                short[i] = texts[i][offsets[-tokens][0] :] if left else texts[i][: offsets[tokens - 1][1]]
+        return short, cut
+
+
+class ServedReranker(Served):
+    """Answers with raw logits of (query, document) pairs."""
+
+    kind = "reranker"
+    model: Reranker
+
+    async def score(self, pairs: Sequence[tuple[str, str]], limits: Limits) -> Answer:
+        """(query, document) pairs to float32 logits [n]."""
+
+        def code(part: slice) -> tuple[list[tuple], list[int]]:
+            queries, documents = map(list, zip(*pairs[part], strict=True))
+            queries, cut_queries = self._shortened(queries, limits.query, limits)
+            documents, cut_documents = self._shortened(documents, limits.document, limits)
+            items, cut = self._code(queries, documents, limits=limits)
+            return items, sorted(cut_queries | cut_documents | set(cut))
+
+        return await self._answer(len(pairs), code, limits)
+
+    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.logits(chunk)  # [n]
+
+
+class ServedEncoder(Served):
+    """Answers with float32 unit vectors."""
+
+    kind = "encoder"
+    model: Encoder
+
+    async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]], prompt: str | None, limits: Limits) -> Answer:
+        """Texts, or token ids as they are, to vectors [n, D]. prompt: "query", "document", or None for the bare text."""
+        prefix = self.model.prompts[prompt] if prompt else ""
+
+        def code(part: slice) -> tuple[list[tuple], list[int]]:
+            if isinstance(texts[0], str):
+                return self._code([prefix + text for text in texts[part]], limits=limits, types=False)
+            longest = self._length(limits)
+            cut = [i for i, ids in enumerate(texts[part]) if len(ids) > longest]
+            kept = slice(-longest, None) if limits.side == "left" else slice(longest)
+            return [(tuple(ids[kept]), None) for ids in texts[part]], cut
+
+        return await self._answer(len(texts), code, limits)
+
+    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.embed(chunk)  # [n, D]
+
+
+def _bfloat16_products(model: nn.Module) -> None:
+    """Linear weights in bfloat16 once, which autocast would else convert in every forward."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.to(torch.bfloat16)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the chip multiplies bfloat16 by itself: AVX512-BF16 or AMX, or a GPU since Ampere."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
