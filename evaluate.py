@@ -1,4 +1,4 @@
-"""Score first stages on Korean retrieval tasks; without arguments: the newest run, its base and BM25 on the demo."""
+"""Score first stages and rerankers together on Korean retrieval; without arguments: the newest runs on the demo."""
 
 import sys
 import time
@@ -6,66 +6,222 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 try:
-    from koir.arguments import parse
+    from koir.arguments import parse, require
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python evaluate.py")
 
-from koir.errors import exit_on_user_error
-from koir.evaluation import pipeline
-from koir.evaluation.results import SCORE_HEADER, file_name, score_row, table, write_result
-from koir.evaluation.tasks import load_task
-from koir.manifest import newest_run, origin, read_run, write_json
+from koir.errors import RunError, exit_on_user_error
+from koir.evaluation import published, report
+from koir.evaluation.hub import BENCHMARKS
+from koir.evaluation.joint import Joint, Settings, sampled
+from koir.evaluation.picture import picture
+from koir.evaluation.pipeline import read_pipeline
+from koir.evaluation.tasks import Task, load_task, splits
+from koir.gather import rank
+from koir.manifest import newest_run, origin, read_run, write_json, written_aside
+from koir.retrieval.ranking import SCALES
+from koir.retrieval.score_maps import SCORE_MAPS
+from koir.retrieval.stages import FUSIONS, join_processes
 
 
 @dataclass
 class EvaluateArguments:
-    """What is scored on what."""
+    """What is scored."""
 
     first_stage: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "bm25, dense:PATH (run folder, model folder, hub name, demo); default: newest run, its base, bm25"
+            "help": "bm25, dense:PATH, hybrid:PATH, milvus:PATH (run folder, model folder, hub name, demo); default: "
+            "bm25, the newest run and its base, and the hybrid of the newest run"
         },
     )
-    tasks: list[str] = field(default_factory=lambda: ["demo"], metadata={"help": "BEIR folders, or demo"})
-    split: str = field(default="test", metadata={"help": "split of every task"})
+    reranker: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "none, or PATHs of cross-encoders; each first stage is scored alone too; default: none, or without "
+            "--first_stage the newest run"
+        },
+    )
+    depth: list[int] = field(
+        default_factory=lambda: [50], metadata={"help": "candidates handed to the reranker; several are all scored"}
+    )
+    fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
+    weight: str | None = field(
+        default=None,
+        metadata={"help": "with --fusion weighted: the dense part's share, 0 to 1, or auto: chosen on dev"},
+    )
+    interpolate: str | None = field(
+        default=None,
+        metadata={
+            "help": "also score a mixture with the first stage: the reranker's share, 0 to 1, or auto: chosen on dev; "
+            "default: no mixture"
+        },
+    )
+    normalise: str = field(
+        default="minmax", metadata={"help": "how --interpolate brings both scores to one scale: minmax, or z"}
+    )
+    score_map: str = field(
+        default="sigmoid",
+        metadata={
+            "help": "how a server shows scores, saved in pipeline.json: sigmoid, raw, exp_normalize (softmax over the "
+            "candidates: not comparable between queries); ranking is by raw logits always"
+        },
+    )
+    pipeline: str | None = field(
+        default=None, metadata={"help": "a pipeline.json, in place of the flags above; default: none"}
+    )
+    index_uri: str | None = field(
+        default=None, metadata={"help": "folder where indexes are kept, or a Milvus cluster's URI; default: the cache"}
+    )
+
+
+@dataclass
+class TaskArguments:
+    """On what, and where results go."""
+
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "BEIR folders, demo, or mteb's Korean tasks by name; default: demo"}
+    )
+    benchmark: str | None = field(
+        default=None, metadata={"help": "koe5 (three tasks) or kor-v2 (nine), in place of --tasks; default: none"}
+    )
+    data_root: str | None = field(
+        default=None, metadata={"help": "copies of mteb's dataset repositories, by hub name; default: ask the hub"}
+    )
+    split: str = field(default="test", metadata={"help": "split of every task (mteb's tasks may have but one)"})
+    dev_tasks: list[str] = field(
+        default_factory=list, metadata={"help": "where `auto` is chosen; default: the --tasks that have a dev split"}
+    )
+    dev_queries: int = field(default=300, metadata={"help": "queries of each dev split that `auto` looks at"})
     output_dir: str = field(default="results", metadata={"help": "where <pipeline>/<task>.json goes"})
     json: str | None = field(default=None, metadata={"help": "also write all results to this file"})
+    reproduce: str | None = field(
+        default=None, metadata={"help": "compare with published cells, results/published/*.json; default: no"}
+    )
+    check: str | None = field(
+        default=None, metadata={"help": "like --reproduce, and exit with 1 where a cell is off; default: no"}
+    )
+    tolerance: float | None = field(
+        default=None, metadata={"help": "how far a cell may be off, scores from 0 to 1; default: the file's"}
+    )
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> list[dict]:
     """Evaluate, print a table a task, write results; returns the results' JSON contents."""
-    (arguments,) = parse([EvaluateArguments], argv, __doc__, recipes=False)
-    stages = arguments.first_stage
+    what, where = parse([EvaluateArguments, TaskArguments], argv, __doc__, recipes=False)
+    _check(what, where)
+    cells = {name: published.read_cells(name) for name in filter(None, [where.reproduce, where.check])}
+    settings = _settings(what)
+    names = BENCHMARKS[where.benchmark] if where.benchmark else where.tasks or ["demo"]
+    tasks = [load_task(name, where.split, where.data_root) for name in names]
+    output, started = Path(where.output_dir), time.perf_counter()
+    joint = Joint(settings, _dev_tasks(settings, where, names), output)
+    if join_processes():
+        joint.build(tasks)
+        if rank() > 0:
+            return []
+    found = []
+    for task in tasks:
+        found.append([row.content for row in joint.evaluate(task)])
+        print(f"\n{report.terminal(found[-1])}", flush=True)
+        _write_text(output / f"{task.name}.svg", picture(found[-1]))
+    _write_text(output / "report.md", report.markdown(found))
+    contents = [content for rows in found for content in rows]
+    _write_pipelines(output, contents, {"tasks": names, "split": where.split}, started)
+    if where.json:
+        write_json(Path(where.json), contents)
+    print(f"\nresults: {where.output_dir}/   all metrics: {output / 'report.md'}   pictures: {output}/<task>.svg")
+    return _against(cells, contents, where)
+
+
+def _check(what: EvaluateArguments, where: TaskArguments) -> None:
+    for flag, value, known in (
+        ("--fusion", what.fusion, FUSIONS),
+        ("--normalise", what.normalise, SCALES),
+        ("--score_map", what.score_map, SCORE_MAPS),
+        ("--benchmark", where.benchmark or "koe5", BENCHMARKS),
+    ):
+        require(value in known, f"{flag} {value}", "an unknown value", " or ".join(known))
+    require(not (where.benchmark and where.tasks), "--benchmark and --tasks", "both", "one of them")
+    for flag, value in (("--weight", what.weight), ("--interpolate", what.interpolate)):
+        require(value in (None, "auto") or _share(value) is not None, f"{flag} {value}", "no share", "auto, or 0 to 1")
+    weighted = what.fusion == "weighted"
+    require(
+        weighted == (what.weight is not None), "--weight", str(what.weight), "--fusion weighted and --weight auto|W"
+    )
+    require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
+    require(where.dev_queries > 0, "--dev_queries", str(where.dev_queries), "a number above 0")
+    given = EvaluateArguments(pipeline=what.pipeline, index_uri=what.index_uri)
+    require(what.pipeline is None or what == given, "--pipeline", "other flags that choose a pipeline", "it alone")
+
+
+def _share(text: str) -> float | None:
+    try:
+        return float(text) if 0 <= float(text) <= 1 else None
+    except ValueError:
+        return None
+
+
+def _settings(what: EvaluateArguments) -> Settings:
+    if what.pipeline:
+        one = read_pipeline(what.pipeline)
+        index_uri = what.index_uri or one.index_uri
+        rerankers = [one.reranker] if one.reranker else []
+        weights = {"weight": one.weight, "interpolate": one.interpolate, "normalise": one.normalise or "minmax"}
+        return Settings([one.first_stage], rerankers, [one.depth], index_uri, one.fusion or "rrf",
+                        score_map=one.score_map or "sigmoid", **weights)  # fmt: skip
+    stages, rerankers = what.first_stage, [path for path in what.reranker if path != "none"]
     if not stages:
         run = newest_run("encoder")
-        stages = ["bm25", f"dense:{read_run(run)['base']}", f"dense:{run}"]
-    tasks = [load_task(path, arguments.split) for path in arguments.tasks]
-    indexes = {stage: pipeline.first_stage(stage) for stage in dict.fromkeys(stages)}
-    started, provenance, contents = time.perf_counter(), origin(), []
-    for task in tasks:
-        rows, done = [], {}
-        for stage, index in indexes.items():
-            done[stage] = pipeline.evaluate_first_stage(index, task, stage)
-            folder = Path(arguments.output_dir) / file_name(stage)
-            write_result(folder, done[stage].content, done[stage].run, task.qrels)
-            contents.append(done[stage].content)
-            ms = done[stage].content["koir"]["milliseconds_per_query"]
-            versus = (
-                "" if stage == stages[0] else "{:+.3f} p={:.3f}".format(*pipeline.compare(done[stage], done[stages[0]]))
-            )
-            rows.append([*score_row(stage, done[stage].content), f"{ms:.1f}", versus])
-        print(f"\n{task.name}, {task.split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
-        print(table([*SCORE_HEADER, "ms/query", f"nDCG@10 to {stages[0]}"], rows))
-    for stage in indexes:
-        folder = Path(arguments.output_dir) / file_name(stage)
-        write_json(folder / "pipeline.json", {"first_stage": stage, "reranker": None, "depth": pipeline.DEPTH})
-        facts = {"kind": "evaluation", "first_stage": stage, "tasks": arguments.tasks, "split": arguments.split}
-        write_json(folder / "run.json", facts | {"wall_seconds": time.perf_counter() - started} | provenance)
-    if arguments.json:
-        write_json(Path(arguments.json), contents)
-    print(f"\nresults: {arguments.output_dir}/")
+        stages = ["bm25", f"dense:{read_run(run)['base']}", f"dense:{run}", f"hybrid:{run}"]
+        if not what.reranker:
+            rerankers = _newest_reranker()
+    weight, interpolate = (
+        _share(text) if text not in (None, "auto") else text for text in (what.weight, what.interpolate)
+    )
+    return Settings(stages, rerankers, what.depth, what.index_uri, what.fusion, weight, interpolate, what.normalise,
+                    what.score_map)  # fmt: skip
+
+
+def _newest_reranker() -> list[str]:
+    try:
+        return [str(newest_run("reranker"))]
+    except RunError:
+        return []
+
+
+def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str]) -> list[Task]:
+    """The dev splits that `auto` is chosen on, none where nothing is to be chosen."""
+    if "auto" not in (settings.weight, settings.interpolate):
+        return []
+    require(
+        where.split != "dev" or bool(where.dev_tasks), "--split dev", "auto", "weights chosen elsewhere: --dev_tasks"
+    )
+    chosen = where.dev_tasks or [name for name in names if "dev" in splits(name) and "test" in splits(name)]
+    return [sampled(load_task(name, "dev", where.data_root), where.dev_queries) for name in dict.fromkeys(chosen)]
+
+
+def _write_text(file: Path, text: str) -> None:
+    with written_aside(file) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def _write_pipelines(output: Path, contents: list[dict], facts: dict, started: float) -> None:
+    """pipeline.json and, last, run.json of every pipeline."""
+    facts = facts | {"kind": "evaluation", "wall_seconds": time.perf_counter() - started} | origin()
+    for koir in {content["koir"]["name"]: content["koir"] for content in contents}.values():
+        write_json(output / koir["name"] / "pipeline.json", koir["pipeline"])
+        write_json(output / koir["name"] / "run.json", {"pipeline": koir["pipeline"]} | facts)
+
+
+def _against(cells: dict, contents: list[dict], where: TaskArguments) -> list[dict]:
+    """Print how the results stand to published or expected cells; exit with 1 where --check finds one off."""
+    for file, (of_file, tolerance) in cells.items():
+        rows = published.compared(of_file, contents, tolerance if where.tolerance is None else where.tolerance)
+        print(f"\n{file}:\n" + "\n".join(published.lines(rows, len(of_file))))
+        if file == where.check and (not rows or not all(row["ok"] for row in rows)):
+            raise SystemExit(1)
     return contents
 
 

@@ -22,6 +22,7 @@ from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import world_size
 from koir.manifest import origin, peak_memory_bytes, write_json, written_aside
+from koir.retrieval import stages
 from koir.training import EmbeddingTrainer
 from koir.triplets import Triplets, load_triplets, report
 
@@ -241,8 +242,8 @@ def _base_against_tuned(
     for path in tasks:
         split = "test" if "test" in splits(path) else splits(path)[-1]
         task = load_task(path, split)
-        before = pipeline.evaluate_first_stage(pipeline.dense(base, progress=True), task, f"dense:{base_name}")
-        after = pipeline.evaluate_first_stage(pipeline.dense(tuned, progress=True), task, f"dense:{folder}")
+        before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, f"dense:{base_name}")
+        after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, f"dense:{folder}")
         difference, p = pipeline.compare(after, before)
         rows = [score_row(f"base ({base_name})", before.content), score_row("tuned", after.content)]
         print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")

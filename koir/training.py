@@ -19,6 +19,7 @@ from koir.encoder import Encoder
 from koir.evaluation import pipeline
 from koir.gather import average_gradients, gather_rows, gather_sizes, rank, world_size
 from koir.losses import info_nce
+from koir.retrieval import stages
 from koir.tokens import chunked, tokenise
 from koir.triplets import Triplets, text_hash
 
@@ -180,7 +181,7 @@ class EmbeddingTrainer(Trainer):
         encoder = self.accelerator.unwrap_model(self.model)
         scores = {}
         for task in self.dev_tasks:
-            done = pipeline.evaluate_first_stage(pipeline.dense(encoder), task, "dense")
+            done = pipeline.evaluate_first_stage(stages.in_memory(encoder), task, "dense")
             (row,) = done.content["scores"][task.split]
             scores[f"eval_{task.name}/ndcg_at_10"] = row["ndcg_at_10"]
         if len(scores) > 1:

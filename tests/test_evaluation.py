@@ -10,11 +10,12 @@ import pytrec_eval
 
 from koir.errors import TaskError
 from koir.evaluation.metrics import KS, evaluate_run, mean_scores
-from koir.evaluation.pipeline import evaluate_first_stage, first_stage
+from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import load_task, splits
 from koir.retrieval.bm25 import BM25, morphemes
+from koir.retrieval.stages import first_stage
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
@@ -251,7 +252,7 @@ def test_a_missing_folder_is_refused_with_the_nearest_name(beir):
     path = beir()
     assert (
         refused(path + "전")
-        == f"task {path}전: found no such folder; expected a BEIR folder or demo; did you mean 노동법?"
+        == f"task {path}전: found no such folder; expected a BEIR folder, demo or an mteb task; did you mean 노동법?"
     )
 
 
@@ -355,7 +356,9 @@ def test_a_result_is_of_mtebs_shape_with_a_block_of_ours(evaluated, tmp_path):
         row
     )
     ours = content["koir"]
-    assert ours["pipeline"] == {"first_stage": "bm25", "reranker": None, "depth": 100}
+    pipeline = {"first_stage": "bm25", "reranker": None, "depth": 100}
+    assert {key: ours["pipeline"][key] for key in pipeline} == pipeline and ours["name"] == "bm25"
+    assert ours["candidate_recall"] >= row["recall_at_10"] and ours["comparisons"] == []
     assert (ours["queries"], ours["documents"], len(ours["task_fingerprint"])) == (80, 280, 64)
     assert ours["milliseconds_per_query"] > 0
     for name, (low, high) in ours["intervals"].items():

@@ -1,21 +1,67 @@
-"""Run first stages over tasks and score them."""
+"""What is evaluated: first stage, reranker, depth and weights as one named thing, scored and compared."""
 
+import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from koir.encoder import Encoder, load_encoder
-from koir.errors import FlagError, nearest
+import numpy as np
+
+from koir.errors import FlagError
 from koir.evaluation.metrics import evaluate_run
-from koir.evaluation.results import result
-from koir.evaluation.significance import paired_p
+from koir.evaluation.results import file_name, result
+from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import Task
-from koir.retrieval.bm25 import BM25
-from koir.retrieval.dense import Dense
+from koir.retrieval.ranking import ranked
 
 DEPTH = 100  # candidates kept for each query
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The content of pipeline.json. What does not apply is None.
+
+    weight: the dense part's share of a weighted hybrid. interpolate: the reranker's share of the final score, both
+    scores normalised by `normalise` over the candidates; None ranks by the reranker alone. score_map: how scores are
+    shown. chosen_on: the splits that the weights were chosen on, None where they were given.
+    """
+
+    first_stage: str
+    index_uri: str | None = None
+    fusion: str | None = None
+    weight: float | None = None
+    reranker: str | None = None
+    depth: int = DEPTH
+    interpolate: float | None = None
+    normalise: str | None = None
+    score_map: str | None = None
+    chosen_on: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name under results/."""
+        name = file_name(self.first_stage) + ("-weighted" if self.fusion == "weighted" else "")
+        if self.reranker is None:
+            return name
+        mixed = "~mixed" if self.interpolate is not None else ""
+        reranker = file_name(f"rerank:{self.reranker}").removeprefix("rerank-")
+        return f"{name}+{reranker}@{self.depth}{mixed}"
+
+    def content(self) -> dict:
+        """As JSON."""
+        return dataclasses.asdict(self)
+
+
+def read_pipeline(file: str) -> Pipeline:
+    """Read pipeline.json. Raises FlagError where it is missing, broken or holds an unknown key."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        return Pipeline(**content)
+    except (OSError, ValueError, TypeError) as error:
+        raise FlagError(f"--pipeline {file}", str(error)[:200], "a pipeline.json that evaluate.py wrote") from None
 
 
 @dataclass
@@ -27,41 +73,60 @@ class Evaluated:
     content: dict
 
 
-def first_stage(spec: str, progress: bool = True) -> Callable[[dict[str, str]], BM25 | Dense]:
-    """`bm25` or `dense:PATH` -> a function that indexes a corpus. Raises FlagError for anything else."""
-    kind, _, path = spec.partition(":")
-    if spec == "bm25":
-        return BM25
-    if kind == "dense" and path:
-        encoder = load_encoder(path)
-        return lambda corpus: Dense(encoder, corpus, spec, progress)
-    raise FlagError(
-        f"--first_stage {spec}", "an unknown first stage", "bm25 or dense:PATH" + nearest(kind, ["bm25", "dense"])
-    )
+def evaluated(
+    pipeline: Pipeline, task: Task, run: dict, ceiling: float, latency: dict, key: str | None, seconds: float
+) -> Evaluated:
+    """Score a finished run. ceiling: candidate recall. latency: as results.py lays it out."""
+    scores = evaluate_run(task.qrels, run)
+    koir = {
+        "name": pipeline.name,
+        "pipeline": pipeline.content(),
+        "key": key,
+        "task_fingerprint": task_fingerprint(task),
+        "documents": len(task.corpus),
+        "candidate_recall": ceiling,
+        "latency": latency,
+        "milliseconds_per_query": latency["total_ms"],
+        "tied_queries": sum(is_tied(candidates) for candidates in run.values()),
+        "comparisons": [],
+    }
+    return Evaluated(scores, run, result(task.name, task.split, scores, seconds, koir))
 
 
-def dense(encoder: Encoder, name: str = "dense", progress: bool = False) -> Callable[[dict[str, str]], Dense]:
-    """An encoder in memory as a first stage."""
-    return lambda corpus: Dense(encoder, corpus, name, progress)
-
-
-def evaluate_first_stage(index: Callable, task: Task, name: str) -> Evaluated:
+def evaluate_first_stage(
+    index: Callable, task: Task, name: str, pipeline: Pipeline | None = None, key: str | None = None
+) -> Evaluated:
     """Index the task's corpus, search all its queries, and score the run."""
+    pipeline = pipeline or Pipeline(name)
     started = time.perf_counter()
     retriever = index(task.corpus)
     indexed = time.perf_counter()
-    found = retriever.search(list(task.queries.values()), DEPTH)
+    depth = pipeline.depth if task.candidates is None else len(task.corpus)
+    found = retriever.search(list(task.queries.values()), depth)
     searched = time.perf_counter()
     run = dict(zip(task.queries, found, strict=True))
-    scores = evaluate_run(task.qrels, run)
-    koir = {
-        "pipeline": {"first_stage": name, "reranker": None, "depth": DEPTH},
-        "task_fingerprint": task_fingerprint(task),
-        "documents": len(task.corpus),
-        "index_seconds": indexed - started,
-        "milliseconds_per_query": 1000 * (searched - indexed) / len(task.queries),
-    }
-    return Evaluated(scores, run, result(task.name, task.split, scores, time.perf_counter() - started, koir))
+    if task.candidates is not None:  # the task gives the candidates, the first stage only their order
+        run = {query: {d: of_query.get(d, 0.0) for d in task.candidates[query]} for query, of_query in run.items()}
+    ms = 1000 * (searched - indexed) / len(task.queries)
+    latency = {"index_seconds": indexed - started, "first_stage_ms": ms, "reranker_ms": None, "total_ms": ms}
+    latency["pairs_per_second"] = None
+    ceiling = candidate_recall(task.qrels, run, pipeline.depth)
+    return evaluated(pipeline, task, run, ceiling, latency, key, time.perf_counter() - started)
+
+
+def candidate_recall(qrels: dict, run: dict, depth: int) -> float:
+    """Mean share of right answers among the `depth` best candidates: what no reranker can exceed."""
+    shares = []
+    for query, answers in qrels.items():
+        right = {document for document, grade in answers.items() if grade > 0}
+        shares.append(len(right & set(ranked(run.get(query, {}))[:depth])) / len(right))
+    return float(np.mean(shares))
+
+
+def is_tied(candidates: dict[str, float], among: int = 11) -> bool:
+    """Whether two of a query's first `among` candidates have the same float32 score, so that ids decided."""
+    scores = [np.float32(candidates[document]) for document in ranked(candidates)[:among]]
+    return any(first == second for first, second in zip(scores, scores[1:], strict=False))
 
 
 def task_fingerprint(task: Task) -> str:
@@ -72,6 +137,22 @@ def task_fingerprint(task: Task) -> str:
 
 def compare(ours: Evaluated, theirs: Evaluated, metric: str = "ndcg_at_10") -> tuple[float, float]:
     """Mean difference of a metric (ours - theirs) on the same queries, and its paired randomisation p."""
-    first = [of_query[metric] for of_query in ours.scores.values()]
-    second = [theirs.scores[query][metric] for query in ours.scores]
-    return sum(first) / len(first) - sum(second) / len(second), paired_p(first, second)
+    found = comparison(ours, theirs, "", metric)
+    return found["difference"], found["p"]
+
+
+def comparison(ours: Evaluated, theirs: Evaluated, against: str, metric: str = "ndcg_at_10") -> dict:
+    """A comparison as results.py lays it out: difference with interval and p, queries won, lost and tied."""
+    first = np.array([of_query[metric] for of_query in ours.scores.values()])  # [Q]
+    second = np.array([theirs.scores[query][metric] for query in ours.scores])  # [Q]
+    gain = first - second
+    return {
+        "against": against,
+        "metric": metric,
+        "difference": float(first.mean() - second.mean()),
+        "interval": interval(gain),
+        "p": paired_p(first, second),
+        "won": int((gain > 1e-9).sum()),
+        "lost": int((gain < -1e-9).sum()),
+        "tied": int((np.abs(gain) <= 1e-9).sum()),
+    }

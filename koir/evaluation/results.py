@@ -1,4 +1,30 @@
-"""Results on disk in mteb's format with a block of our own, and the tables people read."""
+"""Results on disk in mteb's format with a block of our own, and the tables people read.
+
+    results/<pipeline>/<task>.json            one pipeline on one task
+    results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]}
+    results/<pipeline>/pipeline.json          what `--pipeline FILE` and `scripts/serve.py` read
+    results/<pipeline>/run.json               written last: command, versions, wall seconds
+
+<pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-weighted`, and with a reranker
+`<first stage>+<reranker>@<depth>`, with `~mixed` after it where the first stage's score has a share in the final one.
+
+<task>.json has mteb's keys: task_name, dataset_revision (the task's fingerprint), mteb_version, evaluation_time, and
+scores: {split: [{ndcg_at_k, recall_at_k, precision_at_k, mrr_at_k, hit_rate_at_k, f1_at_k for k in 1, 3, 5, 10;
+main_score, hf_subset, languages}]}. Beside them `koir`:
+
+    name              the pipeline's folder name
+    pipeline          the content of pipeline.json: first_stage, index_uri, fusion, weight, reranker, depth,
+                      interpolate, normalise, score_map, chosen_on (every key always there, null where idle)
+    key               sha256 of weights, data and settings: a result is used again only while this stays the same
+    task_fingerprint  sha256 of queries, answers and corpus; documents, queries: how many
+    candidate_recall  share of right answers among the `depth` candidates: what no reranker can exceed
+    latency           {index_seconds, first_stage_ms, reranker_ms (null without), total_ms: a query; pairs_per_second}
+    milliseconds_per_query   latency.total_ms again
+    tied_queries      queries with two equal float32 scores among their first eleven (order by id there, as trec_eval)
+    intervals         {ndcg_at_10, recall_at_10, mrr_at_10: [low, high]}, 95% bootstrap
+    comparisons       [{against: a pipeline's name, metric: ndcg_at_10, difference, interval: [low, high], p, won, lost,
+                      tied}]; with a reranker the first is its own first stage; else every first stage listed before it
+"""
 
 import hashlib
 import json
@@ -44,6 +70,19 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_json(file, content)
     return file
+
+
+def read_result(folder: Path, task: str, key: str) -> tuple[dict, dict[str, dict[str, float]]] | None:
+    """A result's JSON and run as `write_result` left them, where it has this key; None where it is not there."""
+    try:
+        content = json.loads((folder / f"{task}.json").read_text(encoding="utf-8"))
+        lines = (folder / f"{task}.queries.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return None
+    if content.get("koir", {}).get("key") != key:
+        return None
+    return content, {row["query_id"]: dict(zip(row["top"], row["scores"], strict=True)) for row in rows}
 
 
 def file_name(pipeline: str) -> str:

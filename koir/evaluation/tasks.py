@@ -1,4 +1,4 @@
-"""Evaluation tasks: a BEIR folder on disk, or the bundled demo."""
+"""Evaluation tasks: a BEIR folder on disk, the bundled demo, or one of mteb's Korean tasks by name."""
 
 import csv
 import gzip
@@ -11,29 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koir.errors import TaskError, nearest
+from koir.evaluation.hub import KOREAN, load_korean
 from koir.manifest import DEMO
 
 
 @dataclass
 class Task:
-    """One split of a task: queries and corpus (title and text joined) by id, qrels as query id -> {id: grade}."""
+    """One split of a task: queries and corpus (title and text joined) by id, qrels as query id -> {id: grade}.
+
+    candidates: query id -> document ids, where the task itself says what is to be ranked (reranking tasks).
+    """
 
     name: str
     split: str
     queries: dict[str, str]
     corpus: dict[str, str]
     qrels: dict[str, dict[str, int]]
+    candidates: dict[str, list[str]] | None = None
 
 
-def load_task(path: str, split: str = "test") -> Task:
-    """Read a BEIR folder (corpus.jsonl, queries.jsonl, either gzipped, and qrels/<split>.tsv) or `demo`.
+def load_task(path: str, split: str = "test", data_root: str | None = None) -> Task:
+    """Read a BEIR folder (corpus.jsonl, queries.jsonl, either gzipped, and qrels/<split>.tsv), `demo`, or an mteb task.
 
-    Only queries with a right answer in the split are kept. Raises TaskError with file, line and what was expected.
+    Only queries with a right answer in the split are kept. An mteb task without this split gives its own first one;
+    data_root: where its copy lies, None asks the hub. Raises TaskError with file, line and what was expected.
     """
+    if path in KOREAN and not Path(path).is_dir():
+        split = split if split in KOREAN[path][1] else KOREAN[path][1][0]
+        queries, corpus, qrels, candidates = load_korean(path, split, data_root)
+        return Task(path, split, queries, corpus, qrels, candidates)
     folder = DEMO / "beir" if path == "demo" else Path(path)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise TaskError(f"task {path}", "no such folder", "a BEIR folder or demo" + nearest(folder.name, beside))
+        raise TaskError(
+            f"task {path}",
+            "no such folder",
+            "a BEIR folder, demo or an mteb task" + nearest(folder.name, [*beside, *KOREAN]),
+        )
     qrels = _qrels(folder, split)
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
     corpus = {}
@@ -54,6 +68,8 @@ def load_task(path: str, split: str = "test") -> Task:
 
 def splits(path: str) -> list[str]:
     """The names of a task's splits."""
+    if path in KOREAN and not Path(path).is_dir():
+        return KOREAN[path][1]
     folder = DEMO / "beir" if path == "demo" else Path(path)
     return sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
 

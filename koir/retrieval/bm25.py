@@ -1,12 +1,16 @@
 """BM25 over Korean morphemes: Kiwi finds the words, bm25s counts them."""
 
 import functools
+import json
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import bm25s
 import numpy as np
 from kiwipiepy import Kiwi
+
+from koir.retrieval.ranking import as_run, best
 
 # Content words: nouns, numerals, roots, verbs and adjectives, foreign words, numbers, Chinese characters.
 CONTENT_TAGS = ("NN", "NR", "XR", "VV", "VA", "SL", "SN", "SH", "W_")
@@ -27,25 +31,53 @@ def morphemes(texts: Sequence[str]) -> list[list[str]]:
 
 
 class BM25:
-    """An index over documents; exact scores (Lucene's variant, k1 = 1.5, b = 0.75)."""
+    """An index over documents; exact scores (Lucene's variant, k1 = 1.5, b = 0.75).
+
+    ids: document ids, sorted. index: bm25s' sparse columns, one a word. vocabulary: word -> column.
+    """
 
     name = "bm25"
 
     def __init__(self, corpus: dict[str, str]):
-        self.ids = np.array(list(corpus))
+        self.ids = sorted(corpus)
         self.index = bm25s.BM25()
-        words = morphemes(list(corpus.values()))
+        words = morphemes([corpus[document] for document in self.ids])
         self.vocabulary = {word: number for number, word in enumerate(sorted({w for text in words for w in text}))}
         ids = [[self.vocabulary[word] for word in text] for text in words]
         if self.vocabulary:  # bm25s cannot index a corpus without a single word
             self.index.index((ids, self.vocabulary), show_progress=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the index into a folder that `load` maps back into memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.ids, ensure_ascii=False)
+        (folder / "ids.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        if self.vocabulary:
+            self.index.save(folder, show_progress=False)
+            words = json.dumps(self.vocabulary, ensure_ascii=False)  # bm25s adds an entry of its own to its copy
+            (folder / "vocabulary.json").write_text(words, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "BM25":
+        """The saved index, its scores memory-mapped."""
+        found = cls.__new__(cls)
+        found.ids = json.loads((folder / "ids.json").read_text(encoding="utf-8", errors="surrogatepass"))
+        found.vocabulary, found.index = {}, bm25s.BM25()
+        if (folder / "vocabulary.json").is_file():
+            found.vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+            found.index = bm25s.BM25.load(folder, mmap=True, load_vocab=False, show_progress=False)
+        return found
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` best documents: id -> score. Documents without a common word are left out."""
         found = []
         for words in morphemes(list(queries)):
             known = [self.vocabulary[word] for word in words if word in self.vocabulary]
-            scores = self.index.get_scores_from_ids(known) if known else np.zeros(len(self.ids))  # [N]
-            best = np.lexsort((self.ids, scores))[::-1][:depth]  # ties by document id, descending, as trec_eval
-            found.append({str(self.ids[i]): float(scores[i]) for i in best if scores[i] > 0})
+            if not known:
+                found.append({})
+                continue
+            scores = self.index.get_scores_from_ids(known)  # [N]
+            matching = np.flatnonzero(scores)
+            order = best(scores[matching], depth)
+            found.append(as_run(self.ids, matching[order], scores[matching][order]))
         return found

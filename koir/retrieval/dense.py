@@ -1,27 +1,114 @@
-"""Exact dense search: every query against every document, by FAISS."""
+"""Exact dense search: every query against every document, by FAISS, over embeddings that may lie on disk."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import faiss
 import numpy as np
+import torch
+from torch import nn
 
 from koir.encoder import Encoder
+from koir.gather import rank, world_size
+from koir.manifest import written_aside
+from koir.retrieval.ranking import as_run, best
+
+SHARD = 2048  # texts embedded between two files: what a kill can cost
 
 
 class Dense:
-    """A flat inner-product index over a corpus embedded by one encoder."""
+    """All documents as unit vectors, compared by inner product.
 
-    def __init__(self, encoder: Encoder, corpus: dict[str, str], name: str = "dense", progress: bool = False):
-        self.name, self.encoder, self.ids = name, encoder, np.array(list(corpus))
-        self.progress = progress
-        self.index = faiss.IndexFlatIP(encoder.dimensions)
-        self.index.add(encoder.encode(list(corpus.values()), "document", progress="documents" if progress else None))
+    ids: document ids, sorted. vectors: [N, D] float32, in memory or memory-mapped, in the order of ids.
+    """
+
+    def __init__(self, encoder: Encoder, ids: list[str], vectors: np.ndarray, name: str, progress: bool = False):
+        self.encoder, self.ids, self.vectors, self.name, self.progress = encoder, ids, vectors, name, progress
+
+    @classmethod
+    def build(
+        cls, encoder: Encoder, corpus: dict[str, str], name: str, progress: bool = False, parts: Path | None = None
+    ) -> "Dense":
+        """Embed a corpus. parts: a folder for finished shards, from which an interrupted build goes on.
+
+        With `parts` and several processes (torchrun), each embeds every so manieth shard; all return once all are done.
+        """
+        ids = sorted(corpus)
+        texts = list(dict.fromkeys(corpus[document] for document in ids))  # equal texts get one vector, so they tie
+        row = {text: number for number, text in enumerate(texts)}
+        shown = "documents" if progress else None
+        vectors = encoder.encode(texts, "document", progress=shown) if parts is None else _shards(
+            encoder, texts, parts, shown)  # fmt: skip
+        return cls(encoder, ids, vectors[[row[corpus[document]] for document in ids]], name, progress)
+
+    def save(self, folder: Path) -> None:
+        """Write ids and vectors into a folder that `load` maps back into memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.ids, ensure_ascii=False)
+        (folder / "ids.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        np.save(folder / "vectors.npy", self.vectors)
+
+    @classmethod
+    def load(cls, folder: Path, encoder: Encoder, name: str, progress: bool = False) -> "Dense":
+        """The saved index, its vectors memory-mapped; nothing is embedded again."""
+        ids = json.loads((folder / "ids.json").read_text(encoding="utf-8", errors="surrogatepass"))
+        return cls(encoder, ids, np.load(folder / "vectors.npy", mmap_mode="r"), name, progress)
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine."""
         vectors = self.encoder.encode(queries, "query", progress="queries" if self.progress else None)  # [Q, D]
-        scores, found = self.index.search(vectors, min(depth, len(self.ids)))  # [Q, depth] each
-        return [
-            {str(self.ids[i]): float(s) for i, s in zip(row, values, strict=True)}
-            for row, values in zip(found, scores, strict=True)
-        ]
+        found, waiting, wanted = {}, np.arange(len(queries)), depth
+        while len(waiting):  # a tie that reaches beyond what was fetched is fetched whole
+            wanted = min(wanted + 8, len(self.ids))
+            scores, rows = _nearest(vectors[waiting], self.vectors, wanted)  # [q, wanted] each
+            undecided = []
+            for query, values, positions in zip(waiting, scores, rows, strict=True):
+                if wanted < len(self.ids) and values[depth - 1] == values[-1]:
+                    undecided.append(query)
+                    continue
+                by_id = np.argsort(positions)
+                order = by_id[best(values[by_id], depth)]
+                found[query] = as_run(self.ids, positions[order], values[order])
+            waiting, wanted = np.array(undecided, dtype=int), 2 * wanted
+        return [found[query] for query in range(len(queries))]
+
+
+def _nearest(queries: np.ndarray, documents: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    if not depth:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    return faiss.knn(queries, documents, depth, metric=faiss.METRIC_INNER_PRODUCT)  # flat: every pair is compared
+
+
+def _shards(encoder: Encoder, texts: list[str], parts: Path, progress: str | None) -> np.ndarray:
+    """[len(texts), D]: what `parts` already holds is read, the rest embedded and written there."""
+    parts.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(texts), SHARD)
+    files = [parts / f"{start:09}.npy" for start in starts]
+    for number, (start, file) in enumerate(zip(starts, files, strict=True)):
+        if number % world_size() == rank() and not file.is_file():
+            label = f"{progress} {number + 1} of {len(files)}" if progress and len(files) > 1 else progress
+            vectors = encoder.encode(texts[start : start + SHARD], "document", progress=label)
+            with written_aside(file) as aside, aside.open("wb") as out:
+                np.save(out, vectors)
+    if world_size() > 1:
+        torch.distributed.barrier()
+    empty = np.empty((0, encoder.dimensions), dtype=np.float32)
+    return np.concatenate([empty, *[np.load(file) for file in files]])
+
+
+def weights_fingerprint(model: nn.Module, settings: object) -> str:
+    """sha256 over every tensor of a model and its settings: what tells two checkpoints apart."""
+    found = hashlib.sha256(repr(settings).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def encoder_fingerprint(encoder: Encoder) -> str:
+    """sha256 over weights, tokenizer, pooling, maximum length and prompts."""
+    words = sorted(encoder.tokenizer.get_vocab().items())
+    settings = [encoder.pooling, encoder.max_seq_length, sorted(encoder.prompts.items()), words]
+    return weights_fingerprint(encoder, settings)

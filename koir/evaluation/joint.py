@@ -1,0 +1,220 @@
+"""First stages and rerankers together: every combination on a task, each first stage's candidates computed once."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from koir.errors import FlagError
+from koir.evaluation.fitting import choose_weight, remembered
+from koir.evaluation.metrics import evaluate_run
+from koir.evaluation.pipeline import (
+    DEPTH,
+    Evaluated,
+    Pipeline,
+    candidate_recall,
+    comparison,
+    evaluate_first_stage,
+    evaluated,
+    task_fingerprint,
+)
+from koir.evaluation.reranking import Reranked, final_run, mixture, rerank
+from koir.evaluation.results import read_result, write_result
+from koir.evaluation.tasks import Task
+from koir.reranker import Reranker, load_reranker
+from koir.retrieval.dense import weights_fingerprint
+from koir.retrieval.hybrid import FETCH
+from koir.retrieval.ranking import align
+from koir.retrieval.stages import FirstStage, first_stage
+
+
+@dataclass
+class Settings:
+    """What is combined. weight, interpolate: None (off), "auto" (chosen on dev) or a number from 0 to 1."""
+
+    first_stages: Sequence[str]
+    rerankers: Sequence[str] = ()
+    depths: Sequence[int] = (DEPTH,)
+    index_uri: str | None = None
+    fusion: str = "rrf"
+    weight: str | float | None = None
+    interpolate: str | float | None = None
+    normalise: str = "minmax"
+    score_map: str = "sigmoid"
+    progress: bool = True
+
+    @property
+    def kept(self) -> int:
+        """Candidates of each first stage."""
+        return max(DEPTH, *self.depths)
+
+
+def digest(*values: object) -> str:
+    """sha256 of values that JSON can hold: what a result is known by."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class Joint:
+    """Evaluates one task after another; what was chosen on dev and what is on disk is used again."""
+
+    def __init__(self, settings: Settings, dev_tasks: Sequence[Task], output_dir: Path):
+        self.settings, self.dev_tasks, self.output_dir = settings, list(dev_tasks), output_dir
+        self._dev_on = [f"{task.name}/{task.split}" for task in self.dev_tasks]
+        if "auto" in (settings.weight, settings.interpolate) and not self.dev_tasks:
+            raise FlagError("auto", "no task with a dev split", "--dev_tasks to choose the weight on, or a number")
+
+    @functools.cache  # noqa: B019 (one object a command)
+    def stage(self, spec: str) -> FirstStage:
+        """A first stage with its encoder, and its weight where it has one."""
+        s = self.settings
+        stage = first_stage(spec, s.index_uri, s.progress, s.fusion, None)
+        if stage.fuses and s.fusion == "weighted":
+            stage.weight = self._chosen_hybrid_weight(stage) if s.weight == "auto" else s.weight
+        return stage
+
+    @functools.cache  # noqa: B019
+    def reranker(self, path: str) -> tuple[Reranker, str]:
+        """A reranker and the sha256 of all its scores depend on."""
+        model = load_reranker(path).to("cuda" if torch.cuda.is_available() else "cpu")
+        words = sorted(model.tokenizer.get_vocab().items())
+        return model, weights_fingerprint(model, [model.max_seq_length, words])
+
+    def build(self, tasks: Sequence[Task]) -> None:
+        """Build every index that will be needed; with several processes all take part."""
+        s = self.settings
+        for spec in s.first_stages:
+            for task in [*tasks, *self.dev_tasks]:
+                first_stage(spec, s.index_uri, s.progress, s.fusion, None)(task.corpus)
+
+    def evaluate(self, task: Task) -> list[Evaluated]:
+        """All combinations on one task, written as they are done; the first stages alone among them."""
+        rows, baselines = [], {}
+        for spec in self.settings.first_stages:
+            baseline = self._first_stage(task, spec)
+            baselines[spec] = baseline
+            others = [other for other in baselines.values() if other is not baseline]
+            rows.append(self._compared(baseline, others, task))
+            for path in self.settings.rerankers:
+                rows += [self._compared(row, [baseline], task) for row in self._reranked(task, spec, baseline, path)]
+        return rows
+
+    def _first_stage(self, task: Task, spec: str) -> Evaluated:
+        stage, s = self.stage(spec), self.settings
+        fusion = s.fusion if stage.fuses else None
+        chosen = self._dev_on if stage.weight is not None and s.weight == "auto" else None
+        pipeline = Pipeline(spec, s.index_uri, fusion, stage.weight, None, s.kept, chosen_on=chosen)
+        key = digest(stage.fingerprint, fusion, stage.weight, s.kept, task_fingerprint(task))
+        return self._once(pipeline, task, key, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))
+
+    def _reranked(self, task: Task, spec: str, baseline: Evaluated, path: str) -> list[Evaluated]:
+        model, fingerprint = self.reranker(path)
+        progress = f"{path} on {task.name}" if self.settings.progress else None
+        scored: Callable[[], Reranked] = functools.cache(
+            lambda: rerank(model, task, baseline.run, self.settings.depths, progress)
+        )
+        rows = []
+        for depth in sorted(set(self.settings.depths)):
+            for weight in self._shares(spec, path, depth):
+                pipeline = self._pipeline(baseline, path, depth, weight)
+                scale = self.settings.normalise if weight is not None else None
+                key = digest(baseline.content["koir"]["key"], fingerprint, depth, weight, scale)
+                make = functools.partial(self._final, task, baseline, scored, pipeline, key)
+                rows.append(self._once(pipeline, task, key, make))
+        return rows
+
+    def _pipeline(self, baseline: Evaluated, path: str, depth: int, weight: float | None) -> Pipeline:
+        first, s = Pipeline(**baseline.content["koir"]["pipeline"]), self.settings
+        chosen = self._dev_on if weight is not None and s.interpolate == "auto" else first.chosen_on
+        scale = s.normalise if weight is not None else None
+        changes = {"reranker": path, "depth": depth, "interpolate": weight, "normalise": scale}
+        return replace(first, **changes, score_map=s.score_map, chosen_on=chosen)
+
+    def _final(
+        self, task: Task, baseline: Evaluated, scored: Callable[[], Reranked], pipeline: Pipeline, key: str
+    ) -> Evaluated:
+        done, depth, scale = scored(), pipeline.depth, pipeline.normalise or "minmax"
+        run = {
+            query: final_run(baseline.run[query], done.logits[query], depth, pipeline.interpolate, scale)
+            for query in task.queries
+        }
+        first = baseline.content["koir"]["latency"]
+        ms = 1000 * done.seconds[depth] / len(task.queries)
+        speed = done.pairs[depth] / max(done.seconds[depth], 1e-9)
+        latency = {"index_seconds": first["index_seconds"], "first_stage_ms": first["first_stage_ms"]}
+        latency |= {"reranker_ms": ms, "total_ms": first["first_stage_ms"] + ms, "pairs_per_second": speed}
+        ceiling = candidate_recall(task.qrels, baseline.run, depth)
+        return evaluated(pipeline, task, run, ceiling, latency, key, done.seconds[depth])
+
+    def _once(self, pipeline: Pipeline, task: Task, key: str, make: Callable[[], Evaluated]) -> Evaluated:
+        """The result on disk where its key is the same, else a new one, written at once."""
+        folder = self.output_dir / pipeline.name
+        if found := read_result(folder, task.name, key):
+            content, run = found
+            content["koir"]["pipeline"] = pipeline.content()
+            return Evaluated(evaluate_run(task.qrels, run), run, content)
+        done = make()
+        write_result(folder, done.content, done.run, task.qrels, top=self.settings.kept)
+        return done
+
+    def _compared(self, row: Evaluated, others: Sequence[Evaluated], task: Task) -> Evaluated:
+        koir = row.content["koir"]
+        koir["comparisons"] = [comparison(row, other, other.content["koir"]["name"]) for other in others]
+        write_result(self.output_dir / koir["name"], row.content, row.run, task.qrels, top=self.settings.kept)
+        return row
+
+    # --- weights, chosen on dev ---
+
+    def _shares(self, spec: str, path: str, depth: int) -> list[float | None]:
+        """The reranker's shares to evaluate: all of it, and where --interpolate is given, that share."""
+        asked = self.settings.interpolate
+        if asked is None:
+            return [None]
+        return [None, self._chosen_share(spec, path, depth) if asked == "auto" else float(asked)]
+
+    def _chosen_hybrid_weight(self, stage: FirstStage) -> float:
+        def choose():
+            tasks = []
+            for task in self.dev_tasks:
+                parts = stage(task.corpus).parts(list(task.queries.values()), FETCH)
+                pairs = {query: align(*runs) for query, runs in zip(task.queries, parts, strict=True)}
+                tasks.append((task.qrels, pairs))
+            return choose_weight(tasks)
+
+        return remembered(["hybrid", stage.fingerprint, FETCH, *map(task_fingerprint, self.dev_tasks)], choose)
+
+    def _chosen_share(self, spec: str, path: str, depth: int) -> float:
+        stage, scale = self.stage(spec), self.settings.normalise
+
+        def choose():
+            tasks = []
+            for task, run, done in self._dev_logits(spec, path):
+                pairs = {query: mixture(run[query], done.logits[query], depth, scale) for query in task.queries}
+                tasks.append((task.qrels, pairs))
+            return choose_weight(tasks)
+
+        of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, self.settings.kept]
+        return remembered(
+            ["share", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)], choose
+        )
+
+    @functools.cache  # noqa: B019
+    def _dev_logits(self, spec: str, path: str) -> list[tuple[Task, dict, Reranked]]:
+        found = []
+        for task in self.dev_tasks:
+            runs = self.stage(spec)(task.corpus).search(list(task.queries.values()), self.settings.kept)
+            run = dict(zip(task.queries, runs, strict=True))
+            progress = f"{path} on {task.name}/{task.split}" if self.settings.progress else None
+            found.append((task, run, rerank(self.reranker(path)[0], task, run, self.settings.depths, progress)))
+        return found
+
+
+def sampled(task: Task, queries: int) -> Task:
+    """A task with so many of its queries, chosen by a hash of their ids, so that they are the same each time."""
+    order = sorted(task.queries, key=lambda query: hashlib.sha256(query.encode()).hexdigest())[:queries]
+    kept = [query for query in task.queries if query in set(order)]
+    parts = [{query: part[query] for query in kept} for part in (task.queries, task.qrels)]
+    return replace(task, queries=parts[0], qrels=parts[1])

@@ -1,0 +1,91 @@
+"""What people read of an evaluation: a table a task in the terminal, and all metrics in Markdown."""
+
+from collections.abc import Sequence
+
+from koir.evaluation.metrics import KS
+from koir.evaluation.results import SCORE_HEADER, score_row, table
+
+HEADER = [*SCORE_HEADER, "ceiling", "ms/query", "nDCG@10 gained", "p", "won/lost/tied", "over"]
+METRICS = ("ndcg", "recall", "precision", "f1", "mrr", "hit_rate")
+SIGNIFICANT = 0.05
+
+
+def report_row(content: dict) -> list[str]:
+    """One line of the table: scores, the candidates' recall, time, and the gain over what it is compared with first."""
+    koir = content["koir"]
+    row = [*score_row(koir["name"], content), f"{koir['candidate_recall']:.3f}", f"{koir['latency']['total_ms']:.1f}"]
+    if not koir["comparisons"]:
+        return [*row, "", "", "", ""]
+    return [*row, *_gain(koir["comparisons"][0])]
+
+
+def _gain(found: dict) -> list[str]:
+    counts = f"{found['won']}/{found['lost']}/{found['tied']}"
+    return [f"{found['difference']:+.3f}", f"{found['p']:.4f}", counts, found["against"]]
+
+
+def title(content: dict) -> str:
+    """The task's name, split and sizes."""
+    (split,) = content["scores"]
+    koir = content["koir"]
+    return f"{content['task_name']}, {split}: {koir['queries']:,} queries, {koir['documents']:,} documents"
+
+
+def terminal(contents: Sequence[dict]) -> str:
+    """One task's pipelines as a plain table, with warnings beneath it."""
+    lines = [title(contents[0]), table(HEADER, [report_row(content) for content in contents])]
+    tied = [f"{c['koir']['name']} {c['koir']['tied_queries']:,}" for c in contents if c["koir"]["tied_queries"]]
+    if tied:
+        lines.append("queries with equal scores among the first eleven, ordered by id: " + ", ".join(tied))
+    return "\n".join(lines + warnings(contents))
+
+
+def warnings(contents: Sequence[dict]) -> list[str]:
+    """A line for each reranked pipeline that is significantly worse than its own first stage."""
+    lines = []
+    for content in contents:
+        koir = content["koir"]
+        if koir["pipeline"]["reranker"] is None:
+            continue
+        own = koir["comparisons"][0]
+        if own["difference"] < 0 and own["p"] < SIGNIFICANT:
+            gain = f"{own['difference']:+.3f}, p = {own['p']:.4f}"
+            lines.append(
+                f"WARNING: {koir['name']} is worse than its own first stage on {content['task_name']} ({gain})"
+            )
+    return lines
+
+
+def markdown(tasks: Sequence[Sequence[dict]]) -> str:
+    """All tasks: the joint table, every comparison, and every metric at every cut-off."""
+    parts = ["# Evaluation", ""]
+    for contents in tasks:
+        parts += [f"## {title(contents[0])}", "", *_pipes(HEADER, [report_row(content) for content in contents]), ""]
+        pairs = [
+            [
+                content["koir"]["name"],
+                found["against"],
+                *_gain(found)[:3],
+                "[{:+.3f}, {:+.3f}]".format(*found["interval"]),
+            ]
+            for content in contents
+            for found in content["koir"]["comparisons"]
+        ]
+        if pairs:
+            header = ["pipeline", "over", "nDCG@10 gained", "p", "won/lost/tied", "95%"]
+            parts += ["Paired on the same queries:", "", *_pipes(header, pairs), ""]
+        for metric in METRICS:
+            rows = []
+            for content in contents:
+                (scores,) = next(iter(content["scores"].values()))
+                rows.append([content["koir"]["name"], *[f"{scores[f'{metric}_at_{k}']:.4f}" for k in KS]])
+            parts += [*_pipes([metric, *[f"@{k}" for k in KS]], rows), ""]
+    parts.append(
+        "Ceiling: recall of the candidates. F1 is of mean precision and mean recall, as published tables have it."
+    )
+    return "\n".join([*parts, ""])
+
+
+def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]

@@ -1,0 +1,53 @@
+"""The second stage over a first stage's candidates: logits once for the deepest cut, final runs for each."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from koir.evaluation.tasks import Task
+from koir.reranker import Reranker
+from koir.retrieval.ranking import Aligned, align, ranked
+
+
+@dataclass
+class Reranked:
+    """logits: query id -> {document id: raw float32 logit}. seconds, pairs: depth -> what all queries took and held."""
+
+    logits: dict[str, dict[str, float]]
+    seconds: dict[int, float]
+    pairs: dict[int, int]
+
+
+def rerank(reranker: Reranker, task: Task, run: dict, depths: Sequence[int], progress: str | None = None) -> Reranked:
+    """Score each query's candidates, as the first stage found them and nothing else, down to the deepest of `depths`.
+
+    Each pair is scored once: the candidates between two depths are scored and timed together, so a depth's time is the
+    sum up to it.
+    """
+    order = {query: ranked(run[query]) for query in task.queries}
+    found = Reranked({query: {} for query in order}, {}, {})
+    seconds, count, above = 0.0, 0, 0
+    for depth in sorted(set(depths)):
+        keys = [(query, document) for query, documents in order.items() for document in documents[above:depth]]
+        started = time.perf_counter()
+        label = f"{progress} to depth {depth}" if progress else None
+        pairs = [(task.queries[query], task.corpus[document]) for query, document in keys]
+        logits = reranker.score(pairs, progress=label).tolist() if pairs else []
+        seconds, count, above = seconds + time.perf_counter() - started, count + len(keys), depth
+        for (query, document), logit in zip(keys, logits, strict=True):
+            found.logits[query][document] = logit
+        found.seconds[depth], found.pairs[depth] = seconds, count
+    return found
+
+
+def final_run(first: dict[str, float], logits: dict[str, float], depth: int, weight: float | None, scale: str) -> dict:
+    """One query's final scores: the logits of its `depth` candidates, or their mixture with the first stage's."""
+    if weight is None:
+        return {document: logits[document] for document in ranked(first)[:depth]}
+    return mixture(first, logits, depth, scale).mixed(weight, depth)
+
+
+def mixture(first: dict[str, float], logits: dict[str, float], depth: int, scale: str) -> Aligned:
+    """First-stage scores and logits of one query's `depth` candidates, each on the scale of its own list."""
+    kept = ranked(first)[:depth]
+    return align({d: first[d] for d in kept}, {d: logits[d] for d in kept}, scale)

@@ -1,0 +1,51 @@
+"""Two first stages as one: reciprocal rank fusion, or a weighted sum of scores brought to one scale."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from koir.retrieval.ranking import align, as_run, best
+
+RRF_K = 60  # Cormack, Clarke and Buettcher 2009
+FETCH = 1000  # candidates of each part that take part in the fusion
+
+
+def reciprocal_ranks(runs: Sequence[dict[str, float]], depth: int, k: int = RRF_K) -> dict[str, float]:
+    """The `depth` best by the sum over runs of 1 / (k + rank), ranks from 1: id -> sum.
+
+    runs: each best first, as searches return them. A document that a run lacks gets nothing from it.
+    """
+    sums: dict[str, float] = {}
+    for run in runs:
+        for rank, document in enumerate(run, 1):
+            sums[document] = sums.get(document, 0.0) + 1 / (k + rank)
+    ids = sorted(sums)
+    scores = np.array([sums[document] for document in ids], dtype=np.float32)  # [n]
+    order = best(scores, depth)
+    return as_run(ids, order, scores[order])
+
+
+class Hybrid:
+    """A lexical and a dense first stage, fused.
+
+    fusion: "rrf", or "weighted": (1 - weight) * lexical + weight * dense, each min-max normalised over its candidates.
+    """
+
+    def __init__(self, lexical, dense, name: str = "hybrid", fusion: str = "rrf", weight: float | None = None):
+        self.lexical, self.dense, self.name, self.fusion, self.weight = lexical, dense, name, fusion, weight
+        self.ids = dense.ids
+
+    def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
+        """For each query its `depth` best documents: id -> fused score."""
+        return [self.fuse(*parts, depth) for parts in self.parts(queries, depth)]
+
+    def parts(self, queries: Sequence[str], depth: int) -> list[tuple[dict[str, float], dict[str, float]]]:
+        """Each query's lexical and dense run, before they are fused."""
+        fetch = max(FETCH, depth)
+        return list(zip(self.lexical.search(queries, fetch), self.dense.search(queries, fetch), strict=True))
+
+    def fuse(self, lexical: dict[str, float], dense: dict[str, float], depth: int) -> dict[str, float]:
+        """One query's fused candidates, best first."""
+        if self.fusion == "rrf":
+            return reciprocal_ranks([lexical, dense], depth)
+        return align(lexical, dense).mixed(self.weight, depth)

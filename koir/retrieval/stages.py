@@ -1,0 +1,174 @@
+"""First stages by name: `bm25`, `dense:PATH`, `hybrid:PATH`; built once for a corpus, kept on disk, opened again.
+
+An index folder (--index_uri) holds one folder for each part, named by what it was made of, so that two checkpoints
+or two corpora never meet: `bm25-<key>/`, `dense-<key>/`. `scripts/build_index.py` adds documents.jsonl and, last,
+run.json.
+
+    stage = first_stage("hybrid:outputs/v1.1-demo", index_uri="indexes/law", fusion="weighted", weight=0.4)
+    index = stage(corpus)                       # corpus: id -> text; built, or opened where it is already there
+    (found,) = index.search(["연차는 며칠?"], 10)   # id -> score, best first
+    index = open_index("indexes/law")           # what build_index.py wrote: no corpus needed, nothing is embedded
+"""
+
+import datetime
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from koir.encoder import Encoder, load_encoder
+from koir.errors import FlagError, RunError, nearest
+from koir.gather import rank, world_size
+from koir.manifest import cache_folder, read_run, write_json, written_aside
+from koir.retrieval.bm25 import BM25, CONTENT_TAGS
+from koir.retrieval.dense import Dense, encoder_fingerprint
+from koir.retrieval.hybrid import Hybrid
+
+KINDS = ("bm25", "dense", "hybrid")
+FUSIONS = ("rrf", "weighted")
+
+
+def corpus_fingerprint(corpus: dict[str, str]) -> str:
+    """sha256 over ids and texts, whatever their order."""
+    found = hashlib.sha256()
+    for document in sorted(corpus):
+        found.update(json.dumps([document, corpus[document]]).encode())
+    return found.hexdigest()
+
+
+@dataclass
+class FirstStage:
+    """A first stage that is yet to meet a corpus; calling it with one gives the index.
+
+    spec: as given. fingerprint: sha256 of everything but the corpus that its scores depend on.
+    store: folder that holds the parts' folders. fusion, weight: of a hybrid (weight: the dense part's share).
+    """
+
+    spec: str
+    store: Path
+    encoder: Encoder | None = None
+    fusion: str = "rrf"
+    weight: float | None = None
+    progress: bool = True
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self):
+        dense = encoder_fingerprint(self.encoder) if self.encoder else ""
+        self.kind = self.spec.partition(":")[0]
+        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS), "dense": dense}
+        self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it is made of a lexical and a dense part."""
+        return self.kind == "hybrid"
+
+    @property
+    def part_kinds(self) -> list[str]:
+        """The kinds of index it is made of."""
+        return ["bm25", "dense"] if self.kind == "hybrid" else [self.kind]
+
+    def part_folder(self, part: str, corpus_key: str) -> Path:
+        """Where a part's index over a corpus lies."""
+        return self.store / f"{part}-{_digest(self._keys[part], corpus_key)[:16]}"
+
+    def __call__(self, corpus: dict[str, str]):
+        """Build what is not yet there, and open it."""
+        key = corpus_fingerprint(corpus)
+        for part in self.part_kinds:
+            folder = self.part_folder(part, key)
+            if not (folder / "complete.json").is_file():
+                self._build(part, folder, corpus, key)
+        return self.open(key)
+
+    def open(self, corpus_key: str):
+        """The index over a corpus that was built before, by the corpus's fingerprint."""
+        parts = [self._load(part, self.part_folder(part, corpus_key)) for part in self.part_kinds]
+        return parts[0] if len(parts) == 1 else Hybrid(*parts, self.spec, self.fusion, self.weight)
+
+    def _load(self, part: str, folder: Path) -> BM25 | Dense:
+        if part == "bm25":
+            return BM25.load(folder)
+        return Dense.load(folder, self.encoder, self.spec, self.progress)
+
+    def _build(self, part: str, folder: Path, corpus: dict[str, str], key: str) -> None:
+        """Build one part. With several processes all embed, the first writes, and none goes on before that."""
+        shards = folder.with_name(f"{folder.name}.shards")
+        if part == "dense":
+            index = Dense.build(self.encoder, corpus, self.spec, self.progress, shards)
+        if rank() == 0:
+            index = BM25(corpus) if part == "bm25" else index
+            with written_aside(folder) as aside:
+                index.save(aside)
+                facts = {"part": part, "documents": len(corpus), "corpus_fingerprint": key}
+                write_json(aside / "complete.json", facts | {"fingerprint": self._keys[part]})
+            shutil.rmtree(shards, ignore_errors=True)
+        if world_size() > 1:
+            torch.distributed.barrier()
+
+
+def join_processes() -> bool:
+    """Under torchrun, meet the other processes, to share the embedding of documents; whether there are any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    return world_size() > 1
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder(path: str) -> Encoder:
+    device = torch.device("cuda", rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+    return load_encoder(path).to(device)
+
+
+def first_stage(
+    spec: str,
+    index_uri: str | None = None,
+    progress: bool = True,
+    fusion: str = "rrf",
+    weight: float | None = None,
+) -> Callable:
+    """A `--first_stage` flag's value as a FirstStage: a function from a corpus (id -> text) to its index.
+
+    index_uri: the folder where indexes are kept; default: the cache. An index has `.name`, `.ids`,
+    `.search(queries, depth)` and, but for a hybrid, `.save(folder)`. Raises FlagError for an unknown first stage.
+    """
+    kind, _, path = spec.partition(":")
+    if kind not in KINDS or bool(path) == (kind == "bm25"):
+        expected = "bm25, dense:PATH or hybrid:PATH" + nearest(kind, KINDS)
+        raise FlagError(f"--first_stage {spec}", "an unknown first stage", expected)
+    if fusion not in FUSIONS:
+        raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
+    encoder = _encoder(path) if path else None
+    store = Path(index_uri) if index_uri else cache_folder() / "indexes"
+    return FirstStage(spec, store, encoder, fusion, weight, progress)
+
+
+def in_memory(encoder: Encoder, name: str = "dense", progress: bool = False) -> Callable:
+    """An encoder that is being trained as a first stage; its index is never written."""
+    return lambda corpus: Dense.build(encoder, corpus, name, progress)
+
+
+def open_index(index_uri: str, progress: bool = False):
+    """The index that `scripts/build_index.py` wrote; nothing is embedded again, and large arrays stay on disk.
+
+    Raises RunError where there is none, or where the encoder's weights have changed since.
+    """
+    folder = Path(index_uri)
+    facts = read_run(folder)
+    stage = first_stage(facts["first_stage"], index_uri, progress, facts["fusion"], facts["weight"])
+    for part in stage.part_kinds:
+        if not (stage.part_folder(part, facts["corpus_fingerprint"]) / "complete.json").is_file():
+            raise RunError(
+                index_uri, f"no {part} index of this model (its weights are others than those that were indexed)",
+                "scripts/build_index.py to have run with it")  # fmt: skip
+    return stage.open(facts["corpus_fingerprint"])
