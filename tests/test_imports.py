@@ -47,8 +47,16 @@ ORDER = [
     "evaluation.joint",
     "training",
     "runs",
+    "serving.problems",
     "serving.schemas",
     "serving.batching",
+    "serving.models",
+    "serving.search",
+    "serving.registry",
+    "serving.loading",
+    "serving.meters",
+    "serving.door",
+    "serving.routes",
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}

@@ -67,7 +67,7 @@ class Served:
         self.words.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, texts: int, code: Callable[[slice], tuple[list, list[int]]], limits: Limits) -> Answer:
-        """Tokenise in blocks off the loop; each block queues as soon as it is ready. code: slice -> items, positions."""
+        """Tokenise in blocks off the loop; each queues as soon as it is ready. code: slice -> items, positions cut."""
         loop, waiting, truncated, tokens = asyncio.get_running_loop(), [], [], 0
         with self.batcher.admitted(texts):
             try:
@@ -81,8 +81,10 @@ class Served:
                     waiting.append(asyncio.ensure_future(self.batcher.run(items, lengths)))
                 rows = [row for block in await asyncio.gather(*waiting) for row in block]
             finally:
-                for block in waiting:
-                    block.cancel()
+                if unfinished := [block for block in waiting if not block.done()]:
+                    for block in unfinished:
+                        block.cancel()
+                    await asyncio.gather(*unfinished, return_exceptions=True)
         return Answer(np.stack(rows), tokens, truncated)
 
     def _forward(self, items: list[tuple]) -> np.ndarray:
@@ -162,7 +164,7 @@ class ServedEncoder(Served):
     model: Encoder
 
     async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]], prompt: str | None, limits: Limits) -> Answer:
-        """Texts, or token ids as they are, to vectors [n, D]. prompt: "query", "document", or None for the bare text."""
+        """Texts, or token ids as they are, to vectors [n, D]. prompt: "query", "document", or None: the bare text."""
         prefix = self.model.prompts[prompt] if prompt else ""
 
         def code(part: slice) -> tuple[list[tuple], list[int]]:

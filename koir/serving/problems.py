@@ -17,7 +17,7 @@ class Problem(Exception):
             self.headers["WWW-Authenticate"] = "Bearer"
 
     def body(self) -> dict:
-        """`error` for OpenAI's and Infinity's clients, `detail` for LlamaIndex's and LangChain's, `message` for Cohere's."""
+        """`error` for OpenAI's and Infinity's clients, `detail` for LlamaIndex's, `message` for Cohere's."""
         kind = "server_error" if self.status >= 500 else KINDS.get(self.status, "invalid_request_error")
         error = {"message": self.message, "type": kind, "code": self.code, "param": self.param}
         return {"error": error, "detail": self.message, "message": self.message}
@@ -36,7 +36,11 @@ def from_validation(errors: Sequence[dict]) -> Problem:
     error = errors[0]
     if error["type"] == "json_invalid":
         return Problem(400, f"body: found broken JSON ({error['ctx']['error']}); expected one object", "invalid_json")
-    steps = [str(step) for step in error["loc"] if step != "body" and not str(step).startswith(("tagged-", "function-"))]
-    param = ".".join(steps[:4]) or "body"
+    steps = [
+        str(step) for step in error["loc"] if step != "body" and not str(step).startswith(("tagged-", "function-"))
+    ]
+    if not steps:
+        return Problem(422, "body: expected one JSON object, sent as application/json", error["type"], "body")
+    param = ".".join(steps[:4])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Problem(422, f"{param}: {error['msg']}{more}", error["type"], param)

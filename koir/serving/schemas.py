@@ -98,7 +98,9 @@ class ScoreRequest(_Truncation):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "ScoreRequest":
-        given = [names for names in SIDES if getattr(self, names[0]) is not None and getattr(self, names[1]) is not None]
+        given = [
+            names for names in SIDES if getattr(self, names[0]) is not None and getattr(self, names[1]) is not None
+        ]
         if len(given) != 1:
             raise ValueError("expected text_1 and text_2, or queries and documents, or data_1 and data_2")
         left, right = (len(side) for side in self.sides)
