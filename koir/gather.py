@@ -14,6 +14,13 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def leave_processes() -> None:
+    """Wait for the other processes and part from them: a group that still lives at exit can abort its process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def gather_sizes(*sizes: int, device: torch.device | str = "cpu") -> list[list[int]]:
     """The given numbers of every process, by rank, in one exchange."""
     if world_size() == 1:

@@ -14,11 +14,13 @@ ORDER = [
     "errors",
     "manifest",
     "triplets",
+    "duplicates",
     "cleaning",
     "sources",
     "arguments",
     "tokens",
     "loading",
+    "unpadded",
     "encoder",
     "losses",
     "gather",
@@ -27,6 +29,7 @@ ORDER = [
     "reranker",
     "retrieval.ranking",
     "retrieval.score_maps",
+    "retrieval.morphemes",
     "retrieval.bm25",
     "retrieval.dense",
     "retrieval.hybrid",
@@ -41,10 +44,11 @@ ORDER = [
     "evaluation.pipeline",
     "evaluation.fitting",
     "evaluation.reranking",
-    "evaluation.published",
+    "evaluation.reproduction",
     "evaluation.report",
     "evaluation.picture",
     "evaluation.joint",
+    "interruptions",
     "training",
     "runs",
     "serving.problems",
@@ -60,8 +64,8 @@ ORDER = [
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
-WITHOUT_TORCH = ["triplets", "cleaning", "sources", "mining", "evaluation.metrics", "evaluation.significance",
-                 "evaluation.results"]  # fmt: skip
+WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
+                 "evaluation.significance", "evaluation.results"]  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(ROOT / "koir").with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "koir").rglob("*.py"))

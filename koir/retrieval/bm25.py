@@ -1,33 +1,14 @@
 """BM25 over Korean morphemes: Kiwi finds the words, bm25s counts them."""
 
-import functools
 import json
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import bm25s
 import numpy as np
-from kiwipiepy import Kiwi
 
+from koir.retrieval.morphemes import morphemes
 from koir.retrieval.ranking import as_run, best
-
-# Content words: nouns, numerals, roots, verbs and adjectives, foreign words, numbers, Chinese characters.
-CONTENT_TAGS = ("NN", "NR", "XR", "VV", "VA", "SL", "SN", "SH", "W_")
-
-
-@functools.cache
-def _kiwi() -> Kiwi:
-    return Kiwi()
-
-
-def morphemes(texts: Sequence[str]) -> list[list[str]]:
-    """The content morphemes of each text, lower-cased; particles, endings and punctuation are left out."""
-    clean = [unicodedata.normalize("NFC", text).encode("utf-8", "ignore").decode() for text in texts]
-    return [
-        [token.form.lower() for token in tokens if token.tag.startswith(CONTENT_TAGS)]
-        for tokens in _kiwi().tokenize(clean)
-    ]
 
 
 class BM25:

@@ -1,0 +1,156 @@
+"""Cleaning: what is dropped, under which reason, and that nothing else is."""
+
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+
+from koir.cleaning import Cleaner, word_grams
+from koir.duplicates import MinHash, NearDuplicates, normalised, shingles, words
+from koir.errors import FlagError
+
+SYLLABLES = [chr(0xAC00 + 31 * i) for i in range(300)]
+WORDS = ["".join(random.Random(i).choices(SYLLABLES, k=3)) for i in range(3000)]
+
+SHORT = "국화는 가을에 핀다"
+
+
+def text(seed, count):
+    return " ".join(random.Random(seed).sample(WORDS, count))
+
+
+def row(query=1, document=2, negative=None):
+    """A row; numbers stand for texts that share no word."""
+    query = text(query, 8) if isinstance(query, int) else query
+    document = text(10_000 + document, 60) if isinstance(document, int) else document
+    return {"query": query, "document": document, "hard_negative": negative, "source": "test", "id": None}
+
+
+def reasons(rows, **settings):
+    cleaner = Cleaner(**settings)
+    return [cleaner.keep(one) for one in rows]
+
+
+def test_rows_without_a_fault_are_kept_and_counted():
+    cleaner = Cleaner()
+    assert [cleaner.keep(row(i, i)) for i in range(50)] == [None] * 50
+    assert cleaner.counts == {"kept": 50}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (row("왜?", SHORT), "too short"),
+        (row(document="  가 나 "), "too short"),
+        (row(document="가" * 101), "too long"),
+        (row(1, SHORT, "가" * 101), "too long"),
+        (row(document="─────── | 합계 | ───────"), "symbols"),
+        (row(document="가나 " * 33), "repetition"),
+        (row(document="저작권자 ⓒ 새벽신문, 무단 전재 및 재배포 금지. 끝"), "boilerplate"),
+        (row(query="여름에 피는 꽃", document="여름에  피는 꽃!"), "query equals document"),
+        (row(1, SHORT, ["아니다 아니다", SHORT + "."]), "negative equals document"),
+    ],
+)
+def test_a_bad_text_is_named(bad, reason):
+    assert reasons([bad], max_characters=100) == [reason]
+
+
+def test_a_line_of_site_furniture_in_an_article_is_no_boilerplate():
+    assert reasons([row(document=text(3, 60) + "\n저작권자 ⓒ 새벽신문, 무단 전재 금지")]) == [None]
+
+
+def test_exact_duplicates_look_past_spaces_punctuation_case_and_normal_form():
+    first = row(query="KTX는 언제 개통되었나?", document="고속철도 KTX는 2004년에 개통되었다.")
+    again = row(query="ktx는 언제  개통되었나", document=unicodedata.normalize("NFD", first["document"]))
+    assert reasons([first, again], near_duplicate_threshold=1) == [None, "exact duplicate"]
+
+
+def test_lists_of_documents_are_compared_whole():
+    one, two = row(1, 2)["document"], row(1, 3)["document"]
+    rows = [row(1, [one, two]), row(1, [one, two + "!"]), row(1, [two]), row(1, one)]
+    assert reasons(rows) == [None, "exact duplicate", None, None]
+
+
+def test_near_duplicates_need_a_near_query_and_a_near_document():
+    query, document = text(1, 12), text(2, 80)
+    changed = " ".join(document.split()[:-4] + text(7, 4).split())
+    longer = query + " 것"
+    rows = [row(query, document), row(longer, changed), row(text(5, 12), document), row(query, text(6, 80))]
+    assert reasons(rows) == [None, "near duplicate", None, None]
+    assert reasons(rows, near_duplicate_threshold=0.99) == [None] * 4
+
+
+def test_the_first_of_two_duplicates_is_kept_even_after_the_table_has_grown():
+    rows = [row(i, i) for i in range(1500)]
+    assert reasons(rows + rows[::100], near_duplicate_threshold=0.8) == [None] * 1500 + ["exact duplicate"] * 15
+    near = [one | {"query": one["query"] + " 것"} for one in rows[::50]]
+    assert reasons(rows + near)[1500:] == ["near duplicate"] * 30
+
+
+def test_it_is_deterministic_for_a_seed():
+    rows = [row(text(i % 40, 12) + " 것" * (i // 40), text(i % 40, 80)) for i in range(120)]
+    assert reasons(rows, seed=3) == reasons(rows, seed=3)
+
+
+def test_similarity_is_estimated_within_its_error():
+    minhash, letters = MinHash(0), normalised(text(1, 300))
+    for kept in (0, 400, 700, 900):
+        first, second = shingles(letters), shingles(letters[:kept] + normalised(text(2, 300))[kept:])
+        true = len(np.intersect1d(first, second)) / len(np.union1d(first, second))
+        assert abs((minhash(first) == minhash(second)).mean() - true) < 0.15  # four standard errors
+
+
+def test_any_text_has_shingles_and_a_signature():
+    for short in ("", "가", "가나"):
+        assert MinHash(0)(shingles(short)).shape == (128,)
+    assert not np.array_equal(shingles("가"), shingles("나"))
+
+
+def test_tables_that_grow_forget_nothing():
+    near, generator = NearDuplicates(0.8), np.random.default_rng(0)
+    signatures = generator.integers(0, 256, (3000, 2, 128), dtype=np.uint8)
+    assert not any(near.add(*one) for one in signatures)
+    assert all(near.add(*one) for one in signatures)
+
+
+# --- decontamination -------------------------------------------------------------------------------------------------
+
+
+def task(queries=(), documents=()):
+    return [("시험", queries, documents)]
+
+
+def test_queries_and_documents_of_tasks_are_found_as_equal_or_by_13_words():
+    long_query, document = text(1, 20), text(2, 60)
+    inside = text(3, 20) + " " + " ".join(document.split()[7:20]) + ". " + text(4, 20)
+    settings = {"exclude": task([long_query, "짧은 질문입니까"], [document])}
+    assert reasons([row(long_query + " 그리고 더", 9)], **settings) == ["query in 시험 (13-gram)"]
+    assert reasons([row("짧은 질문 입니까?", 9)], **settings) == ["query in 시험 (equal)"]
+    assert reasons([row(1, document.replace(" ", "  ") + ".")], **settings) == ["document in 시험 (equal)"]
+    assert reasons([row(1, inside)], **settings) == ["document in 시험 (13-gram)"]
+    assert reasons([row(1, [text(8, 30), inside])], **settings) == ["document in 시험 (13-gram)"]
+
+
+def test_twelve_words_and_texts_shorter_than_13_words_are_no_overlap():
+    query, document = text(1, 12), text(2, 60)
+    inside = text(3, 20) + " " + " ".join(document.split()[:12]) + " " + text(4, 20)
+    assert reasons([row(query + " 더", inside)], exclude=task([query], [document])) == [None]
+    assert len(word_grams(words(query))) == 0 and len(word_grams(words(query + " 더"))) == 1
+
+
+def test_a_query_is_not_looked_for_among_documents():
+    query, document = text(1, 20), text(2, 60)
+    assert reasons([row(document, 5), row(7, query)], exclude=task([query], [document])) == [None, None]
+
+
+def test_an_empty_task_excludes_nothing():
+    assert reasons([row()], exclude=task()) == [None]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"min_characters": 0}, {"min_characters": 9, "max_characters": 5}, {"near_duplicate_threshold": 1.5}]
+)
+def test_bounds_that_hold_nothing_are_refused(settings):
+    with pytest.raises(FlagError):
+        Cleaner(**settings)

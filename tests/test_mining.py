@@ -1,0 +1,131 @@
+"""Mining: which candidates become hard negatives, and why others do not."""
+
+import random
+
+import pytest
+
+from koir.errors import FlagError
+from koir.mining import Answers, Query, Rules, Statistics, mine, near_equal
+
+SYLLABLES = [chr(0xAC00 + 31 * i) for i in range(300)]
+
+
+def text(seed, count=40):
+    generator = random.Random(seed)
+    return " ".join("".join(generator.choices(SYLLABLES, k=3)) for _ in range(count))
+
+
+CORPUS = {name: text(name) for name in "abcdefgh"}
+SCORES = {"a": 10.0, "b": 9.6, "c": 9.5, "d": 8.0, "e": 7.0, "f": 6.0}  # a is the row's document
+
+
+def mined(candidates=SCORES, positives=("a",), answers=(), corpus=CORPUS, query="어떤 질문인가", **rules):
+    statistics = Statistics()
+    row = Query(query, positives, frozenset(answers) | frozenset(positives))
+    return mine(row, candidates, corpus, Rules(**rules), statistics), statistics
+
+
+def test_a_candidate_above_95_percent_of_the_positive_is_a_likely_false_negative():
+    chosen, statistics = mined()
+    assert chosen == ["c"]
+    assert statistics.counts["likely false negative"] == 1
+    assert (statistics.positives, statistics.negatives) == ([10.0], [9.5])
+
+
+def test_several_negatives_come_best_first_and_every_candidate_is_accounted_for():
+    chosen, statistics = mined(num_negatives=3)
+    assert chosen == ["c", "d", "e"]
+    counts = statistics.counts
+    assert counts["all negatives"] == counts["rows"] == 1
+    reasons = ("right answer", "skipped", "likely false negative", "near-equal", "chosen", "not needed")
+    assert sum(counts[reason] for reason in reasons) == counts["candidates"] == 6
+
+
+def test_a_margin_replaces_the_ratio_where_scores_can_be_negative():
+    logits = {"a": -1.0, "b": -1.01, "c": -2.5, "d": -4.0}
+    assert mined(logits, margin=2.0)[0] == ["d"]
+    assert mined(logits)[0] == ["b"]  # a share of a negative score says nothing: below the positive is enough
+
+
+def test_right_answers_of_the_query_are_never_negatives_whatever_row_they_come_from():
+    answers = Answers()
+    answers.add("어떤  질문인가?", ["c"])
+    answers.add("어떤 질문인가", ["a"])
+    answers.add("다른 질문", ["d"])
+    assert answers.of("어떤 질문인가!") == {"a", "c"} and answers.of("없는 질문") == frozenset()
+    assert mined(answers=answers.of("어떤 질문인가"))[0] == ["d"]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        CORPUS["a"].replace(" ", "  ") + "!",
+        CORPUS["a"] + " 한마디 더",
+        CORPUS["a"] + text("z", 200),  # a longer passage that holds the whole answer
+        CORPUS["a"][: len(CORPUS["a"]) // 2],
+        "어떤 질문인가?",
+    ],
+)
+def test_texts_near_equal_to_a_right_answer_or_to_the_query_are_passed_over(copy):
+    chosen, statistics = mined(corpus=CORPUS | {"c": copy})
+    assert chosen == ["d"] and statistics.counts["near-equal"] == 1
+
+
+def test_a_passage_that_quotes_the_question_may_be_a_negative():
+    assert mined(corpus=CORPUS | {"c": "어떤 질문인가 " + CORPUS["c"]})[0] == ["c"]
+
+
+def test_negatives_of_one_row_differ_from_each_other():
+    chosen, _ = mined(corpus=CORPUS | {"d": CORPUS["c"] + "."}, num_negatives=2)
+    assert chosen == ["c", "e"]
+
+
+def test_skip_top_passes_over_the_best_that_are_not_right_answers():
+    chosen, statistics = mined(skip_top=2, num_negatives=2)
+    assert chosen == ["d", "e"] and statistics.counts["skipped"] == 2
+    assert mined(skip_top=9)[0] == []
+
+
+def test_random_sampling_depends_on_seed_and_query_alone():
+    draws = {seed: tuple(mined(sampling="random", num_negatives=2, seed=seed)[0]) for seed in range(20)}
+    assert len(set(draws.values())) > 3
+    turned = dict(reversed(SCORES.items()))
+    assert all(tuple(mined(turned, sampling="random", num_negatives=2, seed=s)[0]) == d for s, d in draws.items())
+    assert len({tuple(mined(sampling="random", num_negatives=2, query=f"질문 {i}")[0]) for i in range(20)}) > 3
+
+
+def test_a_positive_that_was_not_retrieved_leaves_the_row_without_negatives():
+    chosen, statistics = mined({"b": 9.0, "c": 8.0})
+    assert chosen == []
+    assert statistics.counts["positive not retrieved"] == statistics.counts["no negatives"] == 1
+
+
+def test_the_lowest_retrieved_document_of_a_row_sets_the_ceiling():
+    assert mined(positives=("a", "d"))[0] == ["e"]
+    assert mined(positives=("a", "h"))[0] == ["c"]
+
+
+def test_fewer_than_wanted_is_counted():
+    chosen, statistics = mined(num_negatives=9)
+    assert len(chosen) == 4 and statistics.counts["fewer negatives"] == 1
+
+
+def test_histograms_share_their_edges_and_statistics_add_up():
+    first, second = mined(num_negatives=3)[1], mined()[1]
+    first.add(second)
+    assert first.counts["rows"] == 2
+    histogram = first.histogram(bins=5)
+    assert (sum(histogram["positives"]), sum(histogram["negatives"]), len(histogram["edges"])) == (2, 4, 6)
+    assert Statistics().histogram(3)["negatives"] == [0, 0, 0]
+
+
+def test_near_equal_counts_3_grams_of_both_or_of_the_shorter():
+    assert near_equal("가나다라 마바사", ["전혀 다른 말", "가나다라마바사!"], 1.0)
+    assert not near_equal(CORPUS["a"], [CORPUS["a"] + text("z", 200)], 0.8)
+    assert near_equal(CORPUS["a"], [CORPUS["a"] + text("z", 200)], 0.8, part=True)
+
+
+@pytest.mark.parametrize("rules", [{"num_negatives": 0}, {"skip_top": -1}, {"sampling": "best"}, {"margin": -1.0}])
+def test_rules_that_choose_nothing_are_refused(rules):
+    with pytest.raises(FlagError, match=next(iter(rules))):
+        Rules(**rules)

@@ -1,0 +1,67 @@
+"""Morphemes: the cache changes how long it takes, never what is found."""
+
+import sqlite3
+import unicodedata
+
+import pytest
+
+from koir.manifest import cache_folder
+from koir.retrieval import morphemes as module
+from koir.retrieval.morphemes import morphemes
+
+TEXTS = [
+    "휴가를 받았습니다.",
+    "",
+    "!!",
+    "서울시는 2024년에 예산을 늘렸다",
+    "Python으로 짠 프로그램",
+    "휴가를 받았습니다.",
+]
+WORDS = [["휴가", "받"], [], [], ["서울시", "2024", "년", "예산", "늘리"], ["python", "짜", "프로그램"], ["휴가", "받"]]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A cache from the first character on; the texts that Kiwi was asked for."""
+    (cache_folder() / "morphemes.sqlite").unlink(missing_ok=True)
+    texts, kiwi = [], module._tokenised
+    monkeypatch.setattr(module, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(module, "_tokenised", lambda some: texts.extend(some) or kiwi(some))
+    yield texts
+    (cache_folder() / "morphemes.sqlite").unlink(missing_ok=True)
+
+
+def test_content_words_with_and_without_the_cache(asked):
+    assert morphemes(TEXTS) == WORDS
+    assert sorted(asked) == sorted(set(TEXTS))
+    assert morphemes(TEXTS[::-1]) == WORDS[::-1]
+    assert len(asked) == len(set(TEXTS))
+    assert morphemes([unicodedata.normalize("NFD", text) for text in TEXTS]) == WORDS
+    assert len(asked) == len(set(TEXTS))
+
+
+def test_short_calls_leave_no_trace(monkeypatch):
+    (cache_folder() / "morphemes.sqlite").unlink(missing_ok=True)
+    assert morphemes(TEXTS) == WORDS and not (cache_folder() / "morphemes.sqlite").exists()
+
+
+def test_other_versions_of_kiwi_do_not_meet(asked, monkeypatch):
+    morphemes(TEXTS[:1])
+    monkeypatch.setattr(module, "_version", lambda: b"another")
+    morphemes(TEXTS[:1])
+    assert asked == [TEXTS[0], TEXTS[0]]
+
+
+def test_the_cache_is_bounded_and_forgets_the_older_half(asked, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    morphemes([f"예산 {number}" for number in range(64)])
+    (rows,) = sqlite3.connect(cache_folder() / "morphemes.sqlite").execute("SELECT COUNT(*) FROM morphemes").fetchone()
+    assert rows <= 2
+    assert morphemes(TEXTS) == WORDS
+
+
+def test_a_broken_cache_is_said_and_done_without(asked, capsys):
+    (cache_folder() / "morphemes.sqlite").write_bytes(b"no database" * 100)
+    assert morphemes(TEXTS) == WORDS
+    assert "tokenised anew" in capsys.readouterr().err
