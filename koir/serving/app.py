@@ -1,8 +1,7 @@
 """The application: routes, one shape of errors, health, metrics, and a shutdown that loses nothing."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -27,15 +26,9 @@ def create_app(
 ) -> FastAPI:
     """An application over loaded models. return_documents: where a rerank request does not say."""
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        registry.close()
-
     app = FastAPI(
         title="koir",
         summary="Korean retrieval: rerank, embeddings, search",
-        lifespan=lifespan,
         responses={status: {"model": ErrorBody} for status in ERRORS},
         redoc_url=None,
         strict_content_type=False,
@@ -119,3 +112,4 @@ def run(app: FastAPI, host: str, port: int) -> None:
         app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75
     )
     Server(config).run()
+    app.state.registry.close()

@@ -18,7 +18,7 @@ from koir.serving.problems import invalid
 from koir.tokens import pad
 
 BLOCK = 64  # texts tokenised before another request gets its turn
-LEAST_TOKENS = 8  # of a truncated text: special tokens and a word
+TOKEN_CHARACTERS = 64  # no text worth embedding has more for each of its tokens
 CPU_CHUNK, GPU_CHUNK = 2048, 32768  # padded tokens of a forward, unless told
 
 
@@ -104,13 +104,22 @@ class Served:
 
     def _code(self, *texts: Sequence[str], limits: Limits, types: bool = True) -> tuple[list[tuple], list[int]]:
         """Texts, or two lists of them as pairs, to (ids, types), and the positions that were cut."""
+        columns, beyond = self._within_reach(texts, limits)
         with self._side(limits.side):
-            coded = self.model.tokenizer(*map(list, texts), truncation=True, max_length=self._length(limits))
+            coded = self.model.tokenizer(*columns, truncation=True, max_length=self._length(limits))
         second = coded.get("token_type_ids") if types else None
         items = [
             (tuple(ids), tuple(second[i]) if second is not None else None) for i, ids in enumerate(coded["input_ids"])
         ]
-        return items, [i for i, encoding in enumerate(coded.encodings or []) if encoding.overflowing]
+        beyond |= {i for i, encoding in enumerate(coded.encodings or []) if encoding.overflowing}
+        return items, sorted(beyond)
+
+    def _within_reach(self, columns: Sequence[Sequence[str]], limits: Limits) -> tuple[list[list[str]], set[int]]:
+        """Texts without what no token budget reaches, which would only cost time, and which of them had such."""
+        reach = TOKEN_CHARACTERS * self.max_seq_length
+        part = slice(-reach, None) if limits.side == "left" else slice(reach)
+        beyond = {i for texts in columns for i, text in enumerate(texts) if len(text) > reach}
+        return [[text[part] for text in texts] for texts in columns], beyond
 
     @contextlib.contextmanager
     def _side(self, side: str) -> Iterator[None]:
@@ -145,11 +154,11 @@ class ServedReranker(Served):
         """(query, document) pairs to float32 logits [n]."""
 
         def code(part: slice) -> tuple[list[tuple], list[int]]:
-            queries, documents = map(list, zip(*pairs[part], strict=True))
+            (queries, documents), beyond = self._within_reach(list(zip(*pairs[part], strict=True)), limits)
             queries, cut_queries = self._shortened(queries, limits.query, limits)
             documents, cut_documents = self._shortened(documents, limits.document, limits)
             items, cut = self._code(queries, documents, limits=limits)
-            return items, sorted(cut_queries | cut_documents | set(cut))
+            return items, sorted(beyond | cut_queries | cut_documents | set(cut))
 
         return await self._answer(len(pairs), code, limits)
 
