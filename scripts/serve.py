@@ -4,19 +4,15 @@ import logging
 import socket
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-try:
-    from koir.arguments import parse
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python scripts/serve.py"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.arguments import require
-from koir.errors import FlagError, exit_on_user_error
-from koir.serving.app import create_app, run
-from koir.serving.door import Rules, read_keys
-from koir.serving.loading import ModelArguments, load
+from koir.arguments import parse, require  # noqa: E402
+from koir.errors import FlagError, exit_on_user_error  # noqa: E402
+from koir.serving.app import create_app, run  # noqa: E402
+from koir.serving.door import Rules, read_keys  # noqa: E402
+from koir.serving.loading import ModelArguments, load  # noqa: E402
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -189,9 +189,10 @@ class Batcher:
         self._pump()
 
     def _again(self, chunk: list[Work]) -> None:
-        """Half the budget, and the chunk back to its shelves: smaller chunks will hold it."""
-        width = max(work.length for work in chunk)
-        self.chunk_tokens, self.halved = max(min(self.chunk_tokens, len(chunk) * width) // 2, 1), self.halved + 1
+        """At most half of what did not fit from now on, and the chunk back to its shelves."""
+        padded = len(chunk) * max(work.length for work in chunk)
+        if self.chunk_tokens > padded // 2:
+            self.chunk_tokens, self.halved = max(padded // 2, 1), self.halved + 1
         for work in chunk:
             if not work.readers:
                 del self.known[work.item]

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -66,26 +66,33 @@ class Served:
         self.batcher.close()
         self.words.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, texts: int, code: Callable[[slice], tuple[list, list[int]]], limits: Limits) -> Answer:
-        """Tokenise in blocks off the loop; each queues as soon as it is ready. code: slice -> items, positions cut."""
-        loop, waiting, truncated, tokens = asyncio.get_running_loop(), [], [], 0
-        with self.batcher.admitted(texts):
+    async def _answer(self, texts: Sequence[Hashable], code: Callable[[list], tuple[list, list[int]]], limits: Limits):
+        """Tokenise in blocks off the loop, each queued as soon as it is ready; equal texts are computed once.
+
+        code: distinct texts -> their coded sequences, and positions of those that were cut. Returns an Answer.
+        """
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        order, waiting, lengths, cut = list(distinct), [], [], set()
+        loop = asyncio.get_running_loop()
+        with self.batcher.admitted(len(texts)):
             try:
-                for start in range(0, texts, BLOCK):
-                    items, cut = await loop.run_in_executor(self.words, code, slice(start, start + BLOCK))
-                    truncated += [start + position for position in cut]
-                    if truncated and not limits.cut:
-                        raise invalid(f"text {truncated[0]}", "more tokens than fit", "a shorter one, or truncation")
-                    lengths = [len(ids) for ids, _ in items]
-                    tokens += sum(lengths)
-                    waiting.append(asyncio.ensure_future(self.batcher.run(items, lengths)))
+                for start in range(0, len(order), BLOCK):
+                    items, beyond = await loop.run_in_executor(self.words, code, order[start : start + BLOCK])
+                    cut |= {start + position for position in beyond}
+                    if cut and not limits.cut:
+                        where = texts.index(order[min(cut)])
+                        raise invalid(f"text {where}", "more tokens than fit", "a shorter one, or truncation")
+                    lengths += [len(ids) for ids, _ in items]
+                    waiting.append(asyncio.ensure_future(self.batcher.run(items, lengths[start:])))
                 rows = [row for block in await asyncio.gather(*waiting) for row in block]
             finally:
                 if unfinished := [block for block in waiting if not block.done()]:
                     for block in unfinished:
                         block.cancel()
                     await asyncio.gather(*unfinished, return_exceptions=True)
-        return Answer(np.stack(rows), tokens, truncated)
+        numbers = [distinct[text] for text in texts]
+        truncated = [position for position, number in enumerate(numbers) if number in cut]
+        return Answer(np.stack(rows)[numbers], sum(lengths[number] for number in numbers), truncated)
 
     def _forward(self, items: list[tuple]) -> np.ndarray:
         """Coded sequences (ids, types or None) -> the model's float32 rows; in the device's thread."""
@@ -153,14 +160,14 @@ class ServedReranker(Served):
     async def score(self, pairs: Sequence[tuple[str, str]], limits: Limits) -> Answer:
         """(query, document) pairs to float32 logits [n]."""
 
-        def code(part: slice) -> tuple[list[tuple], list[int]]:
-            (queries, documents), beyond = self._within_reach(list(zip(*pairs[part], strict=True)), limits)
+        def code(part: list) -> tuple[list[tuple], list[int]]:
+            (queries, documents), beyond = self._within_reach(list(zip(*part, strict=True)), limits)
             queries, cut_queries = self._shortened(queries, limits.query, limits)
             documents, cut_documents = self._shortened(documents, limits.document, limits)
             items, cut = self._code(queries, documents, limits=limits)
             return items, sorted(beyond | cut_queries | cut_documents | set(cut))
 
-        return await self._answer(len(pairs), code, limits)
+        return await self._answer(pairs, code, limits)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model.logits(chunk)  # [n]
@@ -176,15 +183,16 @@ class ServedEncoder(Served):
         """Texts, or token ids as they are, to vectors [n, D]. prompt: "query", "document", or None: the bare text."""
         prefix = self.model.prompts[prompt] if prompt else ""
 
-        def code(part: slice) -> tuple[list[tuple], list[int]]:
-            if isinstance(texts[0], str):
-                return self._code([prefix + text for text in texts[part]], limits=limits, types=False)
+        def code(part: list) -> tuple[list[tuple], list[int]]:
+            if isinstance(part[0], str):
+                return self._code([prefix + text for text in part], limits=limits, types=False)
             longest = self._length(limits)
-            cut = [i for i, ids in enumerate(texts[part]) if len(ids) > longest]
+            cut = [i for i, ids in enumerate(part) if len(ids) > longest]
             kept = slice(-longest, None) if limits.side == "left" else slice(longest)
-            return [(tuple(ids[kept]), None) for ids in texts[part]], cut
+            return [(ids[kept], None) for ids in part], cut
 
-        return await self._answer(len(texts), code, limits)
+        texts = texts if isinstance(texts[0], str) else [tuple(ids) for ids in texts]
+        return await self._answer(texts, code, limits)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model.embed(chunk)  # [n, D]

@@ -2,20 +2,31 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+
+def _whole(text: str) -> str:
+    """Python's JSON lets half of a surrogate pair through, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("found half of a surrogate pair; expected valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 TokenLimit = Annotated[int | None, Field(ge=1, description="tokens; what is longer is cut and the answer says so")]
-Query = Annotated[str, Field(min_length=1, description="what is asked")]
+Query = Annotated[Text, Field(min_length=1, description="what is asked")]
 
 
 class TextDocument(BaseModel):
     """A document given as an object; rank_fields names the fields to read, else text."""
 
     model_config = ConfigDict(extra="allow")
-    text: str | None = None
+    text: Text | None = None
 
 
-Document = str | TextDocument
+Document = Text | TextDocument
 Documents = Annotated[list[Document], Field(min_length=1, description="texts, or objects with a field text")]
 
 
@@ -67,7 +78,7 @@ class TeiRerankRequest(BaseModel):
 
     model: str | None = None
     query: Query
-    texts: Annotated[list[str], Field(min_length=1)]
+    texts: Annotated[list[Text], Field(min_length=1)]
     raw_scores: bool = Field(False, description="logits in place of 0 to 1")
     return_text: bool | None = Field(None, description="repeat each text")
     truncate: bool | None = Field(None, description="false: refuse what is too long; default: cut it")
@@ -88,12 +99,12 @@ class ScoreRequest(_Truncation):
     """vLLM's score: one text against many, or as many pairs as there are texts on both sides."""
 
     model: str | None = None
-    text_1: str | list[str] | None = None
-    text_2: str | list[str] | None = None
-    queries: str | list[str] | None = None
-    documents: str | list[str] | None = None
-    data_1: str | list[str] | None = None
-    data_2: str | list[str] | None = None
+    text_1: Text | list[Text] | None = None
+    text_2: Text | list[Text] | None = None
+    queries: Text | list[Text] | None = None
+    documents: Text | list[Text] | None = None
+    data_1: Text | list[Text] | None = None
+    data_2: Text | list[Text] | None = None
     use_activation: bool | None = None
 
     @model_validator(mode="after")
@@ -134,8 +145,8 @@ class EmbeddingRequest(_Truncation):
 
     model: str | None = None
     input: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="a text, texts, or token ids of the model's own tokenizer, taken as they are")
