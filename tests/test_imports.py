@@ -80,8 +80,16 @@ ORDER = [
     "reranking",
     "run_folder",
     "runs",
+    "serving.problems",
     "serving.schemas",
     "serving.batching",
+    "serving.models",
+    "serving.search",
+    "serving.registry",
+    "serving.loading",
+    "serving.meters",
+    "serving.door",
+    "serving.routes",
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "board", "serving", "demo"}
