@@ -68,9 +68,9 @@ def _plain(data: dict) -> tuple[dict, dict, dict, dict | None]:
         query: {document: int(grade) for document, grade in answers.items() if grade > 0}
         for query, answers in data["relevant_docs"].items()
     }
-    queries = {row["id"]: row["text"] for row in data["queries"] if qrels.get(row["id"])}
-    queries = {query: unicodedata.normalize("NFC", text) for query, text in queries.items()}
-    qrels = {query: qrels[query] for query in queries}  # in the queries' order; mteb's own changes from run to run
+    texts = {row["id"]: unicodedata.normalize("NFC", row["text"]) for row in data["queries"]}
+    queries = {query: texts[query] for query in sorted(texts) if qrels.get(query)}  # mteb's order changes between runs
+    qrels = {query: qrels[query] for query in queries}
     corpus = {
         row["id"]: unicodedata.normalize("NFC", f"{row.get('title') or ''} {row['text']}".strip())
         for row in data["corpus"]
