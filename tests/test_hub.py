@@ -94,6 +94,7 @@ def test_scores_are_mtebs_own(data_root, tmp_path, monkeypatch):
     encoder.save(tmp_path / "model")
     theirs = mteb.get_task("Ko-StrategyQA")
     path = f"{data_root}/taeminlee/Ko-StrategyQA"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     theirs.metadata = theirs.metadata.model_copy(update={"dataset": {"path": path, "revision": "local"}})
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     found = mteb.evaluate(model, theirs, cache=None, show_progress_bar=False)
