@@ -1,6 +1,7 @@
 import json
 import xml.dom.minidom
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,6 +277,18 @@ def test_cells_are_ok_or_off_by_so_much(measured, tmp_path):
     assert [row["ok"] for row in rows] == [False, *[True] * 5] and rows[0]["off"] == pytest.approx(-0.01, abs=1e-5)
     lines = reproduction.lines(rows, len(read))
     assert "off by -0.0100" in lines[0] and lines[1].endswith("OK") and lines[-1].startswith("5 of 6 cells OK; 1 of 7")
+
+
+def test_bm25_on_the_demo_scores_as_it_did(tmp_path, capsys):
+    expected = Path(evaluate.__file__).parent / "results/expected/demo.json"
+    words = ["--first_stage", "bm25", "--output_dir", str(tmp_path)]
+    evaluate.main([*words, "--check", str(expected)])
+    assert "3 of 3 cells OK" in capsys.readouterr().out
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(expected.read_text(encoding="utf-8").replace('"value": 0.', '"value": 0.9'), encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        evaluate.main([*words, "--check", str(wrong)])
+    assert left.value.code == 1
 
 
 def test_published_tables_are_read_by_hub_name(measured, tmp_path):
