@@ -64,12 +64,6 @@ class DataArguments:
         by_source = self.batch_by == "source"
         require(by_source or alpha == 1, "--source_alpha", f"--batch_by {self.batch_by}", "--batch_by source")
 
-    def check(self) -> None:
-        """Raise FlagError for contradictions."""
-        most = self.max_hard_negatives
-        require(most is None or most >= 0, "--max_hard_negatives", str(most), "0 or more")
-        require(bool(self.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
-
 
 @dataclass
 class LossArguments:
@@ -125,10 +119,6 @@ class LossArguments:
         require(good, "--matryoshka_dimensions", " ".join(map(str, sizes)), "different numbers above 0")
         good = not weights or (len(weights) == len(sizes) and min(weights) > 0)
         require(good, "--matryoshka_weights", " ".join(map(str, weights)), "one above 0 for each dimension")
-
-    def check(self) -> None:
-        """Raise FlagError for contradictions."""
-        require(self.temperature > 0, "--temperature", str(self.temperature), "above 0 (0.01 to 0.1 is usual)")
 
 
 @dataclass

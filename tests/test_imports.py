@@ -61,10 +61,12 @@ ORDER = [
     "evaluation.picture",
     "evaluation.joint",
     "training",
-    "groups",
-    "reranking",
     "run_folder",
     "runs",
+    "reranker_arguments",
+    "groups",
+    "reranker_training",
+    "reranker_runs",
     "serving.schemas",
     "serving.batching",
     "serving.app",
@@ -149,8 +151,8 @@ def test_the_leaderboard_imports_results_and_significance_alone():
 
 
 def test_losses_import_torch_alone():
-    assert {root for name in ("losses", "ranking_losses") for root in roots(imports(MODULES[name]))} == {"torch"}
-    assert roots(imports(MODULES["losses"])) - sys.stdlib_module_names == {"torch"}
+    for name in {"losses", "ranking_losses"} & MODULES.keys():
+        assert roots(imports(MODULES[name])) - sys.stdlib_module_names == {"torch"}
 
 
 def reached(module):
