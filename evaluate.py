@@ -11,7 +11,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python evaluate.py")
 
 from koir.errors import RunError, exit_on_user_error
-from koir.evaluation import published, report
+from koir.evaluation import report, reproduction
 from koir.evaluation.hub import BENCHMARKS
 from koir.evaluation.joint import Joint, Settings, sampled
 from koir.evaluation.picture import picture
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Evaluate, print a table a task, write results; returns the results' JSON contents."""
     what, where = parse([EvaluateArguments, TaskArguments], argv, __doc__, recipes=False)
     _check(what, where)
-    cells = {name: published.read_cells(name) for name in filter(None, [where.reproduce, where.check])}
+    cells = {name: reproduction.read_cells(name) for name in filter(None, [where.reproduce, where.check])}
     settings = _settings(what)
     names = BENCHMARKS[where.benchmark] if where.benchmark else where.tasks or ["demo"]
     tasks = [load_task(name, where.split, where.data_root) for name in names]
@@ -218,8 +218,8 @@ def _write_pipelines(output: Path, contents: list[dict], facts: dict, started: f
 def _against(cells: dict, contents: list[dict], where: TaskArguments) -> list[dict]:
     """Print how the results stand to published or expected cells; exit with 1 where --check finds one off."""
     for file, (of_file, tolerance) in cells.items():
-        rows = published.compared(of_file, contents, tolerance if where.tolerance is None else where.tolerance)
-        print(f"\n{file}:\n" + "\n".join(published.lines(rows, len(of_file))))
+        rows = reproduction.compared(of_file, contents, tolerance if where.tolerance is None else where.tolerance)
+        print(f"\n{file}:\n" + "\n".join(reproduction.lines(rows, len(of_file))))
         if file == where.check and (not rows or not all(row["ok"] for row in rows)):
             raise SystemExit(1)
     return contents

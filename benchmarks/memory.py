@@ -1,10 +1,13 @@
-"""Peak memory of the loss stage against batch size: embeddings drawn at random, one hard negative a query.
+"""Peak memory against batch size, one hard negative a query: of the loss stage, and of a whole cached step.
 
     .venv/bin/python benchmarks/memory.py [--batches 1024 8192 65536] [--dimensions 1024] [--strips N] [--json FILE]
+    .venv/bin/python benchmarks/memory.py --stage encoder [--batches 256 1024 4096] [--json FILE]
 
-Each batch runs in a process of its own, so that its peak is its own. The peak is counted beside the embeddings and
-their gradients, which any loss needs. Where all strips of rows would take hours, --strips runs the first N of them:
-each strip allocates the same, so the peak is that of all. The CPU's peak is resident memory, the GPU's is torch's.
+Each batch runs in a process of its own, so that its peak is its own. The loss stage draws embeddings at random; its
+peak is counted beside the embeddings and their gradients, which any loss needs. Where all strips of rows would take
+hours, --strips runs the first N of them: each strip allocates the same, so the peak is that of all. The encoder stage
+is one step of benchmarks/train_step.py's model (4 layers x 256, real lengths) with no graph kept; its peak is that of
+the process. The CPU's peak is resident memory, the GPU's is torch's.
 """
 
 import argparse
@@ -19,6 +22,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import train_step  # noqa: E402
 
 from koir import losses  # noqa: E402
 
@@ -51,30 +56,65 @@ def one(batch: int, dimensions: int, strips: int) -> dict:
     return facts | {"beside_bytes": resident() - before - needed}
 
 
+def step(batch: int) -> dict:
+    """One gradient-cached step, nothing kept: the peak of the process and the bytes of its embeddings."""
+    defaults = train_step.parser().parse_args(["--batch", str(batch)])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = train_step.make_encoder(defaults, device).train()
+    bench = train_step.Bench(encoder, train_step.read_rows(defaults, encoder.tokenizer), False, device)
+    started = time.perf_counter()
+    train_step.koir_step(bench, defaults.chunk_tokens, 0.0)
+    embeddings = 3 * batch * encoder.dimensions * 4
+    return {"batch": batch, "embeddings_bytes": embeddings, "peak_bytes": resident(),
+            "seconds": time.perf_counter() - started}  # fmt: skip
+
+
+def encoder_table(found: list[dict]) -> None:
+    """Print the encoder stage's rows, each beside the first."""
+    print(f"{'B':>8} {'embeddings':>11} {'peak of the process':>20} {'to the first':>13} {'seconds':>8}")
+    for row in found:
+        mib = (f"{row[key] / 2**20:,.0f} MiB" for key in ("embeddings_bytes", "peak_bytes"))
+        change = row["peak_bytes"] / found[0]["peak_bytes"] - 1
+        print("{:>8,} {:>11} {:>20} {:>+13.1%} {:>8.1f}".format(row["batch"], *mib, change, row["seconds"]))
+
+
+def loss_table(found: list[dict]) -> None:
+    """Print the loss stage's rows."""
+    print(f"{'B':>8} {'rows run':>9} {'beside embeddings and gradients':>32} {'the B x 2B matrix':>18} {'seconds':>8}")
+    for row in found:
+        beside, matrix = (f"{row[key] / 2**20:,.0f} MiB" for key in ("beside_bytes", "matrix_bytes"))
+        print(f"{row['batch']:>8,} {row['rows_run']:>9,} {beside:>32} {matrix:>18} {row['seconds']:>8.1f}")
+
+
 def main() -> None:
     """Print the table, and write it with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
-    parser.add_argument("--dimensions", type=int, default=1024)
+    parser.add_argument("--stage", choices=["loss", "encoder"], default="loss")
+    parser.add_argument("--batches", type=int, nargs="+", help="default: 1,024 to 65,536; encoder: 256 to 4,096")
+    parser.add_argument("--dimensions", type=int, default=1024, help="of the loss stage's embeddings")
     parser.add_argument("--strips", type=int, default=0, help="strips of rows to run (default 0: all)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    loss_stage = arguments.stage == "loss"
     if arguments.one:
-        print(json.dumps(one(arguments.one, arguments.dimensions, arguments.strips)))
+        of_one = (arguments.one, arguments.dimensions, arguments.strips)
+        print(json.dumps(one(*of_one) if loss_stage else step(arguments.one)))
         return
     found = []
-    print(f"torch {torch.__version__}, {platform.machine()}, D = {arguments.dimensions}, float32")
-    print(f"{'B':>8} {'rows run':>9} {'beside embeddings and gradients':>32} {'the B x 2B matrix':>18} {'seconds':>8}")
-    for batch in arguments.batches:
-        words = ["--one", batch, "--dimensions", arguments.dimensions, "--strips", arguments.strips]
-        done = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True, check=True)
-        row = json.loads(done.stdout.splitlines()[-1])
-        found.append(row)
-        beside, matrix = (f"{row[key] / 2**20:,.0f} MiB" for key in ("beside_bytes", "matrix_bytes"))
-        print(f"{batch:>8,} {row['rows_run']:>9,} {beside:>32} {matrix:>18} {row['seconds']:>8.1f}", flush=True)
+    for batch in arguments.batches or ([1024, 4096, 16384, 65536] if loss_stage else [256, 1024, 4096]):
+        words = ["--one", batch, "--stage", arguments.stage, "--dimensions", arguments.dimensions]
+        words += ["--strips", arguments.strips]
+        done = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"error: batch {batch} ended with status {done.returncode}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    what = f"D = {arguments.dimensions}" if loss_stage else "4 layers x 256, nothing kept"
+    print(f"torch {torch.__version__}, {platform.machine()}, {what}, float32")
+    (loss_table if loss_stage else encoder_table)(found)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "loss": found}, indent=2) + "\n")
+        content = {"torch": torch.__version__, arguments.stage: found}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from koir import unpadded
 from koir.errors import ModelError
 from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
 from koir.manifest import DEMO, cache_folder, model_folder, written_aside
@@ -30,6 +31,7 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_seq_length = max_seq_length
         self.prompts = prompts
+        unpadded.prepare(transformer)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 
@@ -44,14 +46,25 @@ class Encoder(nn.Module):
 
     def embed(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         """One padded chunk (input_ids, attention_mask, each [n, T]) to float32 unit vectors [n, D]."""
-        hidden = self.transformer(**chunk).last_hidden_state  # [n, T, D]
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # [n, T, D]
+        if self.why_padded(chunk["input_ids"].device) is None:
+            row, lengths = unpadded.flatten(chunk, self.transformer.config)
+            hidden = self.transformer(**row).last_hidden_state[0]  # [t, D]
+            pooled = unpadded.pool(_at_least_float32(hidden), lengths, self.pooling)  # [n, D]
+            return nn.functional.normalize(pooled, dim=-1)  # [n, D]
+        hidden = _at_least_float32(self.transformer(**chunk).last_hidden_state)  # [n, T, D]
         if self.pooling == "cls":
             pooled = hidden[:, 0]  # [n, D]
         else:
             mask = chunk["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [n, T, 1]
             pooled = (hidden * mask).sum(1) / mask.sum(1)  # [n, D]
         return nn.functional.normalize(pooled, dim=-1)  # [n, D]
+
+    def why_padded(self, device: torch.device) -> str | None:
+        """Why chunks stay padded on a device, in a few words; None where their real tokens are flattened to one row."""
+        dtype = next(self.transformer.parameters()).dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return unpadded.why_padded(self.transformer.config, device, dtype)
 
     def forward(self, chunks: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """All chunks, one after another, concatenated: [U, D]. One call is one forward for a data-parallel wrapper."""
@@ -122,6 +135,10 @@ class Encoder(nn.Module):
                 "similarity_fn_name": "cosine",
             },
         }
+
+
+def _at_least_float32(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
 def load_encoder(

@@ -40,6 +40,10 @@ class ModelError(UserError):
     """A model folder or hub name cannot be loaded, or is of a kind that cannot be trained here."""
 
 
+class ResultError(UserError):
+    """A result file, a published table or a file beside them is broken or incomplete."""
+
+
 class RunError(UserError):
     """A run folder is missing, incomplete, or would be overwritten."""
 
@@ -51,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def exit_on_user_error(main: Callable) -> Callable:
-    """Decorate a command's `main`: a `UserError` becomes one line on stderr and exit status 2."""
+    """Decorate a command's `main`: a `UserError` becomes one line on stderr and exit status 2, Ctrl-C one and 130."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -60,5 +64,8 @@ def exit_on_user_error(main: Callable) -> Callable:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("stopped by the keyboard", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapped

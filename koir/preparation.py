@@ -18,6 +18,8 @@ from koir.evaluation.tasks import load_task, splits
 from koir.manifest import DEMO, ROOT, cache_folder, write_json, written_aside
 from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
+from koir.retrieval.stages import first_stage
+from koir.sources.archives import walk
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import Tally
 from koir.triplets import hub_revision
@@ -62,6 +64,7 @@ def prepare(plan: Plan) -> dict | None:
     from; finished shards stay in the folder, which has a name for each only once all are known. Raises RunError for a
     folder that holds something else.
     """
+    _check(plan)
     parts = [read_part(source, path, plan) for source, path in tqdm(plan.inputs, "sources", disable=None)]
     key = _plan_key(plan, parts)
     folder = plan.output_dir
@@ -76,10 +79,24 @@ def prepare(plan: Plan) -> dict | None:
     facts = [
         {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
         | {"licence": part.source.licence, "where": part.source.where, **part.facts}
-        for part in parts
+        | {"dropped_in_cleaning": dropped, "kept": part.facts["rows"] - sum(dropped.values())}
+        for part, dropped in zip(parts, counts["dropped"], strict=True)
     ]
     mining = {"counts": dict(statistics.counts.most_common()), "scores": statistics.histogram()}
-    return {"key": key, "parts": facts, "cleaning": counts, "mining": mining if plan.negatives != "none" else None}
+    done = {"key": key, "parts": facts, "shape": vars(shape), "cleaning": counts["counts"]}
+    return done | {"mining": mining if plan.negatives != "none" else None}
+
+
+def _check(plan: Plan) -> None:
+    """Find out what cannot work before anything is read."""
+    for task in plan.exclude_tasks:
+        held_out = [split for split in splits(task) if split != "train"]
+        load_task(task, held_out[0] if held_out else "test")
+    if plan.negatives != "none":
+        first_stage(plan.negatives)
+    for source, path in plan.inputs:
+        if source.name != "hub" and str(path) != "demo" and not path.exists():
+            next(walk(path))
 
 
 def _write_shards(plan: Plan, shape: "Shape", cleaned: Path) -> Statistics:
@@ -100,9 +117,10 @@ def _write_shards(plan: Plan, shape: "Shape", cleaned: Path) -> Statistics:
     return total
 
 
-def finish(folder: Path) -> None:
-    """Remove what only a run under way needs."""
+def finish(folder: Path, run: dict) -> None:
+    """Write run.json, last, and remove what only a run under way needs."""
     shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    write_json(folder / "run.json", run)
     (folder / ".plan.json").unlink(missing_ok=True)
 
 
@@ -197,19 +215,19 @@ def _clean(parts: list[Part], plan: Plan, shape: "Shape", folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     cleaner = Cleaner(exclude=[task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)],
                       seed=plan.seed, **plan.cleaning)  # fmt: skip
-    dropped: dict[str, Counter] = {}
+    dropped = [Counter() for _ in parts]
 
     def kept() -> Iterator[dict]:
         total = sum(part.facts["rows"] for part in parts)
         with tqdm(total=total, desc="cleaning", unit="row", disable=None, mininterval=1) as bar:
-            for part in parts:
+            for part, of_part in zip(parts, dropped, strict=True):
                 for row in read_rows(part.file):
                     reason = cleaner.keep(row)
                     bar.update()
                     if reason is None:
                         yield row
                     else:
-                        dropped.setdefault(part.source.name, Counter())[reason] += 1
+                        of_part[reason] += 1
 
     rows, number = kept(), 0
     while (first := next(rows, None)) is not None:

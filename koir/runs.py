@@ -20,7 +20,8 @@ from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
-from koir.gather import world_size
+from koir.gather import leave_processes, world_size
+from koir.interruptions import StopOnBrokenGradient, StopOnSignal, out_of_memory, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json, written_aside
 from koir.retrieval import stages
 from koir.training import EmbeddingTrainer
@@ -62,13 +63,15 @@ def run(
         _write_recipe(folder, groups)
         _keep_lines(folder / "metrics.jsonl", checkpoint)
     trainer = trainer_class(encoder, args, triplets, groups)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    _train(trainer, checkpoint, folder, groups)
     trainer.save_model(str(folder / "model"))
+    trained = trainer.facts()
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
+    leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
         facts = {"kind": "encoder", "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
-        facts |= {"rows": triplets.counts, **trainer.facts()}
+        facts |= {"rows": triplets.counts, **trained}
         (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
         tasks = groups["evaluation"].eval_tasks
         facts["scores"] = _base_against_tuned(load, tasks, model.model_name_or_path, folder, args.device)
@@ -76,6 +79,22 @@ def run(
         write_json(folder / "run.json", facts | origin())
         print(f"\nmodel: {folder / 'model'}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{folder}")
     return folder
+
+
+def _train(trainer: EmbeddingTrainer, checkpoint: str | None, folder: Path, groups: dict) -> None:
+    """Train; a signal ends it with a checkpoint and status 143, a lack of memory with the budget to resume with."""
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    trainer.add_callback(StopOnBrokenGradient())
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        keep = int(getattr(groups.get("step"), "cache_keep_tokens", 0))
+        longest = groups["model"].max_seq_length or 512
+        raise smaller_budget(folder, int(groups["chunks"].chunk_tokens), keep, longest) from None
+    stop.exit_if_signalled(folder)
 
 
 def _parsed(argv: Sequence[str] | None, description: str, step_arguments: type | None) -> tuple[dict, Path | None]:
@@ -114,16 +133,14 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
 
 def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
-    args, loss, data, chunks = groups["training"], groups["loss"], groups["data"], groups["chunks"]
-    require(loss.temperature > 0, "--temperature", str(loss.temperature), "above 0 (0.01 to 0.1 is usual)")
+    args, chunks = groups["training"], groups["chunks"]
+    groups["loss"].check()
+    groups["data"].check()
     rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
     require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
     for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
         good = value == "auto" or (value.isdecimal() and int(value) >= least)
         require(good, f"--{flag}", value, f"auto or a whole number from {least}")
-    require(data.max_hard_negatives is None or data.max_hard_negatives >= 0, "--max_hard_negatives",
-            str(data.max_hard_negatives), "0 or more")  # fmt: skip
-    require(bool(data.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
     require(
         args.n_gpu <= 1,
         "this command",
@@ -194,6 +211,10 @@ def _say_start(encoder: Encoder, triplets: Triplets, args: TrainingArguments, gr
     print(f"encoder: {groups['model'].model_name_or_path}, {size}", file=sys.stderr)
     each = f"{world_size()} x {args.per_device_train_batch_size:,}"
     print(f"batch:   {rows:,} queries ({each}) see each other's documents", file=sys.stderr)
+    if args.device.type == "cuda":
+        with torch.autocast("cuda", torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16):
+            why = encoder.why_padded(args.device)
+        print(f"padding: {f'kept, {why}' if why else 'none, variable-length attention'}", file=sys.stderr)
     kept = getattr(groups.get("step"), "cache_keep_tokens", None)
     keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
     print(f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}", file=sys.stderr)

@@ -5,8 +5,7 @@ import functools
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,76 +14,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from koir.arguments import TrainingArguments
+from koir.batches import Collator
+from koir.contrast import Contrast
 from koir.encoder import Encoder
 from koir.evaluation import pipeline
-from koir.gather import average_gradients, gather_rows, gather_sizes, rank, world_size
-from koir.losses import info_nce
+from koir.gather import average_gradients, gather_sizes, world_size
+from koir.interruptions import refuse_broken, refuse_broken_loss
 from koir.retrieval import stages
-from koir.tokens import chunked, tokenise
-from koir.triplets import Triplets, text_hash
-
-
-class Collator:
-    """Rows of one process's batch -> chunks of its distinct texts, and where query and document columns find them.
-
-    chunks: padded inputs of the U distinct texts, longest first; inverse [U] undoes the sorting.
-    query [b], document [n], target [b]: positions in U of queries and columns; target is each query's own column.
-    query_hash [b], document_hash [n], known [b, P]: text hashes, `known` the right answers of each row (0 pads).
-    """
-
-    def __init__(self, encoder: Encoder, chunk_tokens: int, max_hard_negatives: int | None = None):
-        self.encoder, self.chunk_tokens, self.max_hard_negatives = encoder, chunk_tokens, max_hard_negatives
-
-    def __call__(self, rows: Sequence[dict]) -> dict:
-        """b rows of `triplets.SCHEMA` to one batch."""
-        position: dict[str, int] = {}
-
-        def place(kind: str, text: str) -> int:
-            return position.setdefault(self.encoder.prompts[kind] + text, len(position))
-
-        negatives = [text for row in rows for text in row["hard_negatives"][: self.max_hard_negatives]]
-        documents = [row["document"] for row in rows] + negatives  # own document first, so target is 0..b-1
-        batch = {
-            "query": [place("query", row["query"]) for row in rows],
-            "document": [place("document", text) for text in documents],
-            "target": list(range(len(rows))),
-            "query_hash": [text_hash(row["query"]) for row in rows],
-            "document_hash": [text_hash(text) for text in documents],
-            "known": _padded([row["right_answers"] for row in rows]),
-        }
-        sequences = tokenise(self.encoder.tokenizer, list(position), self.encoder.max_seq_length)
-        chunks, inverse = chunked(sequences, self.encoder.tokenizer.pad_token_id, self.chunk_tokens)
-        batch = {name: torch.tensor(value) for name, value in batch.items()}
-        return batch | {"chunks": chunks, "inverse": inverse, "tokens": sum(map(len, sequences))}
-
-
-def _padded(lists: Sequence[Sequence[int]]) -> list[list[int]]:
-    longest = max(map(len, lists))
-    return [list(items) + [0] * (longest - len(items)) for items in lists]
-
-
-def merged_answers(query_hash: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """The right answers of all rows that ask the same query, given to each of them.
-
-    query_hash: [B]. known: [B, P] hashes, 0 pads. Returns [B, P'] with P' as large as the largest union.
-    """
-    answers: dict[int, set[int]] = {}
-    rows = list(zip(query_hash.tolist(), known.tolist(), strict=True))
-    for query, hashes in rows:
-        answers.setdefault(query, set()).update(hashes)
-    if len(answers) == len(rows):
-        return known
-    return torch.tensor(_padded([sorted(answers[query]) for query, _ in rows]), device=known.device)
-
-
-def mean_negatives(known: torch.Tensor, document_hashes: torch.Tensor) -> float:
-    """How many of the N columns a query is scored against as negatives, on average over the b rows.
-
-    known: [b, P] hashes of right answers, 0 pads. document_hashes: [N].
-    """
-    columns = Counter(document_hashes.tolist())
-    right = sum(columns[answer] for answers in known.tolist() for answer in set(answers))
-    return len(document_hashes) - right / len(known)
+from koir.sampling import OneSourceBatches, RandomOrder
+from koir.triplets import Triplets
 
 
 class EmbeddingTrainer(Trainer):
@@ -93,10 +31,14 @@ class EmbeddingTrainer(Trainer):
     def __init__(self, encoder: Encoder, args: TrainingArguments, triplets: Triplets, groups: dict):
         self.loss_arguments, self.step_arguments = groups["loss"], groups.get("step")
         self.dev_tasks = groups["dev_tasks"]
-        collator = Collator(encoder, groups["chunks"].chunk_tokens, groups["data"].max_hard_negatives)
+        data, guide = groups["data"], groups.get("guide")
+        distillation = self.loss_arguments.distillation is not None
+        collator = Collator(encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation)
         super().__init__(
             model=encoder, args=args, train_dataset=triplets.pairs, eval_dataset=self.dev_tasks, data_collator=collator
         )
+        self.sampling, self.tokenizer = data, encoder.tokenizer
+        self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(_Progress)
@@ -108,33 +50,15 @@ class EmbeddingTrainer(Trainer):
         self.paused = 0.0  # seconds spent on dev scores since the last line, not to be counted as training
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
-        """The InfoNCE of this process's queries against every document of the global batch.
-
-        embeddings: [U, D] of this process's distinct texts, in the order of `batch["chunks"]`. The value is
-        W * (sum over local queries) / B, so that its mean over the W processes is the mean over all B queries, and
-        the mean of its gradients, which is what data-parallel reducers take, is the gradient of that mean.
-        """
-        embeddings = embeddings[batch["inverse"]]  # [U, D]; repeats that fill up chunks, at the end, are never read
-        sizes = gather_sizes(*batch["known"].shape, len(batch["document"]), device=embeddings.device)
-        queries, answers, columns = (list(size) for size in zip(*sizes, strict=True))
-        known = torch.nn.functional.pad(batch["known"], (0, max(answers) - batch["known"].shape[1]))  # [b, P]
-        known = merged_answers(gather_rows(batch["query_hash"], queries), gather_rows(known, queries))  # [B, P]
-        first_query, first_column = sum(queries[: rank()]), sum(columns[: rank()])
-        known = known[first_query : first_query + queries[rank()]]  # [b, P]
-        hashes = gather_rows(batch["document_hash"], columns)  # [N]
-        documents = gather_rows(embeddings[batch["document"]], columns)  # [N, D]
-        self.negatives += mean_negatives(known, hashes)
+        """The loss of this process's rows against all texts of the global batch, as `Contrast` scales it."""
+        step = self.state.global_step + 1
+        refuse_broken(step, embeddings, batch["chunks"], self.tokenizer)
+        loss, negatives = self.judged(embeddings, batch)
+        refuse_broken_loss(step, loss)
+        self.negatives = self.negatives + negatives
         self.steps += 1
         self.tokens += batch["tokens"]
-        return info_nce(
-            embeddings[batch["query"]],
-            documents,
-            batch["target"] + first_column,
-            self.loss_arguments.temperature,
-            known,
-            hashes,
-            normalizer=sum(queries) / world_size(),
-        )
+        return loss
 
     @contextlib.contextmanager
     def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
@@ -172,7 +96,7 @@ class EmbeddingTrainer(Trainer):
     def facts(self) -> dict:
         """What run.json says of the training itself; negatives_per_query leaves right answers out."""
         speed = self.all_tokens * world_size() / max(self.training_seconds, 1e-9)
-        negatives = self.negatives / max(self.steps, 1)
+        negatives = float(self.negatives) / max(self.steps, 1)
         return {"negatives_per_query": negatives, "steps": self.state.global_step, "tokens_per_second": speed}
 
     def evaluate(self, *_, **__) -> dict[str, float]:
@@ -206,6 +130,14 @@ class EmbeddingTrainer(Trainer):
             line["seconds"] = time.perf_counter() - self.started
             with self.metrics_file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
+
+    def _get_train_sampler(self, train_dataset: object = None) -> RandomOrder:
+        rows, epoch = self.train_dataset, lambda: int(self.state.epoch or 0)
+        if self.sampling.batch_by == "random":
+            return RandomOrder(len(rows), self.args.seed, epoch)
+        batch = self.args.train_batch_size * world_size()
+        say = self.is_world_process_zero()
+        return OneSourceBatches(rows["source"], batch, self.sampling.source_alpha, self.args.seed, epoch, say)
 
     def _get_output_dir(self, trial: object = None) -> str:
         return str(Path(self.args.output_dir) / "checkpoints")

@@ -1,19 +1,27 @@
 # Sourced by the finetune.sh scripts: set up, choose the recipe, start one process or torchrun.
-# launch TRAIN.py DEFAULT_RECIPE [RECIPE.yaml] [--flag value ...]
+# launch TRAIN.py DEFAULT_RECIPE [RECIPE.yaml] [--auto_retry] [--flag value ...]
+#   --auto_retry    when memory runs out, go on from the last checkpoint with half the token budget, by itself
 #   NPROC_PER_NODE  processes on this machine (default: one a visible GPU, else 1)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines (defaults: 1, 0, 127.0.0.1, 29500)
 
 launch() {
-  local root train="$1" recipe="$2"
+  local root train="$1" recipe="$2" word words=() retry="" nodes="${NNODES:-1}"
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
   shift 2
-  if [ "${NNODES:-1}" != 1 ] && [[ " $* " != *" --output_dir"* ]]; then
-    echo "error: NNODES=$NNODES: found no --output_dir; expected the same folder, given on every machine" >&2
+  if [ "$nodes" != 1 ] && [[ " $* " != *" --output_dir"* ]]; then
+    echo "error: NNODES=$nodes: found no --output_dir; expected the same folder, given on every machine" >&2
     return 2
   fi
   if [ $# -gt 0 ] && [[ "$1" != -* ]]; then recipe="$1"; shift; fi
+  for word in "$@"; do
+    if [[ "$word" = --auto[_-]retry ]]; then retry=yes; else words+=("$word"); fi
+  done
+  if [ -n "$retry" ] && [ "$nodes" != 1 ]; then
+    echo "error: --auto_retry: found NNODES=$nodes; expected one machine" >&2
+    return 2
+  fi
   bash "$root/scripts/setup.sh"
-  local gpus processes nodes="${NNODES:-1}"
+  local gpus processes command=()
   if [ "${CUDA_VISIBLE_DEVICES+set}" = set ]; then
     gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^[0-9]+$|^(GPU|MIG)-')" || gpus=0
   else
@@ -23,10 +31,40 @@ launch() {
   KOIR_STARTED="$(date +%Y%m%d-%H%M%S)"
   export KOIR_STARTED
   if [ "$processes" = 1 ] && [ "$nodes" = 1 ]; then
-    "$root/.venv/bin/python" "$train" "$recipe" "$@"
+    command=("$root/.venv/bin/python")
   else
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}"
-    "$root/.venv/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
-      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" "$train" "$recipe" "$@"
+    command=("$root/.venv/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}"
+      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
   fi
+  run_to_the_end "$retry" "${command[@]}" "$train" "$recipe" ${words[@]+"${words[@]}"}
+}
+
+# run_to_the_end RETRY COMMAND ...: passes SIGTERM on, says when the kernel killed it, and goes on when told to.
+run_to_the_end() {
+  local retry="$1" child status flags=()
+  shift
+  if [ -n "$retry" ]; then
+    KOIR_RETRY="$(mktemp)"
+    export KOIR_RETRY
+  fi
+  while true; do
+    status=0
+    env --default-signal=INT "$@" ${flags[@]+"${flags[@]}"} &  # a child in the background would ignore Ctrl-C
+    child=$!
+    trap 'kill -TERM "$child" 2>/dev/null || true' TERM
+    wait "$child" || status=$?
+    while [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null; do status=0; wait "$child" || status=$?; done
+    trap - TERM
+    if [ "$status" = 0 ] || [ -z "$retry" ] || [ ! -s "$KOIR_RETRY" ]; then break; fi
+    mapfile -t flags < "$KOIR_RETRY"
+    : > "$KOIR_RETRY"
+    echo "retry: ${flags[*]}" >&2
+  done
+  if [ -n "$retry" ]; then rm -f "$KOIR_RETRY"; fi
+  if [ "$status" = 137 ]; then
+    echo "error: the process was killed, most likely by the kernel because memory ran out; expected less to hold:" \
+      "a smaller --chunk_tokens, --cache_keep_tokens 0; the last checkpoint is good: --resume_from_checkpoint last" >&2
+  fi
+  return "$status"
 }

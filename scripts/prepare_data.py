@@ -106,10 +106,9 @@ def main(argv: list[str] | None = None) -> dict | None:
     provenance = origin()
     facts = {"options": options(plan), "seed": plan.seed, "command": provenance["command"]}
     report = write_report(plan.output_dir, done, facts)
-    finish(plan.output_dir)
     seconds, memory = time.perf_counter() - started, peak_memory_bytes()
     run = {"kind": "rows", "key": done["key"], "rows": report["rows"], "fingerprint": report["fingerprint"]}
-    write_json(plan.output_dir / "run.json", run | {"wall_seconds": seconds, "peak_memory_bytes": memory} | provenance)
+    finish(plan.output_dir, run | {"wall_seconds": seconds, "peak_memory_bytes": memory} | provenance)
     if output.json:
         write_json(Path(output.json), report)
     _say(report, plan, seconds, memory)

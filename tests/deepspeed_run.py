@@ -8,6 +8,7 @@ import torch
 from one_step import ROOT, tiny_encoder, trainer_class
 
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments
+from koir.gather import leave_processes, rank
 from koir.triplets import load_triplets
 
 
@@ -47,5 +48,6 @@ def train(version, rows, folder, batch, accumulation, stage=0, keep=0, chunk_tok
 if __name__ == "__main__":
     out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     weights = train(folder=out.parent / out.stem, **settings)
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if rank() == 0:
         torch.save({name: tensor.detach().float().cpu().clone() for name, tensor in weights.items()}, out)
+    leave_processes()

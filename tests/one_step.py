@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments  # noqa: E402
 from koir.encoder import Encoder, demo_base  # noqa: E402
+from koir.gather import leave_processes, rank  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 from koir.triplets import load_triplets  # noqa: E402
 
@@ -92,5 +93,6 @@ def gradients(
 if __name__ == "__main__":
     out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     found = gradients(folder=out.parent, **settings)
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if rank() == 0:
         torch.save(found, out)
+    leave_processes()

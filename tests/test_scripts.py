@@ -6,8 +6,10 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -311,6 +313,62 @@ def test_hidden_gpus_get_no_process(root, gpus, visible, processes):
 def test_what_the_training_exits_with_is_what_the_script_exits_with(root):
     assert root.run("v1/scripts/finetune.sh", STUB_EXIT="7").returncode == 7
     assert root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="2", STUB_EXIT="7").returncode == 7
+
+
+def test_a_process_that_the_kernel_killed_is_said(root):
+    done = root.run("v1/scripts/finetune.sh", STUB_EXIT="137")
+    assert done.returncode == 137 and "memory ran out" in done.stderr and "--resume_from_checkpoint last" in done.stderr
+
+
+RETRY = """#!/usr/bin/env bash
+# Runs out of memory until it is called with --chunk_tokens 512.
+printf '%s ' "$@" >> "$STUB_LOG"; echo >> "$STUB_LOG"
+[[ "$*" = *"--chunk_tokens 512"* ]] && exit 0
+less="$([[ "$*" = *"--chunk_tokens 1024"* ]] && echo 512 || echo 1024)"
+printf '%s\\n' --chunk_tokens "$less" > "${KOIR_RETRY:-/dev/null}"
+exit 2
+"""
+
+
+def test_auto_retry_goes_on_with_the_flags_it_is_given(root):
+    root.write(".venv/bin/python", RETRY)
+    done = root.run("v1.1/scripts/finetune.sh", "--auto-retry", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    calls = [line.split(" ")[2:-1] for line in root.log.read_text().splitlines()]
+    wanted = [["--seed", "1"], ["--seed", "1", "--chunk_tokens", "1024"], ["--seed", "1", "--chunk_tokens", "512"]]
+    assert calls == wanted
+    assert "retry: --chunk_tokens 512" in done.stderr
+    assert root.run("v1.1/scripts/finetune.sh").returncode == 2, "only when told to"
+
+
+WAITS = """#!/usr/bin/env bash
+trap 'echo got TERM >> "$STUB_LOG"; exit 143' TERM
+trap 'echo got INT >> "$STUB_LOG"; exit 130' INT
+echo started > "$STUB_LOG"
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130)])
+def test_signals_reach_the_training(root, name, status):
+    root.write(".venv/bin/python", WAITS)
+    environment = os.environ | {"PATH": f"{root.folder}/bin:{os.environ['PATH']}", "STUB_LOG": str(root.log)}
+    process = subprocess.Popen(
+        ["bash", root.folder / "v1/scripts/finetune.sh"], env=environment, start_new_session=True
+    )
+    while not root.log.exists() or "started" not in root.log.read_text():
+        time.sleep(0.02)
+        assert process.poll() is None
+    if name == "TERM":
+        process.terminate()  # a preempted job's shell gets it alone
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C goes to everything in front
+    process.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while f"got {name}" not in root.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert f"got {name}" in root.log.read_text()
+    assert name == "INT" or process.returncode == status
 
 
 def test_scripts_run_from_any_folder(root, tmp_path):

@@ -1,7 +1,8 @@
 """Results on disk in mteb's format with a block of our own, and the tables people read.
 
     results/<pipeline>/<task>.json            one pipeline on one task
-    results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]}
+    results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]},
+                                              and grades, beside relevant, where not every answer's is 1
     results/<pipeline>/pipeline.json          what `--pipeline FILE` and `scripts/serve.py` read
     results/<pipeline>/run.json               written last: command, versions, wall seconds
 
@@ -66,6 +67,8 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
         for query, answers in qrels.items():
             ranked = sorted(run.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:top]
             row = {"query_id": query, "relevant": sorted(answers)}
+            if set(answers.values()) != {1}:
+                row["grades"] = [answers[document] for document in row["relevant"]]
             row |= {"top": [document for document, _ in ranked], "scores": [score for _, score in ranked]}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_json(file, content)

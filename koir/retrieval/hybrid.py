@@ -33,7 +33,11 @@ class Hybrid:
 
     def __init__(self, lexical, dense, name: str = "hybrid", fusion: str = "rrf", weight: float | None = None):
         self.lexical, self.dense, self.name, self.fusion, self.weight = lexical, dense, name, fusion, weight
-        self.ids = dense.ids
+
+    @property
+    def ids(self) -> list[str]:
+        """Document ids, sorted."""
+        return self.dense.ids
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` best documents: id -> fused score."""

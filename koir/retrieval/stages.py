@@ -1,4 +1,4 @@
-"""First stages by name: `bm25`, `dense:PATH`, `hybrid:PATH`; built once for a corpus, kept on disk, opened again.
+"""First stages by name: bm25, dense:PATH, hybrid:PATH, milvus:PATH; built once for a corpus, kept, opened again.
 
 An index folder (--index_uri) holds one folder for each part, named by what it was made of, so that two checkpoints
 or two corpora never meet: `bm25-<key>/`, `dense-<key>/`. `scripts/build_index.py` adds documents.jsonl and, last,
@@ -24,14 +24,14 @@ import torch
 
 from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, RunError, nearest
-from koir.gather import rank, world_size
+from koir.gather import gather_sizes, rank, world_size
 from koir.manifest import cache_folder, read_run, write_json, written_aside
 from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import Hybrid
 from koir.retrieval.morphemes import CONTENT_TAGS
 
-KINDS = ("bm25", "dense", "hybrid")
+KINDS = ("bm25", "dense", "hybrid", "milvus")
 FUSIONS = ("rrf", "weighted")
 
 
@@ -49,6 +49,7 @@ class FirstStage:
 
     spec: as given. fingerprint: sha256 of everything but the corpus that its scores depend on.
     store: folder that holds the parts' folders. fusion, weight: of a hybrid (weight: the dense part's share).
+    uri: of a Milvus cluster or file; None: a file in the store.
     """
 
     spec: str
@@ -57,6 +58,7 @@ class FirstStage:
     fusion: str = "rrf"
     weight: float | None = None
     progress: bool = True
+    uri: str | None = None
     fingerprint: str = field(init=False)
 
     def __post_init__(self):
@@ -68,12 +70,12 @@ class FirstStage:
     @property
     def fuses(self) -> bool:
         """Whether it is made of a lexical and a dense part."""
-        return self.kind == "hybrid"
+        return self.kind in ("hybrid", "milvus")
 
     @property
     def part_kinds(self) -> list[str]:
         """The kinds of index it is made of."""
-        return ["bm25", "dense"] if self.kind == "hybrid" else [self.kind]
+        return ["bm25", "dense"] if self.fuses else [self.kind]
 
     def part_folder(self, part: str, corpus_key: str) -> Path:
         """Where a part's index over a corpus lies."""
@@ -82,16 +84,44 @@ class FirstStage:
     def __call__(self, corpus: dict[str, str]):
         """Build what is not yet there, and open it."""
         key = corpus_fingerprint(corpus)
-        for part in self.part_kinds:
-            folder = self.part_folder(part, key)
-            if not (folder / "complete.json").is_file():
-                self._build(part, folder, corpus, key)
-        return self.open(key)
+        if self.kind != "milvus" or not self.is_complete(key):
+            for part in self.part_kinds:
+                folder = self.part_folder(part, key)
+                missing = gather_sizes(int(not (folder / "complete.json").is_file()))  # all decide alike
+                if any(number for (number,) in missing):
+                    self._build(part, folder, corpus, key)
+        if self.kind == "milvus" and rank() == 0 and not self.is_complete(key):
+            parts = [self._load(part, self.part_folder(part, key)) for part in self.part_kinds]
+            facts = {"first_stage": self.spec, "fusion": self.fusion, "weight": self.weight}
+            facts |= {"documents": len(corpus), "corpus_fingerprint": key}
+            _milvus().write(_milvus().connect(self._milvus_uri(key)), self._collection(key), *parts, facts)
+        return self.open(key) if rank() == 0 else None
+
+    def is_complete(self, corpus_key: str) -> bool:
+        """Whether the index over a corpus is there, whole and made of these weights."""
+        if self.kind == "milvus":
+            uri = self._milvus_uri(corpus_key)
+            there = "://" in uri or Path(uri).exists()
+            return there and _milvus().is_complete(_milvus().connect(uri), self._collection(corpus_key))
+        return all((self.part_folder(part, corpus_key) / "complete.json").is_file() for part in self.part_kinds)
 
     def open(self, corpus_key: str):
         """The index over a corpus that was built before, by the corpus's fingerprint."""
-        parts = [self._load(part, self.part_folder(part, corpus_key)) for part in self.part_kinds]
+        if self.kind == "milvus":
+            client, name = _milvus().connect(self._milvus_uri(corpus_key)), self._collection(corpus_key)
+            parts = [
+                _milvus().SparseMilvus(client, name),
+                _milvus().DenseMilvus(client, name, self.encoder, self.progress),
+            ]
+        else:
+            parts = [self._load(part, self.part_folder(part, corpus_key)) for part in self.part_kinds]
         return parts[0] if len(parts) == 1 else Hybrid(*parts, self.spec, self.fusion, self.weight)
+
+    def _collection(self, corpus_key: str) -> str:
+        return f"koir_{_digest(self.fingerprint, corpus_key)[:16]}"
+
+    def _milvus_uri(self, corpus_key: str) -> str:
+        return self.uri or str(self.store / f"{self._collection(corpus_key)}.db")
 
     def _load(self, part: str, folder: Path) -> BM25 | Dense:
         if part == "bm25":
@@ -121,6 +151,12 @@ def join_processes() -> bool:
     return world_size() > 1
 
 
+def _milvus():
+    from koir.retrieval import milvus  # its client takes two seconds to import; most commands never need it
+
+    return milvus
+
+
 def _digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -140,18 +176,25 @@ def first_stage(
 ) -> Callable:
     """A `--first_stage` flag's value as a FirstStage: a function from a corpus (id -> text) to its index.
 
-    index_uri: the folder where indexes are kept; default: the cache. An index has `.name`, `.ids`,
+    index_uri: the folder where indexes are kept, or the URI of a Milvus cluster or file; default: the cache. fusion,
+    weight: how a hybrid's parts meet. An index has `.name`, `.ids`,
     `.search(queries, depth)` and, but for a hybrid, `.save(folder)`. Raises FlagError for an unknown first stage.
     """
     kind, _, path = spec.partition(":")
     if kind not in KINDS or bool(path) == (kind == "bm25"):
-        expected = "bm25, dense:PATH or hybrid:PATH" + nearest(kind, KINDS)
+        expected = "bm25, dense:PATH, hybrid:PATH or milvus:PATH" + nearest(kind, KINDS)
         raise FlagError(f"--first_stage {spec}", "an unknown first stage", expected)
     if fusion not in FUSIONS:
         raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
     encoder = _encoder(path) if path else None
-    store = Path(index_uri) if index_uri else cache_folder() / "indexes"
-    return FirstStage(spec, store, encoder, fusion, weight, progress)
+    uri = index_uri if index_uri and is_milvus(index_uri) else None
+    store = Path(index_uri) if index_uri and not uri else cache_folder() / "indexes"
+    return FirstStage(spec, store, encoder, fusion, weight, progress, uri)
+
+
+def is_milvus(index_uri: str) -> bool:
+    """Whether a URI names a Milvus cluster or milvus-lite file rather than a folder of indexes."""
+    return "://" in index_uri or index_uri.endswith(".db")
 
 
 def in_memory(encoder: Encoder, name: str = "dense", progress: bool = False) -> Callable:
@@ -164,12 +207,9 @@ def open_index(index_uri: str, progress: bool = False):
 
     Raises RunError where there is none, or where the encoder's weights have changed since.
     """
-    folder = Path(index_uri)
-    facts = read_run(folder)
+    facts = _milvus().described(index_uri) if is_milvus(index_uri) else read_run(Path(index_uri))
     stage = first_stage(facts["first_stage"], index_uri, progress, facts["fusion"], facts["weight"])
-    for part in stage.part_kinds:
-        if not (stage.part_folder(part, facts["corpus_fingerprint"]) / "complete.json").is_file():
-            raise RunError(
-                index_uri, f"no {part} index of this model (its weights are others than those that were indexed)",
-                "scripts/build_index.py to have run with it")  # fmt: skip
+    if not stage.is_complete(facts["corpus_fingerprint"]):
+        found = f"no index of {facts['first_stage']} as it is now (what was indexed had other weights)"
+        raise RunError(f"--index_uri {index_uri}", found, "scripts/build_index.py to have run with this model")
     return stage.open(facts["corpus_fingerprint"])

@@ -1,0 +1,323 @@
+"""One optimisation step: koir's gradient cache against sentence-transformers, GradCache and the uncached ideal.
+
+    .venv/bin/python benchmarks/train_step.py [--train_data F] [--batch 256] [--json FILE]
+
+Every engine gets the same model, rows, dtype, dropout and threads, in one process, warm. sentence-transformers is swept
+over its mini-batch sizes (rows and tokens), the ideal over chunk sizes; then all run in turn, --rounds times, and each
+engine's fastest step counts. The ideal holds the whole batch's graph over texts sorted by length: no work twice, next
+to no padding. Without --train_data, token ids are drawn at random with the lengths in benchmarks/lengths.json.
+Losses and gradient norms are printed with dropout off, where all engines must agree.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from koir.encoder import Encoder  # noqa: E402
+from koir.gradcache import GradientCache  # noqa: E402
+from koir.losses import info_nce  # noqa: E402
+from koir.tokens import DEFAULT_PROMPTS, chunked, pad, tokenise  # noqa: E402
+
+HERE = Path(__file__).parent
+TEMPERATURE = 0.02
+ROWS_SWEEP, TOKENS_SWEEP, CHUNK_SWEEP = (4, 8, 16, 32, 64), (512, 1024, 2048, 4096), (1024, 2048, 4096, 8192)
+
+
+@dataclasses.dataclass
+class Bench:
+    """What every engine is given. rows: token ids of (query, document, hard negative) of each row."""
+
+    encoder: Encoder
+    rows: list[tuple[list[int], list[int], list[int]]]
+    half: bool
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where asked for, else nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def columns(self) -> list[list[list[int]]]:
+        """The rows' token ids by column: queries, documents, hard negatives."""
+        return [list(column) for column in zip(*self.rows, strict=True)]
+
+    def chunks(self, tokens: int) -> tuple[list[dict], torch.Tensor, torch.Tensor]:
+        """Padded chunks of the distinct texts; where the B queries and the 2B documents stand among them."""
+        place: dict[tuple[int, ...], int] = {}
+        queries, documents, negatives = (
+            [place.setdefault(tuple(ids), len(place)) for ids in column] for column in self.columns()
+        )
+        chunks, inverse = chunked([list(ids) for ids in place], self.encoder.tokenizer.pad_token_id, tokens)
+        chunks = [{name: tensor.to(self.device) for name, tensor in chunk.items()} for chunk in chunks]
+        inverse = inverse.to(self.device)
+        return chunks, inverse[queries], inverse[documents + negatives]
+
+
+def contrast(embeddings: torch.Tensor, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """InfoNCE of B queries against 2B documents, all rows of embeddings [U, D]."""
+    target = torch.arange(len(queries), device=embeddings.device)
+    return info_nce(embeddings[queries], embeddings[documents], target, TEMPERATURE)
+
+
+def koir_step(bench: Bench, chunk_tokens: int, keep: float) -> float:
+    """Gradient-cached; graphs of a share `keep` of the padded tokens are kept."""
+    chunks, queries, documents = bench.chunks(chunk_tokens)
+    room = keep * sum(chunk["input_ids"].numel() for chunk in chunks)
+
+    def encode(chunk: dict) -> torch.Tensor:
+        with bench.autocast():
+            return bench.encoder.embed(chunk)
+
+    cache = GradientCache(encode, torch.Tensor.backward, room)
+    return cache(chunks, lambda embeddings: contrast(embeddings, queries, documents)).item()
+
+
+def ideal_step(bench: Bench, chunk_tokens: int) -> float:
+    """One graph over everything."""
+    chunks, queries, documents = bench.chunks(chunk_tokens)
+    with bench.autocast():
+        embeddings = bench.encoder(chunks)
+    loss = contrast(embeddings, queries, documents)
+    loss.backward()
+    return loss.item()
+
+
+def rival_step(bench: Bench, loss: torch.nn.Module) -> float:
+    """sentence-transformers' cached loss, fed as its collator would: each column padded to its longest text."""
+    padded = [pad(column, bench.encoder.tokenizer.pad_token_id) for column in bench.columns()]
+    features = [{name: tensor.to(bench.device) for name, tensor in column.items()} for column in padded]
+    with bench.autocast():
+        value = loss(features, torch.arange(len(bench.rows), device=bench.device))
+        value.backward()
+    return value.item()
+
+
+def rival_model(bench: Bench) -> torch.nn.Module | None:
+    """The same encoder as a SentenceTransformer that shares its weights; None where the package is absent."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        bench.encoder.save(Path(folder) / "model")
+        model = SentenceTransformer(str(Path(folder) / "model"), device=str(bench.device))
+    inside = next(module for module in model.modules() if type(module) is type(bench.encoder.transformer))
+    ours = dict(bench.encoder.transformer.named_parameters())
+    for name, parameter in inside.named_parameters():
+        parameter.data = ours[name].data
+    return model
+
+
+def rivals(bench: Bench) -> dict[str, Callable[[], float]]:
+    """Every setting of the sweep as a step; `.parameters` of the step's model hold its gradients."""
+    model = rival_model(bench)
+    if model is None:
+        print("sentence-transformers: not installed, skipped")
+        return {}
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss as Cached
+
+    settings = {f"mini_batch_size={n}": {"mini_batch_size": n} for n in ROWS_SWEEP}
+    settings |= {f"mini_batch_num_tokens={n}": {"mini_batch_num_tokens": n} for n in TOKENS_SWEEP}
+    steps = {}
+    for name, setting in settings.items():
+        steps[name] = functools.partial(rival_step, bench, Cached(model, scale=1 / TEMPERATURE, **setting))
+        steps[name].model = model
+    return steps
+
+
+def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
+    """The original GradCache, rows a chunk, every column padded to its longest text; None where it is absent."""
+    try:
+        from grad_cache import GradCache
+    except ImportError:
+        print("GradCache: not installed, skipped (pip install git+https://github.com/luyug/GradCache)")
+        return None
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = bench.encoder
+
+        def forward(self, **chunk):
+            return self.encoder.embed(chunk)
+
+    def loss(queries, documents):
+        return info_nce(queries, documents, torch.arange(len(queries)), TEMPERATURE)
+
+    cache = GradCache([Model(), Model()], chunk_sizes=rows, loss_fn=loss)
+
+    def step() -> float:
+        queries, documents, negatives = bench.columns()
+        padding = bench.encoder.tokenizer.pad_token_id
+        return cache(pad(queries, padding), pad(documents + negatives, padding)).item()
+
+    return step
+
+
+def timed(bench: Bench, step: Callable[[], float]) -> float:
+    """Seconds of one step, gradients cleared before it."""
+    for module in (bench.encoder, getattr(step, "model", bench.encoder)):
+        module.train()
+        module.zero_grad(set_to_none=True)
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    step()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def agreement(bench: Bench, step: Callable[[], float]) -> tuple[float, float]:
+    """Loss and gradient norm with dropout off."""
+    model = getattr(step, "model", bench.encoder)
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    loss = step()
+    norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+    return loss, torch.stack(norms).norm().item()
+
+
+def best(bench: Bench, steps: dict[str, Callable[[], float]]) -> tuple[str, dict[str, float]]:
+    """The fastest of several settings, each run once after a warm one, and all their seconds."""
+    if not steps:
+        return "", {}
+    timed(bench, next(iter(steps.values())))
+    seconds = {}
+    for name, step in steps.items():
+        seconds[name] = timed(bench, step)
+        print(f"  {name:<32} {seconds[name]:8.2f} s", flush=True)
+    return min(seconds, key=seconds.get), seconds
+
+
+def read_rows(arguments: argparse.Namespace, tokenizer) -> list[tuple[list[int], list[int], list[int]]]:
+    """Token ids of B rows, drawn with the seed."""
+    rng, longest = random.Random(arguments.seed), arguments.max_seq_length
+    if arguments.train_data is None:
+        sample = json.loads((HERE / "lengths.json").read_text(encoding="utf-8"))["lengths"]
+        picked = [rng.choice(sample) for _ in range(arguments.batch)]
+        word = functools.partial(rng.randrange, 5, 15_000)
+        return [tuple([word() for _ in range(min(length, longest))] for length in row) for row in picked]
+    from koir.triplets import load_triplets
+
+    pairs = load_triplets([arguments.train_data]).pairs
+    usable = [i for i, negatives in enumerate(pairs["hard_negatives"]) if negatives]
+    picked = [pairs[i] for i in rng.sample(usable, arguments.batch)]
+    columns = [
+        [DEFAULT_PROMPTS["query"] + row["query"] for row in picked],
+        [DEFAULT_PROMPTS["document"] + row["document"] for row in picked],
+        [DEFAULT_PROMPTS["document"] + row["hard_negatives"][0] for row in picked],
+    ]
+    return list(zip(*(tokenise(tokenizer, column, longest) for column in columns), strict=True))
+
+
+def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder:
+    """XLM-RoBERTa with random weights in the shape asked for."""
+    base = HERE.parent / "koir" / "demo" / "base"
+    config = AutoConfig.from_pretrained(base)
+    config.num_hidden_layers, config.hidden_size = arguments.layers, arguments.dimensions
+    config.intermediate_size = 4 * arguments.dimensions
+    config.num_attention_heads = max(1, arguments.dimensions // 64)
+    config.hidden_dropout_prob = arguments.dropout
+    config.attention_probs_dropout_prob = (
+        arguments.dropout if arguments.attention_dropout is None else arguments.attention_dropout
+    )
+    config.max_position_embeddings = arguments.max_seq_length + 2
+    torch.manual_seed(arguments.seed)
+    transformer = AutoModel.from_config(config)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return Encoder(transformer, tokenizer, "mean", arguments.max_seq_length, DEFAULT_PROMPTS).to(device)
+
+
+def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
+    """Sweeps, then all engines in turn; prints as it goes and returns seconds, settings and ratios."""
+    print("sentence-transformers, swept:")
+    steps = rivals(bench)
+    rival, rival_sweep = best(bench, {} if arguments.ours_only else steps)
+    print("uncached ideal, swept over chunk tokens:")
+    ideals = {f"chunk_tokens={n}": functools.partial(ideal_step, bench, n) for n in CHUNK_SWEEP}
+    chosen, ideal_sweep = best(bench, ideals)
+    engines = {"ideal": ideals[chosen]}
+    for name, keep in (("keep_auto", 1.0), ("keep_half", 0.5), ("keep_none", 0.0)):
+        engines[name] = functools.partial(koir_step, bench, arguments.chunk_tokens, keep)
+    if rival:
+        engines["sentence_transformers_default"] = steps["mini_batch_size=32"]
+        engines["sentence_transformers_best"] = steps[rival]
+    original = gradcache_step(bench, 8) if bench.device.type == "cpu" and not bench.half else None
+    if original:
+        engines["gradcache"] = original
+    seconds = {name: [] for name in engines}
+    for _ in range(arguments.rounds):
+        for name, step in engines.items():
+            seconds[name].append(timed(bench, step))
+    fastest = {name: min(values) for name, values in seconds.items()}
+    print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm without dropout")
+    agreed = {}
+    for name, step in engines.items():
+        agreed[name] = agreement(bench, step)
+        loss, norm = agreed[name]
+        print(f"{name:<32} {fastest[name]:>9.2f} {fastest[name] / fastest['ideal']:>9.2f}   {loss:.6f}  {norm:.6f}")
+    ratios = {}
+    for name in ("keep_auto", "keep_half", "keep_none"):
+        ratios[name] = {"over_uncached_ideal": fastest[name] / fastest["ideal"]}
+        for rival_name in ("default", "best"):
+            if rival:
+                theirs = fastest[f"sentence_transformers_{rival_name}"]
+                ratios[name][f"vs_sentence_transformers_{rival_name}"] = theirs / fastest[name]
+    print("\n" + json.dumps(ratios, indent=2))
+    facts = {"ratios": ratios, "seconds": fastest, "all_seconds": seconds, "loss_and_gradient_norm": agreed}
+    return facts | {"sweeps": {"sentence_transformers": rival_sweep, "ideal": ideal_sweep}, "best_rival": rival}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags and their defaults."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--train_data", help="rows with hard negatives; default: random ids of real lengths")
+    flags.add_argument("--batch", type=int, default=256, help="rows, each query, document and hard negative")
+    flags.add_argument("--layers", type=int, default=4)
+    flags.add_argument("--dimensions", type=int, default=256)
+    flags.add_argument("--max_seq_length", type=int, default=512, help="tokens")
+    flags.add_argument("--dropout", type=float, default=0.1)
+    flags.add_argument("--attention_dropout", type=float, help="default: as --dropout")
+    flags.add_argument("--chunk_tokens", type=int, default=2048, help="koir's padded tokens a chunk")
+    flags.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every engine")
+    flags.add_argument("--rounds", type=int, default=3, help="timed steps of each engine; the fastest counts")
+    flags.add_argument("--ours_only", action="store_true", help="leave the other engines out")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--json", type=Path)
+    return flags
+
+
+def main() -> None:
+    """Print the tables, and write them with --json."""
+    arguments = parser().parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = make_encoder(arguments, device)
+    bench = Bench(encoder, read_rows(arguments, encoder.tokenizer), arguments.bf16, device)
+    tokens = sum(len(ids) for row in bench.rows for ids in row)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["transformers"] = transformers.__version__
+    facts = {"versions": versions, "threads": torch.get_num_threads(), "tokens": tokens}
+    facts |= {name: value for name, value in vars(arguments).items() if name != "json"}
+    print(json.dumps(facts))
+    facts |= measure(bench, arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Published or expected scores against those just measured, cell by cell, within a tolerance.
+
+Reads results/published/*.json (models -> scores -> task -> metric) and results/expected/*.json:
+{"tolerance": T, "cells": [{model, task, split, metric, value}, ...]}, values from 0 to 1. A published model is a hub
+name, which is what `dense:NAME` measures; elsewhere model is a pipeline's name as results/ has it. Cells of other
+splits, and cells that were not measured, are counted and never a failure.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from koir.errors import FlagError
+
+TOLERANCE = 0.001
+METRIC = re.compile(r"(ndcg|recall|precision|mrr|hit_rate|f1)_at_\d+")
+
+
+def read_cells(file: str) -> tuple[list[dict], float]:
+    """The cells and the tolerance of a file. Raises FlagError where it is not of either shape."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        cells = content["cells"] if "cells" in content else _published(content)
+        for cell in cells:
+            float(cell["value"]), cell["model"], cell["task"], cell["split"], cell["metric"]
+        return cells, float(content.get("tolerance", TOLERANCE))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"[:200]
+        raise FlagError(file, found, "a file of results/published/ or results/expected/") from None
+
+
+def _published(content: dict) -> list[dict]:
+    cells = []
+    for model in content["models"]:
+        for task, block in model["scores"].items():
+            place = {"model": model["name"], "task": task, "split": content["tasks"][task]["split"]}
+            for metric, said in block.items():
+                value = said.get("value") if isinstance(said, dict) else said
+                if METRIC.fullmatch(metric) and value is not None:
+                    cells.append(place | {"metric": metric, "value": value})
+    return cells
+
+
+def compared(cells: Sequence[dict], contents: Sequence[dict], tolerance: float) -> list[dict]:
+    """Every cell that was measured: the cell with `measured`, `off` (measured - value) and `ok`."""
+    measured = {}
+    for content in contents:
+        koir = content["koir"]
+        ((split, (scores,)),) = content["scores"].items()
+        kind, _, path = koir["pipeline"]["first_stage"].partition(":")
+        names = {koir["name"]} | ({path} if kind == "dense" and koir["pipeline"]["reranker"] is None else set())
+        measured |= {(name, content["task_name"], split): scores for name in names}
+    rows = []
+    for cell in cells:
+        scores = measured.get((cell["model"], cell["task"], cell["split"]), {})
+        if cell["metric"] in scores:
+            off = scores[cell["metric"]] - float(cell["value"])
+            rows.append(cell | {"measured": scores[cell["metric"]], "off": off, "ok": abs(off) <= tolerance})
+    return rows
+
+
+def lines(rows: Sequence[dict], cells: int) -> list[str]:
+    """A line for each compared cell, OK or off by so much, and the count."""
+    found = []
+    for row in rows:
+        verdict = "OK" if row["ok"] else f"off by {row['off']:+.4f}"
+        place = f"{row['model']}  {row['task']}  {row['metric']}"
+        found.append(f"{place}: expected {float(row['value']):.4f}, measured {row['measured']:.4f}  {verdict}")
+    good = sum(row["ok"] for row in rows)
+    return [*found, f"{good} of {len(rows)} cells OK; {cells - len(rows)} of {cells} cells were not measured here"]
+
+
+def as_expected(contents: Sequence[dict], metrics: Sequence[str] = ("ndcg_at_10", "recall_at_10", "mrr_at_10")) -> list:
+    """Results as the cells of a file of expected scores."""
+    cells = []
+    for content in contents:
+        ((split, (scores,)),) = content["scores"].items()
+        place = {"model": content["koir"]["name"], "task": content["task_name"], "split": split}
+        cells += [place | {"metric": metric, "value": round(scores[metric], 5)} for metric in metrics]
+    return cells

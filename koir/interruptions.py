@@ -1,0 +1,112 @@
+"""What ends a run before its time, and what is then said: a signal, a loss that broke, too little memory."""
+
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from koir.errors import RunError
+from koir.gather import world_size
+
+RESUME = "--resume_from_checkpoint last"
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM (a preempted node) ends training after the step that runs, with a checkpoint."""
+
+    def __init__(self):
+        self.signalled = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, *_) -> None:
+        self.signalled = True
+
+    def on_step_end(self, args, state, control, **_):
+        """All processes stop at the same step: one that was signalled stops the others."""
+        if world_size() > 1:
+            seen = torch.tensor(int(self.signalled), device=args.device)
+            dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+            self.signalled = bool(seen)
+        if self.signalled:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def exit_if_signalled(self, folder: Path) -> None:
+        """Leave with status 143 and the words to resume with, so that no script goes on with half a model."""
+        if self.signalled:
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"stopped by SIGTERM; resume with --output_dir {folder} {RESUME}", flush=True)
+            raise SystemExit(128 + signal.SIGTERM)
+
+
+class StopOnBrokenGradient(TrainerCallback):
+    """A gradient that is not finite ends the run before the optimizer spreads it; the last checkpoint stays good."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        """Under fp16 the scaler skips such steps by itself, and DeepSpeed holds the gradients elsewhere."""
+        if args.fp16 or args.deepspeed:
+            return
+        named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
+        if not torch.isfinite(norms).all():
+            name = named[int((~torch.isfinite(norms)).nonzero()[0])][0]
+            raise RunError(f"step {state.global_step + 1}", f"a gradient of {name} that is not finite", _calmer())
+
+
+def refuse_broken(step: int, embeddings: torch.Tensor, chunks: list[dict], tokenizer) -> None:
+    """Raise RunError, with chunk and text, when an embedding [U, D] of this process is not finite.
+
+    chunks: padded inputs of the U texts in the same order.
+    """
+    broken = (~torch.isfinite(embeddings.detach()).all(1)).nonzero().flatten()
+    if not len(broken):
+        return
+    row = int(broken[0])
+    for number, chunk in enumerate(chunks, 1):
+        if row < len(chunk["input_ids"]):
+            text = tokenizer.decode(chunk["input_ids"][row], skip_special_tokens=True)
+            where = f"chunk {number} of {len(chunks)}, text {text[:60]!r}"
+            raise RunError(f"step {step}", f"{len(broken)} embeddings that are not finite; first: {where}", _calmer())
+        row -= len(chunk["input_ids"])
+
+
+def refuse_broken_loss(step: int, loss: torch.Tensor) -> None:
+    """Raise RunError when a loss is not finite."""
+    if not torch.isfinite(loss):
+        raise RunError(f"step {step}", f"a loss of {loss.item()}", _calmer())
+
+
+def _calmer() -> str:
+    return (
+        "finite numbers: nothing was saved at this step; resume from the last checkpoint with a lower --learning_rate"
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def smaller_budget(folder: Path, chunk_tokens: int, keep_tokens: int, longest: int) -> RunError:
+    """The error that names the budget to resume with, half of what did not fit.
+
+    Where $KOIR_RETRY names a file (finetune.sh --auto_retry), the flags to go on with are written to it.
+    """
+    if keep_tokens == 0 and chunk_tokens <= longest:
+        return RunError("memory", f"none left with --chunk_tokens {chunk_tokens}, one long text at a time",
+                        "a shorter --max_seq_length, a smaller model, or --activation_checkpointing true")  # fmt: skip
+    flags = ["--output_dir", str(folder), "--chunk_tokens", str(max(chunk_tokens // 2, longest))]
+    flags += ["--cache_keep_tokens", str(keep_tokens // 2)] if keep_tokens else []
+    if any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+        flags += RESUME.split()
+    if retry := os.environ.get("KOIR_RETRY"):
+        Path(retry).write_text("".join(f"{flag}\n" for flag in flags), encoding="utf-8")
+    found = f"none left with --chunk_tokens {chunk_tokens} --cache_keep_tokens {keep_tokens}"
+    return RunError("memory", found, f"less: the same command with {shlex.join(flags)}")

@@ -1,0 +1,192 @@
+"""Both parts of a hybrid in Milvus: dense vectors, and our own BM25 weights as sparse ones; a file or a cluster.
+
+Milvus' own BM25 is not used: its word splitting knows no Korean, and its document frequencies are a segment's, so
+that a file and a cluster would rank differently. Here documents carry our weights and a query the counts of its
+words, so the inner product is our BM25 score. The vocabulary lies beside the documents: an index needs but its URI.
+"""
+
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from pymilvus import DataType, MilvusClient, MilvusException
+
+from koir.encoder import Encoder
+from koir.errors import RunError
+from koir.retrieval.bm25 import BM25, morphemes
+from koir.retrieval.dense import Dense
+from koir.retrieval.ranking import as_run, best
+
+COMPLETE = " complete"  # no word begins with a space; its row is written last
+ROWS = 500  # rows an insert
+QUERIES = 64  # queries a search
+MOST = 16_384  # candidates that Milvus gives at most
+NO_WORD = 0  # the sparse dimension that documents without words have, and no query
+
+
+@functools.cache
+def connect(uri: str) -> MilvusClient:
+    """A client for a milvus-lite file (created where absent) or a cluster's URI; MILVUS_TOKEN is its key.
+
+    Raises RunError where it cannot be reached.
+    """
+    if "://" not in uri:
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
+    except (MilvusException, ConnectionError, OSError) as error:
+        raise RunError(
+            f"--index_uri {uri}", f"no Milvus there ({str(error)[:120]})", "a file or a reachable URI"
+        ) from None
+
+
+def is_complete(client: MilvusClient, name: str) -> bool:
+    """Whether an index of this name was written to its end."""
+    return client.has_collection(f"{name}_words") and bool(client.get(f"{name}_words", [COMPLETE]))
+
+
+def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: dict) -> None:
+    """Insert both parts under a name; what an interrupted attempt left is dropped first. facts: kept as description."""
+    for collection in (name, f"{name}_words"):
+        if client.has_collection(collection):
+            client.drop_collection(collection)
+    _create_documents(client, name, dense.vectors.shape[1], json.dumps(facts, ensure_ascii=False))
+    weights = _rows_of(lexical)
+    for start in range(0, len(dense.ids), ROWS):
+        rows = [
+            {"number": n, "id": dense.ids[n], "dense": dense.vectors[n].tolist(), "sparse": weights(n)}
+            for n in range(start, min(start + ROWS, len(dense.ids)))
+        ]
+        client.insert(name, rows)
+    client.flush(name)
+    words = f"{name}_words"
+    _create_words(client, words)
+    entries = [{"word": word, "number": number, "nothing": [0.0, 0.0]} for word, number in lexical.vocabulary.items()]
+    for start in range(0, len(entries), ROWS):
+        client.insert(words, entries[start : start + ROWS])
+    client.insert(words, [{"word": COMPLETE, "number": -1, "nothing": [0.0, 0.0]}])
+    client.flush(words)
+
+
+def _create_documents(client: MilvusClient, name: str, dimensions: int, description: str) -> None:
+    schema = MilvusClient.create_schema(auto_id=False, description=description)
+    schema.add_field("number", DataType.INT64, is_primary=True)
+    schema.add_field("id", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dimensions)
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    indexes = client.prepare_index_params()
+    indexes.add_index("dense", index_type="FLAT", metric_type="IP")  # exact
+    indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=indexes, consistency_level="Strong")
+
+
+def _create_words(client: MilvusClient, name: str) -> None:
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field("word", DataType.VARCHAR, max_length=65_535, is_primary=True)
+    schema.add_field("number", DataType.INT64)
+    schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # a collection must have a vector
+    indexes = client.prepare_index_params()
+    indexes.add_index("nothing", index_type="FLAT", metric_type="L2")
+    client.create_collection(name, schema=schema, index_params=indexes, consistency_level="Strong")
+
+
+def _rows_of(lexical: BM25):
+    """A function from a document's position to its sparse vector: word's column + 1 -> weight."""
+    if not lexical.vocabulary:
+        return lambda position: {NO_WORD: 1.0}
+    scores = lexical.index.scores
+    columns = np.repeat(np.arange(len(scores["indptr"]) - 1), np.diff(scores["indptr"]))  # [nonzero]
+    order = np.argsort(scores["indices"], kind="stable")  # by document
+    starts = np.searchsorted(scores["indices"][order], np.arange(len(lexical.ids) + 1))
+
+    def row(position: int) -> dict[int, float]:
+        there = order[starts[position] : starts[position + 1]]
+        weights = scores["data"][there].tolist()
+        return dict(zip((columns[there] + 1).tolist(), weights, strict=True)) or {NO_WORD: 1.0}
+
+    return row
+
+
+def _all(client: MilvusClient, name: str, fields: list[str]) -> Iterator[dict]:
+    rows = client.query_iterator(name, filter="number >= -1", output_fields=fields)
+    while batch := rows.next():
+        yield from batch
+    rows.close()
+
+
+def described(uri: str) -> dict:
+    """The facts of the one index at a URI. Raises RunError where there is none or more than one."""
+    client = connect(uri)
+    names = [name for name in client.list_collections() if f"{name}_words" in client.list_collections()]
+    complete = [name for name in names if is_complete(client, name)]
+    if len(complete) != 1:
+        found = f"{len(complete)} complete indexes"
+        raise RunError(f"--index_uri {uri}", found, "one, by scripts/build_index.py with a URI of its own")
+    return json.loads(client.describe_collection(complete[0])["description"])
+
+
+class _Part:
+    """One field of a collection as a first stage."""
+
+    def __init__(self, client: MilvusClient, name: str, field: str):
+        self.client, self.name, self.field = client, name, field
+
+    def found(self, vectors: list, depth: int) -> list[dict[str, float]]:
+        """For each query vector its `depth` best documents: id -> inner product; ties by id where they were fetched."""
+        runs = []
+        for start in range(0, len(vectors), QUERIES):
+            hits = self.client.search(
+                self.name,
+                vectors[start : start + QUERIES],
+                limit=min(depth + 8, MOST),
+                anns_field=self.field,
+                output_fields=["id"],
+                search_params={"metric_type": "IP"},
+            )
+            for of_query in hits:
+                rows = sorted((hit["number"], hit["entity"]["id"], hit["distance"]) for hit in of_query)
+                scores = np.array([score for *_, score in rows], dtype=np.float32)
+                order = best(scores, depth)
+                runs.append(as_run([document for _, document, _ in rows], order, scores[order]))
+        return runs
+
+
+class SparseMilvus(_Part):
+    """BM25 by sparse inner product."""
+
+    def __init__(self, client: MilvusClient, name: str):
+        super().__init__(client, name, "sparse")
+        rows = _all(client, f"{name}_words", ["word", "number"])
+        self.vocabulary = {row["word"]: row["number"] for row in rows if row["word"] != COMPLETE}
+
+    def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
+        """For each query its `depth` best documents: id -> BM25 score."""
+        counts = [
+            Counter(self.vocabulary[w] + 1 for w in words if w in self.vocabulary) for words in morphemes(queries)
+        ]
+        asked = [{word: float(count) for word, count in of_query.items()} for of_query in counts if of_query]
+        runs = iter(self.found(asked, depth))
+        return [next(runs) if of_query else {} for of_query in counts]
+
+
+class DenseMilvus(_Part):
+    """Cosines of an encoder's vectors."""
+
+    def __init__(self, client: MilvusClient, name: str, encoder: Encoder, progress: bool):
+        super().__init__(client, name, "dense")
+        self.encoder, self.progress = encoder, progress
+
+    @property
+    def ids(self) -> list[str]:
+        """All document ids, sorted; fetched when asked."""
+        rows = _all(self.client, self.name, ["number", "id"])
+        return [row["id"] for row in sorted(rows, key=lambda row: row["number"])]
+
+    def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
+        """For each query its `depth` nearest documents: id -> cosine."""
+        vectors = self.encoder.encode(queries, "query", progress="queries" if self.progress else None)  # [Q, D]
+        return self.found(list(vectors), depth)
