@@ -29,7 +29,7 @@ except ModuleNotFoundError as missing:
 from tqdm import tqdm
 
 from koir.errors import FlagError, RunError, exit_on_user_error
-from koir.evaluation.tasks import read_corpus
+from koir.evaluation.tasks import load_corpus
 from koir.manifest import model_folder, origin, write_json, written_aside
 from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> dict:
     reranker = load_reranker(arguments.reranker) if arguments.reranker else None
     triplets = load_triplets(arguments.train_data)
     print(report(triplets.counts))
-    passages = (text for path in arguments.corpus for text in read_corpus(Path(path)).values())
+    passages = (text for path in arguments.corpus for text in load_corpus(path).values())
     negatives = Negatives(rows_of(triplets), arguments.first_stage, rules, arguments.depth, arguments.given, passages,
                           reranker)  # fmt: skip
     plan = {"rows": triplets.fingerprint, "corpus": corpus_fingerprint(negatives.texts),
