@@ -14,7 +14,7 @@ BATCH = 2000  # rows searched at once
 class Negatives:
     """The passages of all rows, and a first stage over them.
 
-    rows: every row, read once. spec: `bm25`, `dense:PATH` or `hybrid:PATH`. depth: candidates taken for a query.
+    rows: every row, read once. spec, index_uri: as `first_stage` takes them. depth: candidates taken for a query.
     given: what becomes of rows' own hard negatives: `keep` (nothing is mined for such rows), `add` or `replace`.
     passages: texts to find beside the rows' documents. reranker: an object with `score(pairs, progress)`; its logits
     judge the candidates, and are written as document_score and hard_negative_score.
@@ -30,8 +30,9 @@ class Negatives:
         given: str = "keep",
         passages: Iterable[str] = (),
         reranker=None,
+        index_uri: str | None = None,
     ):
-        self.stage = first_stage(spec)  # before anything is read: it may be unknown
+        self.stage = first_stage(spec, index_uri)  # before anything is read: it may be unknown
         self.texts: dict[str, str] = {}
         self.answers, self.rules, self.depth = Answers(), rules, depth
         self.given, self.reranker = given, reranker

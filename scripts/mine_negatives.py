@@ -45,7 +45,10 @@ class MiningArguments:
     """What is mined for, from where, and what may become a hard negative."""
 
     train_data: list[str] = field(default_factory=lambda: ["demo"], metadata={"help": "files of rows, hub names, demo"})
-    first_stage: str = field(default="bm25", metadata={"help": "bm25, dense:PATH or hybrid:PATH"})
+    first_stage: str = field(default="bm25", metadata={"help": "bm25, dense:PATH, hybrid:PATH or milvus:PATH"})
+    index_uri: str | None = field(
+        default=None, metadata={"help": "folder that keeps the index, or a Milvus URI; default: the cache folder"}
+    )
     reranker: str | None = field(
         default=None, metadata={"help": "PATH: judge candidates by its logits, and write them; default: none"}
     )
@@ -190,7 +193,7 @@ def main(argv: list[str] | None = None) -> dict:
     print(report(triplets.counts))
     passages = (text for path in arguments.corpus for text in load_corpus(path).values())
     negatives = Negatives(rows_of(triplets), arguments.first_stage, rules, arguments.depth, arguments.given, passages,
-                          reranker)  # fmt: skip
+                          reranker, arguments.index_uri)  # fmt: skip
     plan = {"rows": triplets.fingerprint, "corpus": corpus_fingerprint(negatives.texts),
             "first_stage": negatives.stage.fingerprint, "reranker": weights_of(arguments.reranker),
             "rules": dataclasses.asdict(rules), "given": arguments.given, "depth": arguments.depth,
