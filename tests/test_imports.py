@@ -44,6 +44,7 @@ ORDER = [
     "retrieval.stages",
     "mining",
     "negatives",
+    "shards",
     "preparation",
     "corpus_report",
     "evaluation.significance",
