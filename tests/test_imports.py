@@ -46,6 +46,7 @@ ORDER = [
     "retrieval.stages",
     "mining",
     "negatives",
+    "shards",
     "preparation",
     "corpus_report",
     "evaluation.significance",
