@@ -76,11 +76,13 @@ ORDER = [
     "evaluation.picture",
     "evaluation.joint",
     "training",
-    "groups",
-    "reranking",
     "run_folder",
     "runs",
     "serving.problems",
+    "reranker_arguments",
+    "groups",
+    "reranker_training",
+    "reranker_runs",
     "serving.schemas",
     "serving.batching",
     "serving.models",
@@ -93,11 +95,9 @@ ORDER = [
     "serving.app",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "board", "serving", "demo"}
-WITHOUT_TORCH = ["triplets", "cleaning", "sources", "mining", "evaluation.metrics", "evaluation.significance",
-                 "evaluation.results", "evaluation.published", "evaluation.stored", "board"]  # fmt: skip
-PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
 WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
-                 "evaluation.significance", "evaluation.results"]  # fmt: skip
+                 "evaluation.significance", "evaluation.results", "evaluation.published", "evaluation.stored",
+                 "board"]  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(ROOT / "koir").with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "koir").rglob("*.py"))
