@@ -68,12 +68,13 @@ def _plain(data: dict) -> tuple[dict, dict, dict, dict | None]:
         query: {document: int(grade) for document, grade in answers.items() if grade > 0}
         for query, answers in data["relevant_docs"].items()
     }
-    qrels = {query: answers for query, answers in qrels.items() if answers}
-    queries = {row["id"]: unicodedata.normalize("NFC", row["text"]) for row in data["queries"]}
+    texts = {row["id"]: unicodedata.normalize("NFC", row["text"]) for row in data["queries"]}
+    queries = {query: texts[query] for query in sorted(texts) if qrels.get(query)}  # mteb's order changes between runs
+    qrels = {query: qrels[query] for query in queries}
     corpus = {
         row["id"]: unicodedata.normalize("NFC", f"{row.get('title') or ''} {row['text']}".strip())
         for row in data["corpus"]
     }
     candidates = data.get("top_ranked")
     candidates = {query: list(candidates[query]) for query in qrels} if candidates else None
-    return {query: queries[query] for query in qrels}, corpus, qrels, candidates
+    return queries, corpus, qrels, candidates
