@@ -48,7 +48,7 @@ class EmbeddingTrainer(RunTrainer):
         data, guide = groups["data"], groups.get("guide")
         distillation = self.loss_arguments.distillation is not None
         collator = Collator(encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation)
-        super().__init__(encoder, args, triplets, collator, groups["dev_tasks"])
+        super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
         self.sampling, self.texts, self.negatives = data, encoder.tokenizer, 0
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
 
