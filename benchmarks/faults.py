@@ -323,7 +323,7 @@ def run_group(name: str, kills: int, seed: int) -> list[dict]:
     return [killed_again_and_again(subject, kills, random.Random(seed)) for subject in subjects()[name]]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print the table; 1 when anything was lost."""
     groups = [*subjects(), "disk", "ranks", "input"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -331,7 +331,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for subject in [subject for group in subjects().values() for subject in group]:
         loaded(subject.script)  # once, here: what is forked starts in no time
     rows = []

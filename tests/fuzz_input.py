@@ -215,12 +215,12 @@ def result_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]
     ]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print a table of outcomes; 1 when a foreign exception came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    settings = parser.parse_args()
+    settings = parser.parse_args(argv)
     rng, counts, foreign = random.Random(settings.seed), {}, {}
     with tempfile.TemporaryDirectory() as place:
         known = seeds(Path(place))
