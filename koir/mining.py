@@ -169,4 +169,4 @@ def near_equal(text: str, others: Iterable[str], threshold: float, part: bool = 
 
 @functools.lru_cache(8192)
 def _shingles(text: str) -> np.ndarray:
-    return shingles(normalised(text))
+    return np.unique(shingles(normalised(text)))

@@ -50,7 +50,7 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
         )
     qrels = _qrels(folder, split)
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
-    corpus = read_corpus(folder)
+    corpus = load_corpus(path)
     for query, answers in qrels.items():
         if query not in queries:
             raise TaskError(f"{folder}/qrels/{split}.tsv", f"query {query!r}", "an _id of queries.jsonl")
@@ -61,18 +61,19 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
     return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
 
 
-def read_corpus(path: Path) -> dict[str, str]:
-    """Passages by id, title and text joined: of a BEIR folder, or of one file of {_id, text, title} lines.
-
-    Raises TaskError with file, line and what was expected.
-    """
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise TaskError(f"corpus {path}", "no such file or folder", "passages" + nearest(path.name, beside))
+def load_corpus(path: str) -> dict[str, str]:
+    """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text."""
+    folder = DEMO / "beir" if path == "demo" else Path(path)
+    if not folder.exists():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest(folder.name, beside)
+        raise TaskError(f"corpus {path}", "no such file or folder", wanted)
     corpus = {}
-    for row in _rows(_file(path, "corpus.jsonl") if path.is_dir() else path):
-        title, text = row.get("title") or "", row["text"]
-        corpus[row["_id"]] = text if title in text[: len(title)] else f"{title}\n{text}".strip()
+    for row in _rows(_file(folder, "corpus.jsonl") if folder.is_dir() else folder):
+        title = row.get("title") or ""
+        corpus[row["_id"]] = (
+            f"{title}\n{row['text']}".strip() if title not in row["text"][: len(title)] else row["text"]
+        )
     return corpus
 
 
