@@ -120,6 +120,8 @@ def _write_shards(plan: Plan, shape: Shape, cleaned: Path) -> Statistics:
 def finish(folder: Path, run: dict) -> None:
     """Write run.json, last, and remove what only a run under way needs."""
     shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    for file in folder.glob(".*.partial"):  # of a process that was killed outright
+        file.unlink()
     write_json(folder / "run.json", run)
     (folder / ".plan.json").unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ import pytest
 from koir import corpus_report, preparation
 from koir.manifest import DEMO
 from koir.preparation import content_key
+from koir.sources import general
 from koir.triplets import load_triplets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,6 +157,16 @@ def test_what_an_unfinished_other_plan_left_is_removed(given, tmp_path, monkeypa
             run("--source", *given, "--output_dir", out, "--shard_rows", 1)
     content, _ = run("--source", given[0], "--output_dir", out)
     assert (content["rows"], len(read(out))) == (3, 3)
+
+
+def test_a_hub_dataset_is_read_by_its_revision(tmp_path, monkeypatch):
+    rows = [{"query": f"{text[:4]} 무엇인가요", "document": text, "hard_negative": LAST[0]} for text in FIRST]
+    records = [(row, f"someone/rows, row {number}") for number, row in enumerate(rows, 1)]
+    monkeypatch.setattr(general, "hub_records", lambda name, flag: iter(records))
+    monkeypatch.setattr(preparation, "hub_revision", lambda name, flag: f"{name}@1")
+    content, _ = run("--hub", "someone/rows", "--output_dir", tmp_path / "rows")
+    assert (content["rows"], content["sources"][0]["path"]) == (3, "someone/rows")
+    assert {row["source"] for row in read(tmp_path / "rows")} == {"someone/rows"}
 
 
 def test_cleaning_is_counted_by_source(given, tmp_path):
