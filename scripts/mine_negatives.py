@@ -26,6 +26,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh")
 
+import torch
 from tqdm import tqdm
 
 from koir.errors import FlagError, RunError, exit_on_user_error
@@ -189,6 +190,8 @@ def main(argv: list[str] | None = None) -> dict:
     (arguments,) = parse([MiningArguments], argv, __doc__, recipes=False)
     rules, started, folder = arguments.rules(), time.perf_counter(), Path(arguments.output_dir)
     reranker = load_reranker(arguments.reranker) if arguments.reranker else None
+    if reranker and torch.cuda.is_available():
+        reranker.to("cuda")
     triplets = load_triplets(arguments.train_data)
     print(report(triplets.counts))
     passages = (text for path in arguments.corpus for text in load_corpus(path).values())
