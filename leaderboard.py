@@ -138,4 +138,7 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    draw() if in_streamlit() else main()
+    if in_streamlit():
+        draw()
+    else:
+        main()
