@@ -4,6 +4,7 @@ In a test: `gradients(...)`. As a command, alone or under torchrun, for several 
 python one_step.py OUT.pt '[{"version": "v1", ...}, ...]'.
 """
 
+import functools
 import importlib.util
 import json
 import sys
@@ -36,8 +37,6 @@ def trainer_class(version):
 
 def tiny_encoder(dropout=0.0, dtype=torch.float32):
     """2 layers x 32 over the demo's tokenizer, weights from a fixed seed."""
-    from transformers import AutoTokenizer
-
     config = XLMRobertaConfig(
         vocab_size=15360, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=130, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
@@ -45,8 +44,14 @@ def tiny_encoder(dropout=0.0, dtype=torch.float32):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         transformer = XLMRobertaModel(config).to(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(demo_base())
-    return Encoder(transformer, tokenizer, "mean", 128, DEFAULT_PROMPTS)
+    return Encoder(transformer, _tokenizer(), "mean", 128, DEFAULT_PROMPTS)
+
+
+@functools.cache
+def _tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo_base())
 
 
 class _Grab(TrainerCallback):
