@@ -14,6 +14,7 @@ DOCUMENTS = [
     "한라산은 제주도 한가운데에 솟은 화산이다.",
     "환승할인",
 ]
+MASTER = "sk-0f6e2c41d9b84a7d8c0b5f3a91e7642d8c5b9a10"  # LiteLLM refuses to start without one
 client = pytest.mark.client
 
 
@@ -102,33 +103,49 @@ def test_litellm(server, right, provider, documents):
         assert answer.results[0]["document"]["text"] == DOCUMENTS[right[0][0]]
 
 
-@client("litellm", "LiteLLM proxy, pass-through", "/v1/rerank")
-def test_litellm_proxy_passes_through(server, right, tmp_path):
+@pytest.fixture(scope="module")
+def proxy(server, tmp_path_factory):
+    """LiteLLM's proxy in front of our server: both ways that its users configure."""
     import sys
     from pathlib import Path
 
     from served import serving
 
-    config = tmp_path / "proxy.yaml"
-    config.write_text(
+    there = tmp_path_factory.mktemp("proxy")
+    (there / "proxy.yaml").write_text(
         f"""
 general_settings:
+  master_key: {MASTER}
   pass_through_endpoints:
-    - path: "/v1/rerank"
+    - path: "/koir/v1/rerank"
       target: "{server}/v1/rerank"
       headers: {{Authorization: "Bearer {KEY}", content-type: application/json, accept: application/json}}
+model_list:
+  - model_name: ko-reranker
+    litellm_params: {{model: jina_ai/reranker, api_base: "{server}", api_key: {KEY}}}
 """,
         encoding="utf-8",
     )
-    command = [str(Path(sys.executable).with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
+    command = [Path(sys.executable).with_name("litellm"), "--config", there / "proxy.yaml", "--host", "127.0.0.1"]
     started = serving(
-        log=tmp_path / "log", python=command[0], script=command[1:], ready="/health/liveliness", seconds=300
+        log=there / "log", python=command[0], script=map(str, command[1:]), ready="/health/liveliness", seconds=300
     )
     with started as (_, url):
-        body = json.dumps({"model": "m", "query": QUERY, "documents": DOCUMENTS, "top_n": 3}).encode()
-        request = urllib.request.Request(url + "/v1/rerank", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
-            content = json.load(answer)
+        yield url
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("/koir/v1/rerank", marks=client("litellm", "LiteLLM proxy, pass-through", "/v1/rerank")),
+        pytest.param("/v1/rerank", marks=client("litellm", "LiteLLM proxy, jina_ai/ in model_list", "/v1/rerank")),
+    ],
+)
+def test_litellm_proxy(proxy, right, path):
+    body = json.dumps({"model": "ko-reranker", "query": QUERY, "documents": DOCUMENTS, "top_n": 3}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {MASTER}"}
+    with urllib.request.urlopen(urllib.request.Request(proxy + path, body, headers)) as answer:
+        content = json.load(answer)
     same([(found["index"], found["relevance_score"]) for found in content["results"]], right)
 
 
@@ -188,6 +205,5 @@ def test_llama_index_tei(server, right):
 def test_rerankers(server, right, kind, path):
     from rerankers import Reranker
 
-    ranker = Reranker("reranker", model_type="api", api_provider=kind, url=server + path, api_key=KEY, verbose=0)
+    ranker = Reranker("reranker", model_type=kind, url=server + path, api_key=KEY, verbose=0)
     same([(found.doc_id, found.score) for found in ranker.rank(QUERY, DOCUMENTS).results], right)
-    assert ranker.score(QUERY, DOCUMENTS[0]) == pytest.approx(dict(right)[0], abs=1e-6)
