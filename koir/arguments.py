@@ -34,6 +34,25 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run code that comes with the model; read it first"}
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "train matrices of this rank beside frozen weights (LoRA); default: all weights"},
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "the matrices' product is scaled by it over the rank; default: twice the rank"}
+    )
+    lora_targets: list[str] = field(
+        default_factory=list, metadata={"help": "names of the linear layers that get matrices; default: all of them"}
+    )
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        rank = self.lora_rank
+        require(rank is None or rank > 0, "--lora_rank", str(rank), "at least 1")
+        require(self.lora_alpha is None or self.lora_alpha > 0, "--lora_alpha", str(self.lora_alpha), "above 0")
+        for flag in ("lora_alpha", "lora_targets"):
+            value = getattr(self, flag)
+            require(rank is not None or not value, f"--{flag}", "no --lora_rank", "--lora_rank too")
 
 
 @dataclass

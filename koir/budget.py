@@ -28,7 +28,10 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
     known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
     device, here = args.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    free = memory_for_training(sum(p.numel() for p in encoder.parameters()), device, here)
+    frozen = groups.get("guide")
+    parameters = sum(p.numel() for p in encoder.parameters())
+    parameters += sum(p.numel() for p in frozen.parameters()) // 4 if frozen is not None else 0  # no gradient, no Adam
+    free = memory_for_training(parameters, device, here)
 
     @functools.cache
     def token_bytes() -> float:

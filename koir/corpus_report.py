@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from koir.manifest import write_json, written_aside
-from koir.preparation import read_rows
+from koir.shards import read_rows
 from koir.sources.registry import KOE5
 from koir.triplets import check_row
 
@@ -67,11 +67,12 @@ def write_report(folder: Path, done: dict, facts: dict) -> dict:
         "rows": rows,
         "pairs": sum(of.pairs for of in measured.values()),
         "rows_without_hard_negative": sum(of.without_negative for of in measured.values()),
-        "families": families(done, measured),
-        "sources": [_source(part, done) for part in done["parts"]],
+        "families": families(done["parts"]),
+        "sources": done["parts"],
         "labels": {label: _label(of) for label, of in measured.items()},
-        "cleaning": done["cleaning"]["counts"],
-        "mining": done.get("mining"),
+        "cleaning": done["cleaning"],
+        "mining": done["mining"],
+        "shape": done["shape"],
         "fingerprint": fingerprint,
         "shards": shards,
         **facts,
@@ -84,11 +85,11 @@ def write_report(folder: Path, done: dict, facts: dict) -> dict:
     return content
 
 
-def families(done: dict, measured: dict[str, Measured]) -> list[dict]:
+def families(parts: list[dict]) -> list[dict]:
     """Rows of each family beside those that KoE5 took, in KoE5's order, the families that it did not have last."""
     kept = Counter()
-    for part in done["parts"]:
-        kept[part["family"]] += part["rows"] - sum(done["cleaning"]["dropped"].get(part["source"], {}).values())
+    for part in parts:
+        kept[part["family"]] += part["kept"]
     table = [
         {"family": f, "rows": kept[f], "koe5": KOE5.get(f), "difference": kept[f] - KOE5[f] if f in KOE5 else None}
         for f in [*KOE5, *sorted(set(kept) - set(KOE5))]
@@ -96,11 +97,6 @@ def families(done: dict, measured: dict[str, Measured]) -> list[dict]:
     same = [line for line in table if line["koe5"] is not None]
     total = {"family": "all of KoE5's", "rows": sum(line["rows"] for line in same), "koe5": sum(KOE5.values())}
     return [*table, total | {"difference": total["rows"] - total["koe5"]}]
-
-
-def _source(part: dict, done: dict) -> dict:
-    cleaned = done["cleaning"]["dropped"].get(part["source"], {})
-    return part | {"dropped_in_cleaning": cleaned, "kept": part["rows"] - sum(cleaned.values())}
 
 
 def _label(of: Measured) -> dict:
@@ -172,14 +168,28 @@ def _markdown(content: dict, measured: dict[str, Measured]) -> str:
         f"Without a hard negative: {content['rows_without_hard_negative']:,}. Fingerprint: `{content['fingerprint']}`.",
         f"Command: `{content['command']}`",
         "## Rows beside KoE5's\n\n" + families_table(content),
-        "## Sources\n\n" + sources_table(content),
+        "## Sources\n\nRecords are entries of the files; one can hold many questions or none.\n\n"
+        + sources_table(content),
         "## What was dropped, and why\n\n" + _table(["source", "step", "reason", "count", "first at"], reasons),
+        *_mining(content["mining"]),
         "## Lengths\n\nCharacters: 5% / median / 95%.\n\n" + _table(["label", "rows", *FIELDS], lengths),
         "![lengths](lengths.svg)",
         "## Where from\n\n" + _table(["source", "licence", "from", "key of what was read", "files"], origins),
         "## Samples\n\n" + samples,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _mining(mining: dict | None) -> list[str]:
+    if not mining:
+        return []
+    scores = mining["scores"]
+    bins = [
+        [f"{edge:.3g}", right, wrong]
+        for edge, right, wrong in zip(scores["edges"], scores["positives"], scores["negatives"], strict=False)
+    ]
+    counts = _table(["what", "count"], [[name, count] for name, count in mining["counts"].items()])
+    return [f"## Mining\n\n{counts}", _table(["score from", "right answers", "hard negatives"], bins)]
 
 
 def _sample(row: dict) -> str:
@@ -210,6 +220,9 @@ configs:
   data_files:
   - split: train
     path: train-*.jsonl.gz
+dataset_info:
+  features:
+{_features(content["shape"])}
 ---
 
 # {content["rows"]:,} Korean retrieval rows
@@ -228,6 +241,18 @@ These rows are made of other people's data. **Some sources forbid passing rows o
     datasets.load_dataset("json", data_files="train-*.jsonl.gz")        # or the folder
     huggingface-cli upload --repo-type dataset NAME FOLDER               # report and card go along
 """
+
+
+def _features(shape: dict) -> str:
+    """The columns' types, so that `datasets` need not guess them from a first shard without hard negatives."""
+    columns = {"query": (False, "string"), "document": (shape["documents"], "string")}
+    columns["hard_negative"] = (shape["negatives"], "string")
+    if shape["scores"]:
+        columns["document_score"] = (shape["documents"], "float64")
+        columns["hard_negative_score"] = (shape["negatives"], "float64")
+    columns |= {"source": (False, "string"), "id": (False, "string")}
+    lines = (f"  - name: {name}\n    {'list' if many else 'dtype'}: {kind}" for name, (many, kind) in columns.items())
+    return "\n".join(lines)
 
 
 def _picture(measured: dict[str, Measured]) -> str:

@@ -72,6 +72,18 @@ NOT_OURS = set(
 )
 
 
+# Why, where people ask; the refusal says it.
+REASONS = {
+    "torch_compile": "unproven under the cache: chunks change shape with every batch, and a replay has to draw the "
+    "first pass's dropout",
+    "gradient_checkpointing": "its name is --activation_checkpointing",
+    "auto_find_batch_size": "the batch decides the loss; memory is bounded by --chunk_tokens",
+    "fsdp": "processes share memory by --deepspeed, which is what is tested",
+    "neftune_noise_alpha": "its noise would be drawn anew when a chunk is replayed",
+    "label_smoothing_factor": "for classes; a false negative is what --guide_model_name_or_path finds",
+    "train_sampling_strategy": "chunks are sorted by length already; --batch_by says which rows meet",
+    "push_to_hub": "a run only writes its folder; hf upload FOLDER sends it",
+}
 WORDS = {"save_strategy", "eval_strategy", "logging_strategy"}  # flags for which "no" is a word, not a truth value
 # Inherited flags that every user meets; --help shows them beside our own.
 EVERYDAY = set(
@@ -146,8 +158,12 @@ def _refuse_unknown(argv: Sequence[str], known: set[str]) -> None:
     for word in argv:
         name = word[2:].partition("=")[0]
         if word.startswith("--") and name not in known and name.removeprefix("no_") not in known:
-            why = " of this trainer" if name in NOT_OURS else ""
-            raise FlagError(f"--{name}", f"an unknown flag{why}", "one that --help_all lists" + nearest(name, known))
+            found = f"an unknown flag{' of this trainer' if name in NOT_OURS else ''}{_why(name)}"
+            raise FlagError(f"--{name}", found, "one that --help_all lists" + nearest(name, known))
+
+
+def _why(name: str) -> str:
+    return f" ({REASONS[name]})" if name in REASONS else ""
 
 
 def _recipe_flags(recipe: Path, known: set[str]) -> list[str]:
@@ -165,7 +181,8 @@ def _recipe_flags(recipe: Path, known: set[str]) -> list[str]:
     flags = []
     for key, value in keys.items():
         if key not in known:
-            raise FlagError(f"recipe {recipe}, key {key}", "an unknown key", "a flag's name" + nearest(str(key), known))
+            found = "an unknown key" + _why(str(key))
+            raise FlagError(f"recipe {recipe}, key {key}", found, "a flag's name" + nearest(str(key), known))
         if value is None or value == []:
             continue
         if (

@@ -1,12 +1,11 @@
 """Raw releases become a folder of training rows: read, clean, mine, write in shards, each step resumable."""
 
-import gzip
 import hashlib
 import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +14,18 @@ from tqdm import tqdm
 from koir.cleaning import Cleaner
 from koir.errors import RunError
 from koir.evaluation.tasks import load_task, splits
-from koir.manifest import DEMO, ROOT, cache_folder, write_json, written_aside
+from koir.manifest import DEMO, ROOT, cache_folder, write_json
+from koir.mining import Rules, Statistics
+from koir.negatives import Negatives
+from koir.retrieval.stages import first_stage
+from koir.shards import Shape, read_rows, write_rows
+from koir.sources.archives import walk
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import Tally
 from koir.triplets import hub_revision
 
 SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
-CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "preparation.py")
-Mine = Callable[[Path, Iterable[dict]], Iterator[dict]]
+CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "negatives.py", "preparation.py")
 
 
 @dataclass
@@ -37,9 +40,9 @@ class Plan:
     exclude_by: str = "both"
     cleaning: dict = field(default_factory=dict)  # keyword arguments of Cleaner
     shard_rows: int = 50_000
-    negatives: str = "none"
-    negatives_per_row: int = 1
-    mining: dict = field(default_factory=dict)
+    negatives: str = "none"  # or a first stage
+    rules: Rules = field(default_factory=Rules)  # which candidates become hard negatives
+    depth: int = 100  # candidates a query
     seed: int = 0
 
 
@@ -54,41 +57,70 @@ class Part:
     facts: dict
 
 
-def prepare(plan: Plan, mine: Mine | None = None) -> dict | None:
+def prepare(plan: Plan) -> dict | None:
     """Write plan.output_dir's shards; returns what is known of every step, or None where the folder was complete.
 
     A killed run is gone on with: sources that were read stay in the cache folder, keyed by the bytes they were read
     from; finished shards stay in the folder, which has a name for each only once all are known. Raises RunError for a
     folder that holds something else.
     """
+    _check(plan)
     parts = [read_part(source, path, plan) for source, path in tqdm(plan.inputs, "sources", disable=None)]
     key = _plan_key(plan, parts)
     folder = plan.output_dir
     if claim(folder, key):
         return None
-    shape = Shape.of(parts, plan)
+    shape = _shape(parts, plan)
     cleaned = folder / ".cleaned"
     if not (cleaned / "done.json").is_file():
         _clean(parts, plan, shape, cleaned)
     counts = json.loads((cleaned / "done.json").read_text(encoding="utf-8"))
-    shards = sorted(cleaned.glob("*.jsonl.gz"))
-    for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
-        target = folder / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
-        if target.exists():
-            continue
-        rows = read_rows(shard)
-        write_rows(target, (shape(row) for row in (mine(cleaned, rows) if mine else rows)))
+    statistics = _write_shards(plan, shape, cleaned)
     facts = [
         {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
         | {"licence": part.source.licence, "where": part.source.where, **part.facts}
-        for part in parts
+        | {"dropped_in_cleaning": dropped, "kept": part.facts["rows"] - sum(dropped.values())}
+        for part, dropped in zip(parts, counts["dropped"], strict=True)
     ]
-    return {"key": key, "parts": facts, "cleaning": counts}
+    mining = {"counts": dict(statistics.counts.most_common()), "scores": statistics.histogram()}
+    done = {"key": key, "parts": facts, "shape": vars(shape), "cleaning": counts["counts"]}
+    return done | {"mining": mining if plan.negatives != "none" else None}
 
 
-def finish(folder: Path) -> None:
-    """Remove what only a run under way needs."""
+def _check(plan: Plan) -> None:
+    """Find out what cannot work before anything is read."""
+    for task in plan.exclude_tasks:
+        held_out = [split for split in splits(task) if split != "train"]
+        load_task(task, held_out[0] if held_out else "test")
+    if plan.negatives != "none":
+        first_stage(plan.negatives)
+    for source, path in plan.inputs:
+        if source.name != "hub" and str(path) != "demo" and not path.exists():
+            next(walk(path))
+
+
+def _write_shards(plan: Plan, shape: Shape, cleaned: Path) -> Statistics:
+    """The folder's shards, with mined negatives where the plan asks for them; those already there are left."""
+    shards, total, negatives = sorted(cleaned.glob("*.jsonl.gz")), Statistics(), None
+    for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
+        target = plan.output_dir / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
+        beside = cleaned / f"{number:05}.mined.json"
+        if not (target.exists() and beside.exists()):
+            statistics, rows = Statistics(), read_rows(shard)
+            if plan.negatives != "none":
+                everything = (row for file in shards for row in read_rows(file))
+                negatives = negatives or Negatives(everything, plan.negatives, plan.rules, plan.depth)
+                rows = negatives.fill(rows, statistics)
+            write_rows(target, map(shape, rows))
+            write_json(beside, vars(statistics))
+        total.add(Statistics(**json.loads(beside.read_text(encoding="utf-8"))))
+    return total
+
+
+def finish(folder: Path, run: dict) -> None:
+    """Write run.json, last, and remove what only a run under way needs."""
     shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    write_json(folder / "run.json", run)
     (folder / ".plan.json").unlink(missing_ok=True)
 
 
@@ -159,35 +191,51 @@ def content_key(paths: Iterable[Path]) -> str:
 def _plan_key(plan: Plan, parts: list[Part]) -> str:
     told = [options(plan), [part.key for part in parts], content_key(ROOT / "koir" / name for name in CODE)]
     told += [content_key([Path(task)]) for task in plan.exclude_tasks]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    told += [_weights(plan.negatives.partition(":")[2])]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _weights(path: str) -> list:
+    """Names, sizes and times of a model's files: a model trained anew under the same path is another."""
+    folder = Path(path)
+    return sorted((f.name, f.stat().st_size, f.stat().st_mtime) for f in folder.rglob("*.safetensors")) if path else []
 
 
 def options(plan: Plan) -> dict:
     """What decides about the rows besides the inputs."""
-    return {name: value for name, value in vars(plan).items() if name not in ("inputs", "output_dir")}
+    told = {name: value for name, value in vars(plan).items() if name not in ("inputs", "output_dir")}
+    return told | {"rules": vars(plan.rules)}
+
+
+def _shape(parts: list[Part], plan: Plan) -> Shape:
+    """The shape that holds every row of the parts and what will be mined."""
+    most = {name: max(part.facts["most"].get(name, 0) for part in parts) for name in ("document", "hard_negative")}
+    mined = plan.rules.num_negatives if plan.negatives != "none" else 0
+    scores = any(part.facts["most"].get("scores") for part in parts)
+    return Shape(most["document"] > 1, max(most["hard_negative"], mined) > 1, bool(scores))
 
 
 # --- cleaning --------------------------------------------------------------------------------------------------------
 
 
-def _clean(parts: list[Part], plan: Plan, shape: "Shape", folder: Path) -> None:
+def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
     """Write the kept rows of all parts in order to folder/00000.jsonl.gz and on, done.json last."""
     shutil.rmtree(folder, ignore_errors=True)
     cleaner = Cleaner(exclude=[task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)],
                       seed=plan.seed, **plan.cleaning)  # fmt: skip
-    dropped: dict[str, Counter] = {}
+    dropped = [Counter() for _ in parts]
 
     def kept() -> Iterator[dict]:
         total = sum(part.facts["rows"] for part in parts)
         with tqdm(total=total, desc="cleaning", unit="row", disable=None, mininterval=1) as bar:
-            for part in parts:
+            for part, of_part in zip(parts, dropped, strict=True):
                 for row in read_rows(part.file):
                     reason = cleaner.keep(row)
                     bar.update()
                     if reason is None:
                         yield row
                     else:
-                        dropped.setdefault(part.source.name, Counter())[reason] += 1
+                        of_part[reason] += 1
 
     rows, number = kept(), 0
     while (first := next(rows, None)) is not None:
@@ -212,51 +260,3 @@ def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:
 def _chained(first: dict, rest: Iterable[dict]) -> Iterator[dict]:
     yield first
     yield from rest
-
-
-# --- rows on disk ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Shape:
-    """One type for each column of a folder, as `datasets` needs it: a list in every row where any row has one."""
-
-    documents: bool
-    negatives: bool
-    scores: bool
-
-    @classmethod
-    def of(cls, parts: list[Part], plan: Plan) -> "Shape":
-        """The shape that holds every row of the parts and what will be mined."""
-        most = {name: max(part.facts["most"].get(name, 0) for part in parts) for name in ("document", "hard_negative")}
-        mined = plan.negatives_per_row if plan.negatives != "none" else 0
-        scores = any(part.facts["most"].get("scores") for part in parts)
-        return cls(most["document"] > 1, max(most["hard_negative"], mined) > 1, bool(scores))
-
-    def __call__(self, row: dict) -> dict:
-        """The row with all columns; a text that is missing is null."""
-        shaped = {"query": row["query"], "document": _as(row["document"], self.documents)}
-        shaped["hard_negative"] = _as(row.get("hard_negative"), self.negatives)
-        if self.scores:
-            shaped["document_score"] = _as(row.get("document_score"), self.documents)
-            shaped["hard_negative_score"] = _as(row.get("hard_negative_score"), self.negatives)
-        return shaped | {"source": row["source"], "id": row.get("id")}
-
-
-def _as(value: object, listed: bool) -> object:
-    return [value] if listed and value is not None and not isinstance(value, list) else value
-
-
-def write_rows(file: Path, rows: Iterable[dict]) -> None:
-    """JSON Lines, gzipped without a time stamp, so that equal rows are equal bytes; whole or not at all."""
-    settings = {"filename": "", "mode": "wb", "compresslevel": 1, "mtime": 0}
-    with written_aside(file) as aside, aside.open("wb") as raw, gzip.GzipFile(fileobj=raw, **settings) as packed:
-        for row in rows:
-            packed.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-
-def read_rows(file: Path) -> Iterator[dict]:
-    """The rows of a file that `write_rows` wrote."""
-    with gzip.open(file) as stream:
-        for line in stream:
-            yield json.loads(line)

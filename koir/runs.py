@@ -25,7 +25,8 @@ from koir.manifest import origin, peak_memory_bytes, write_json
 from koir.retrieval import stages
 from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.trainer import RunTrainer
-from koir.triplets import load_triplets, report
+from koir.training import prepare
+from koir.triplets import Triplets, load_triplets, report
 
 SIGNIFICANT = 0.05
 
@@ -34,9 +35,10 @@ SIGNIFICANT = 0.05
 class Kind:
     """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
 
-    name: `kind` in run.json. arguments: the dataclasses of flags, by group; those of loss and data have `check`.
-    loader: what loads the start, each time the same. describe: lines to say at the start. compare: scores base against
-    tuned and prints the table. card: the model folder's README. next: the command to go on with.
+    name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
+    start, each time the same. describe: lines to say at the start. compare: scores base against tuned and prints the
+    table. card: the model folder's README. next: the command to go on with. prepare: what is done to the start and to
+    the groups once the rows are read.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Kind:
     compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
     card: Callable[[dict, dict], str]
     next: str
+    prepare: Callable[[nn.Module, Triplets, dict], None] = lambda *_: None
 
 
 def run(
@@ -75,6 +78,7 @@ def run(
     start = load()
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
+    kind.prepare(start, triplets, groups)
     budget.settle(groups, start.to(args.device), folder / "recipe.yaml" if checkpoint else None)
     if args.deepspeed:
         set_hf_deepspeed_config(args.hf_deepspeed_config)
@@ -149,8 +153,8 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
 def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
     args, chunks = groups["training"], groups["chunks"]
-    groups["loss"].check()
-    groups["data"].check()
+    for group in groups.values():
+        getattr(group, "check", lambda: None)()
     rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
     require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
     for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
@@ -162,6 +166,9 @@ def _check(groups: dict) -> None:
         f"{args.n_gpu} GPUs in one process",
         "the finetune.sh beside it, which starts one process a GPU",
     )
+    rank, engine = getattr(groups["model"], "lora_rank", None), args.deepspeed
+    require(not (rank and engine), "--lora_rank", "--deepspeed", "one of the two: LoRA's few trained weights leave "
+            "ZeRO nothing to split")  # fmt: skip
     length = groups["model"].max_seq_length
     require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
     tasks = groups["evaluation"].eval_tasks
@@ -191,8 +198,11 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
 def _describe(encoder: Encoder, groups: dict) -> list[str]:
     parameters, rows = sum(p.numel() for p in encoder.parameters()), groups["training"].per_device_train_batch_size
     size = f"{parameters / 1e6:.1f}M parameters, {encoder.pooling} pooling, at most {encoder.max_seq_length} tokens"
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    adapted = [f"LoRA:    {trained:,} parameters are trained"] if groups["model"].lora_rank is not None else []
     return [
         f"encoder: {groups['model'].model_name_or_path}, {size}",
+        *adapted,
         f"batch:   {rows * world_size():,} queries ({world_size()} x {rows:,}) see each other's documents",
     ]
 
@@ -279,4 +289,5 @@ ENCODER = Kind(
     compare=_base_against_tuned,
     card=_card,
     next=".venv/bin/python evaluate.py --first_stage bm25 dense:",
+    prepare=prepare,
 )

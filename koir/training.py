@@ -1,11 +1,15 @@
 """What v1 and v1.1 share around the step: batches of distinct texts, the loss over processes, dev scores."""
 
+from pathlib import Path
+
 import torch
 
-from koir.arguments import TrainingArguments
-from koir.batches import Collator
+from koir import lora
+from koir.arguments import TrainingArguments, require
+from koir.batches import Collator, require_scores
 from koir.contrast import Contrast
-from koir.encoder import Encoder
+from koir.encoder import Encoder, load_encoder
+from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.gather import world_size
 from koir.interruptions import refuse_broken, refuse_broken_loss
@@ -13,6 +17,27 @@ from koir.retrieval import stages
 from koir.sampling import OneSourceBatches, RandomOrder
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets
+
+
+def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
+    """What the flags ask of a loaded encoder before it trains: LoRA's matrices and the guide, as `groups["guide"]`.
+
+    groups: the argument dataclasses by name. Raises FlagError, ModelError or RowError where encoder or rows do not
+    have what a flag needs.
+    """
+    model, loss = groups["model"], groups["loss"]
+    largest = max(loss.matryoshka_dimensions, default=0)
+    expected = f"at most {encoder.dimensions}, the encoder's dimensions"
+    require(largest <= encoder.dimensions, "--matryoshka_dimensions", str(largest), expected)
+    if loss.distillation is not None:
+        require_scores(triplets, f"--distillation {loss.distillation}", groups["data"].max_hard_negatives)
+    if model.lora_rank is not None:
+        lora.add_adapters(encoder, model.lora_rank, model.lora_alpha or 2 * model.lora_rank, model.lora_targets)
+    groups["guide"] = None
+    if loss.guide_model_name_or_path not in (None, "self"):
+        guide = load_encoder(loss.guide_model_name_or_path).to(groups["training"].device)
+        guide.max_seq_length = min(guide.max_seq_length, encoder.max_seq_length)  # it need not see more than we do
+        groups["guide"] = guide.eval().requires_grad_(False)
 
 
 class EmbeddingTrainer(RunTrainer):
@@ -53,9 +78,27 @@ class EmbeddingTrainer(RunTrainer):
         return scores
 
     def _get_train_sampler(self, train_dataset: object = None) -> RandomOrder:
-        rows, epoch = self.train_dataset, lambda: int(self.state.epoch or 0)
+        rows, epoch = self.train_dataset, lambda: int(self.state.epoch or 0)  # accelerate tells no epoch on resuming
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if self.sampling.batch_by == "random":
-            return RandomOrder(len(rows), self.args.seed, epoch)
+            return RandomOrder(len(rows), seed, epoch)
         batch = self.args.train_batch_size * world_size()
         say = self.is_world_process_zero()
-        return OneSourceBatches(rows["source"], batch, self.sampling.source_alpha, self.args.seed, epoch, say)
+        return OneSourceBatches(rows["source"], batch, self.sampling.source_alpha, seed, epoch, say)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        encoder, folder = self.accelerator.unwrap_model(self.model), Path(output_dir)
+        if not lora.has_adapters(encoder):
+            return super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            encoder.save(folder, lora.merged(encoder))
+            if folder.name.startswith("checkpoint-"):
+                lora.save_adapters(encoder, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if lora.has_adapters(self.model):
+            return lora.load_adapters(self.model, folder)
+        if (folder / lora.FILE).exists():
+            raise RunError(f"--resume_from_checkpoint {folder}", "a run with --lora_rank", "the flags it began with")
+        super()._load_from_checkpoint(resume_from_checkpoint, model)

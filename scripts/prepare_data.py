@@ -18,6 +18,7 @@ except ModuleNotFoundError as missing:
 from koir.corpus_report import families_table, sources_table, write_report
 from koir.errors import exit_on_user_error
 from koir.manifest import origin, peak_memory_bytes, write_json
+from koir.mining import Rules
 from koir.preparation import Plan, finish, options, prepare
 from koir.sources.registry import find, listing
 from koir.sources.tally import WINDOW
@@ -64,6 +65,21 @@ class CleaningArguments:
 
 
 @dataclass
+class NegativeArguments:
+    """Hard negatives, for rows whose source gives none."""
+
+    negatives: str = field(
+        default="none", metadata={"help": "none, or the first stage that finds them: bm25, dense:PATH, hybrid:PATH"}
+    )
+    num_negatives: int = field(default=1, metadata={"help": "hard negatives a row, at most"})
+    depth: int = field(default=100, metadata={"help": "candidates taken from the first stage for a query"})
+    skip_top: int = field(default=0, metadata={"help": "best candidates passed over, right answers not counted"})
+    max_ratio: float = field(
+        default=0.95, metadata={"help": "a candidate above this share of the right answer's score is left out"}
+    )
+
+
+@dataclass
 class OutputArguments:
     """What is written."""
 
@@ -76,12 +92,12 @@ class OutputArguments:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> dict | None:
     """Prepare the rows, print the report's tables; returns report.json's content (None: complete already)."""
-    groups = [InputArguments, CleaningArguments, OutputArguments]
-    inputs, cleaning, output = parse(groups, gathered(sys.argv[1:] if argv is None else argv), __doc__, recipes=False)
+    groups = [InputArguments, CleaningArguments, NegativeArguments, OutputArguments]
+    inputs, *rest = parse(groups, gathered(sys.argv[1:] if argv is None else argv), __doc__, recipes=False)
     if inputs.list:
         print(listing())
         return None
-    plan = _plan(inputs, cleaning, output)
+    plan, output = _plan(inputs, *rest), rest[-1]
     started = time.perf_counter()
     done = prepare(plan)
     if done is None:
@@ -90,10 +106,9 @@ def main(argv: list[str] | None = None) -> dict | None:
     provenance = origin()
     facts = {"options": options(plan), "seed": plan.seed, "command": provenance["command"]}
     report = write_report(plan.output_dir, done, facts)
-    finish(plan.output_dir)
     seconds, memory = time.perf_counter() - started, peak_memory_bytes()
     run = {"kind": "rows", "key": done["key"], "rows": report["rows"], "fingerprint": report["fingerprint"]}
-    write_json(plan.output_dir / "run.json", run | {"wall_seconds": seconds, "peak_memory_bytes": memory} | provenance)
+    finish(plan.output_dir, run | {"wall_seconds": seconds, "peak_memory_bytes": memory} | provenance)
     if output.json:
         write_json(Path(output.json), report)
     _say(report, plan, seconds, memory)
@@ -116,9 +131,12 @@ def gathered(argv: list[str]) -> list[str]:
     return rest + [word for flag, values in found.items() if values for word in (flag, *values)]
 
 
-def _plan(inputs: InputArguments, cleaning: CleaningArguments, output: OutputArguments) -> Plan:
+def _plan(
+    inputs: InputArguments, cleaning: CleaningArguments, negatives: NegativeArguments, output: OutputArguments
+) -> Plan:
     require(bool(inputs.source or inputs.hub), "--source", "nothing to read", "NAME=PATH (see --list), or --hub NAME")
     require(output.output_dir is not None, "--output_dir", "nothing", "the folder to write")
+    require(negatives.depth > 0, "--depth", str(negatives.depth), "at least 1")
     require(output.shard_rows > 0, "--shard_rows", str(output.shard_rows), "at least 1")
     require(inputs.window >= 100, "--window", str(inputs.window), "at least 100 characters")
     unknown = sorted(set(inputs.splits) - {"train", "dev", "test"})
@@ -139,6 +157,15 @@ def _plan(inputs: InputArguments, cleaning: CleaningArguments, output: OutputArg
         exclude_by=cleaning.exclude_by,
         cleaning=bounds | {"near_duplicate_threshold": cleaning.near_duplicate_threshold},
         shard_rows=output.shard_rows,
+        negatives=negatives.negatives,
+        rules=Rules(
+            negatives.num_negatives,
+            negatives.skip_top,
+            negatives.max_ratio,
+            seed=output.seed,
+            near_duplicate_threshold=cleaning.near_duplicate_threshold,
+        ),
+        depth=negatives.depth,
         seed=output.seed,
     )
 
@@ -146,7 +173,8 @@ def _plan(inputs: InputArguments, cleaning: CleaningArguments, output: OutputArg
 def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:
     print(f"\n{sources_table(report)}\n\n{families_table(report)}\n")
     print(f"{report['rows']:,} rows, {report['pairs']:,} pairs; {seconds:.1f} s, {memory / 2**20:,.0f} MiB")
-    print(f"rows without a hard negative: {report['rows_without_hard_negative']:,}")
+    hint = "; --negatives bm25 finds some" if plan.negatives == "none" and report["rows_without_hard_negative"] else ""
+    print(f"rows without a hard negative: {report['rows_without_hard_negative']:,}{hint}")
     tests = sum(source["records"].get("test", 0) for source in report["sources"])
     if tests:
         print(f"note: {tests:,} records come from test files; --splits train leaves such files out")

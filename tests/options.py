@@ -5,7 +5,6 @@ As a command, under torchrun: python options.py OUT.pt '{"rows": FILE}' saves ea
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from one_step import tiny_encoder
@@ -33,18 +32,6 @@ OPTIONS = {
     "margin mse": {"distillation": "margin_mse", "distillation_weight": 0.01},
     "everything": EVERYTHING,
 }
-
-
-def scored(file, rows):
-    """The toy rows again, with a teacher's scores."""
-    lines = [json.loads(line) for line in Path(rows).read_text(encoding="utf-8").splitlines()]
-    for number, row in enumerate(lines):
-        for field in ("document", "hard_negative"):
-            texts = [row[field]] if isinstance(row.get(field), str) else row.get(field) or []
-            row[field] = texts
-            row[field + "_score"] = [len(text) % 7 - 2.5 * (field == "hard_negative") + number % 3 for text in texts]
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
-    return file
 
 
 def setting(option, dropout=0.0):

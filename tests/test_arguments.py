@@ -21,6 +21,7 @@ from koir.arguments import (
     parse,
 )
 from koir.errors import FlagError
+from koir.flags import REASONS
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
@@ -224,14 +225,16 @@ def test_nothing_is_reported_unless_asked():
 
 @pytest.mark.parametrize("flag", sorted(NOT_OURS))
 def test_a_flag_that_would_do_nothing_is_refused(flag, recipe):
-    said = f"--{flag}: found an unknown flag of this trainer; expected one that --help_all lists"
+    why = f" ({REASONS[flag]})" if flag in REASONS else ""
+    said = f"--{flag}: found an unknown flag of this trainer{why}; expected one that --help_all lists"
     assert refused(f"--{flag}", "1").startswith(said)
     path = recipe(f"{flag}: 1\n")
-    assert refused(path).startswith(f"recipe {path}, key {flag}: found an unknown key; expected a flag's name")
+    assert refused(path).startswith(f"recipe {path}, key {flag}: found an unknown key{why}; expected a flag's name")
 
 
 def test_every_flag_that_is_not_ours_is_one_of_the_trainers():
     assert NOT_OURS - {f.name for f in dataclasses.fields(HfTrainingArguments)} == set()
+    assert REASONS.keys() <= NOT_OURS
 
 
 def helped(capsys, flag):
@@ -344,6 +347,23 @@ CONTRADICTIONS = {
     "temperature 0": (["--temperature", "0"], "--temperature: found 0.0; expected above 0"),
     "temperature below 0": (["--temperature", "-0.1"], "--temperature: found -0.1; expected above 0"),
     "a temperature that is none": (["--temperature", "nan"], "--temperature: found nan; expected above 0"),
+    "a weight below 0": (["--symmetric_weight", "-1"], "--symmetric_weight: found -1.0; expected 0 or more"),
+    "a margin of nobody's": (["--false_negative_margin", "0.1"], "--false_negative_margin: found no guide; expected"),
+    "a kind of margin of nobody's": (["--margin_type", "relative"], "--false_negative_margin: found no guide"),
+    "a weight of no term": (["--distillation_weight", "2"], "--distillation_weight: found no --distillation; expected"),
+    "a teacher's weight 0": (
+        ["--distillation", "kl", "--distillation_weight", "0"],
+        "--distillation_weight: found 0.0",
+    ),
+    "a teacher without term": (["--teacher_temperature", "2"], "--teacher_temperature: found no --distillation"),
+    "a size twice": (["--matryoshka_dimensions", "8", "8"], "--matryoshka_dimensions: found 8 8; expected different"),
+    "a size of 0": (["--matryoshka_dimensions", "0"], "--matryoshka_dimensions: found 0; expected different numbers"),
+    "weights of no sizes": (["--matryoshka_weights", "1"], "--matryoshka_weights: found 1.0; expected one above 0 for"),
+    "alpha of no sources": (["--source_alpha", "0.5"], "--source_alpha: found --batch_by random; expected --batch_by"),
+    "alpha above 1": (["--batch_by", "source", "--source_alpha", "2"], "--source_alpha: found 2.0; expected 0 ("),
+    "rank 0": (["--lora_rank", "0"], "--lora_rank: found 0; expected at least 1"),
+    "alpha without rank": (["--lora_alpha", "8"], "--lora_alpha: found no --lora_rank; expected --lora_rank too"),
+    "targets without rank": (["--lora_targets", "query"], "--lora_targets: found no --lora_rank; expected --lora_rank"),
     "no chunk tokens": (["--chunk_tokens", "0"], "--chunk_tokens: found 0; expected auto or a whole number from 1"),
     "negative hard negatives": (["--max_hard_negatives", "-1"], "--max_hard_negatives: found -1; expected 0 or more"),
     "length below special tokens": (["--max_seq_length", "7"], "--max_seq_length: found 7; expected at least 8 tokens"),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from one_step import tiny_encoder
-from options import OPTIONS, cached, plain, scored
+from options import OPTIONS, cached, plain
 from test_gradients import assert_equal
 from toy import torchrun
 
@@ -13,11 +13,6 @@ from koir import losses
 from koir.batches import Collator, require_scores
 from koir.errors import RowError
 from koir.triplets import load_triplets
-
-
-@pytest.fixture(scope="module")
-def teacher_rows(rows, tmp_path_factory):
-    return scored(tmp_path_factory.mktemp("scored") / "rows.jsonl", rows)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -50,12 +50,7 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
         )
     qrels = _qrels(folder, split)
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
-    corpus = {}
-    for row in _rows(_file(folder, "corpus.jsonl")):
-        title = row.get("title") or ""
-        corpus[row["_id"]] = (
-            f"{title}\n{row['text']}".strip() if title not in row["text"][: len(title)] else row["text"]
-        )
+    corpus = load_corpus(path)
     for query, answers in qrels.items():
         if query not in queries:
             raise TaskError(f"{folder}/qrels/{split}.tsv", f"query {query!r}", "an _id of queries.jsonl")
@@ -64,6 +59,22 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
                 raise TaskError(f"{folder}/qrels/{split}.tsv", f"document {document!r}", "an _id of corpus.jsonl")
     name = "demo" if path == "demo" else folder.resolve().name
     return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
+
+
+def load_corpus(path: str) -> dict[str, str]:
+    """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text."""
+    folder = DEMO / "beir" if path == "demo" else Path(path)
+    if not folder.exists():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest(folder.name, beside)
+        raise TaskError(f"corpus {path}", "no such file or folder", wanted)
+    corpus = {}
+    for row in _rows(_file(folder, "corpus.jsonl") if folder.is_dir() else folder):
+        title = row.get("title") or ""
+        corpus[row["_id"]] = (
+            f"{title}\n{row['text']}".strip() if title not in row["text"][: len(title)] else row["text"]
+        )
+    return corpus
 
 
 def splits(path: str) -> list[str]:

@@ -7,6 +7,7 @@ words, so the inner product is our BM25 score. The vocabulary lies beside the do
 
 import functools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,10 @@ from pymilvus import DataType, MilvusClient, MilvusException
 from koir.encoder import Encoder
 from koir.errors import RunError
 from koir.retrieval.bm25 import BM25, morphemes
-from koir.retrieval.dense import Dense
+from koir.retrieval.dense import Dense, valid
 from koir.retrieval.ranking import as_run, best
 
+logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what it also raises
 COMPLETE = " complete"  # no word begins with a space; its row is written last
 ROWS = 500  # rows an insert
 QUERIES = 64  # queries a search
@@ -45,16 +47,20 @@ def connect(uri: str) -> MilvusClient:
 
 
 def is_complete(client: MilvusClient, name: str) -> bool:
-    """Whether an index of this name was written to its end."""
-    return client.has_collection(f"{name}_words") and bool(client.get(f"{name}_words", [COMPLETE]))
+    """Whether an index of this name was written to its end; if so, it is ready to be searched."""
+    if not client.has_collection(f"{name}_words"):
+        return False
+    for collection in (name, f"{name}_words"):
+        client.load_collection(collection)
+    return bool(client.get(f"{name}_words", [COMPLETE]))
 
 
 def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: dict) -> None:
-    """Insert both parts under a name; what an interrupted attempt left is dropped first. facts: kept as description."""
+    """Insert both parts under a name; what an interrupted attempt left is dropped. facts: what `described` gives."""
     for collection in (name, f"{name}_words"):
         if client.has_collection(collection):
             client.drop_collection(collection)
-    _create_documents(client, name, dense.vectors.shape[1], json.dumps(facts, ensure_ascii=False))
+    _create_documents(client, name, dense.vectors.shape[1])
     weights = _rows_of(lexical)
     for start in range(0, len(dense.ids), ROWS):
         rows = [
@@ -65,15 +71,17 @@ def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: d
     client.flush(name)
     words = f"{name}_words"
     _create_words(client, words)
-    entries = [{"word": word, "number": number, "nothing": [0.0, 0.0]} for word, number in lexical.vocabulary.items()]
+    nothing = {"facts": "", "nothing": [0.0, 0.0]}
+    entries = [{"word": word, "number": number} | nothing for word, number in lexical.vocabulary.items()]
     for start in range(0, len(entries), ROWS):
         client.insert(words, entries[start : start + ROWS])
-    client.insert(words, [{"word": COMPLETE, "number": -1, "nothing": [0.0, 0.0]}])
+    said = json.dumps(facts, ensure_ascii=False)
+    client.insert(words, [{"word": COMPLETE, "number": -1, "facts": said, "nothing": [0.0, 0.0]}])
     client.flush(words)
 
 
-def _create_documents(client: MilvusClient, name: str, dimensions: int, description: str) -> None:
-    schema = MilvusClient.create_schema(auto_id=False, description=description)
+def _create_documents(client: MilvusClient, name: str, dimensions: int) -> None:
+    schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("number", DataType.INT64, is_primary=True)
     schema.add_field("id", DataType.VARCHAR, max_length=65_535)
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dimensions)
@@ -88,6 +96,7 @@ def _create_words(client: MilvusClient, name: str) -> None:
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("word", DataType.VARCHAR, max_length=65_535, is_primary=True)
     schema.add_field("number", DataType.INT64)
+    schema.add_field("facts", DataType.VARCHAR, max_length=65_535)
     schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # a collection must have a vector
     indexes = client.prepare_index_params()
     indexes.add_index("nothing", index_type="FLAT", metric_type="L2")
@@ -126,7 +135,8 @@ def described(uri: str) -> dict:
     if len(complete) != 1:
         found = f"{len(complete)} complete indexes"
         raise RunError(f"--index_uri {uri}", found, "one, by scripts/build_index.py with a URI of its own")
-    return json.loads(client.describe_collection(complete[0])["description"])
+    (row,) = client.get(f"{complete[0]}_words", [COMPLETE], output_fields=["facts"])
+    return json.loads(row["facts"])
 
 
 class _Part:
@@ -188,5 +198,5 @@ class DenseMilvus(_Part):
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine."""
-        vectors = self.encoder.encode(queries, "query", progress="queries" if self.progress else None)  # [Q, D]
+        vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)  # [Q, D]
         return self.found(list(vectors), depth)

@@ -13,6 +13,7 @@ run.json.
 import datetime
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -64,7 +65,12 @@ class FirstStage:
     def __post_init__(self):
         dense = encoder_fingerprint(self.encoder) if self.encoder else ""
         self.kind = self.spec.partition(":")[0]
-        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS), "dense": dense}
+        self._keys = {
+            "bm25": _digest(
+                "bm25", CONTENT_TAGS, *map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
+            ),
+            "dense": dense,
+        }
         self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property

@@ -1,0 +1,118 @@
+"""The application: routes, one shape of errors, health, metrics, and a shutdown that loses nothing."""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from koir.serving.door import Door, Rules
+from koir.serving.meters import Meters
+from koir.serving.problems import Problem, from_validation
+from koir.serving.registry import Registry
+from koir.serving.routes import router
+from koir.serving.schemas import ErrorBody
+
+ERRORS = (400, 401, 404, 413, 422, 429)
+LAST_CALLS = 0.5  # seconds in which open connections may still bring a request after the signal to stop
+
+
+def create_app(
+    registry: Registry, rules: Rules | None = None, cors_origins: Sequence[str] = (), return_documents: bool = False
+) -> FastAPI:
+    """An application over loaded models. return_documents: where a rerank request does not say."""
+
+    app = FastAPI(
+        title="koir",
+        summary="Korean retrieval: rerank, embeddings, search",
+        responses={status: {"model": ErrorBody} for status in ERRORS},
+        redoc_url=None,
+        strict_content_type=False,
+    )
+    app.state.registry, app.state.return_documents, app.state.draining = registry, return_documents, False
+    meters = Meters(registry)
+    app.include_router(router)
+    _server_routes(app, meters)
+    _handlers(app)
+    app.add_middleware(Door, rules=rules or Rules(), meters=meters, state=app.state)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    return app
+
+
+def _server_routes(app: FastAPI, meters: Meters) -> None:
+    @app.get("/health", tags=["server"])
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["server"], responses={503: {"model": ErrorBody}})
+    async def ready() -> dict[str, str]:
+        """Models are loaded and the server is not shutting down."""
+        if app.state.draining:
+            raise Problem(503, "the server is shutting down", "shutting_down")
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus' exposition format."""
+        return Response(meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _handlers(app: FastAPI) -> None:
+    def answer(problem: Problem) -> JSONResponse:
+        return JSONResponse(problem.body(), problem.status, problem.headers)
+
+    @app.exception_handler(Problem)
+    async def known(request: Request, problem: Problem) -> JSONResponse:
+        return answer(problem)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(from_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(_without_a_route(request, error))
+
+
+def _without_a_route(request: Request, error: HTTPException) -> Problem:
+    """404, 405 and bodies that are no text, in our shape."""
+    if error.status_code == 404:
+        return Problem(404, "no such route; /docs lists them", "not_found")
+    problem = Problem(error.status_code, str(error.detail), "http_error")
+    problem.headers |= error.headers or {}
+    return problem
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a shutdown in which open connections bring their last requests and all are answered."""
+
+    async def shutdown(self, sockets=None) -> None:
+        """Stop listening, answer what still arrives with `Connection: close`, then wait for what is in flight."""
+        self.config.app.state.draining = True
+        for server in self.servers:
+            server.close()
+        waited = 0.0
+        while self.server_state.connections and waited < LAST_CALLS and not self.force_exit:
+            await asyncio.sleep(0.05)
+            waited += 0.05
+        await super().shutdown(sockets)
+
+
+def run(app: FastAPI, host: str, port: int) -> None:
+    """Serve until a signal says stop, then end with what was accepted answered."""
+    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again at its end, for these to take
+        signal.signal(stop, lambda *_: None)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75
+    )
+    Server(config).run()
+    app.state.registry.close()

@@ -1,0 +1,221 @@
+"""From flags, a pipeline.json or a models file to loaded models."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from koir.arguments import require
+from koir.encoder import load_encoder
+from koir.errors import FlagError, RunError, nearest
+from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
+from koir.evaluation.tasks import load_task
+from koir.manifest import newest_run, read_run
+from koir.reranker import load_reranker
+from koir.retrieval.stages import first_stage, open_index
+from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
+from koir.serving.registry import Registry
+from koir.serving.search import Documents, ServedPipeline
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass
+class ModelArguments:
+    """What is served."""
+
+    first_stage: str | None = field(
+        default=None,
+        metadata={"help": "dense:PATH or hybrid:PATH, whose encoder embeds; default: the newest run, else demo"},
+    )
+    reranker: str | None = field(
+        default=None,
+        metadata={"help": "run folder, model folder or hub name; none; default: the newest run, else none"},
+    )
+    index_uri: str | None = field(
+        default=None,
+        metadata={"help": "an index that scripts/build_index.py wrote, for /v1/search; default: the demo's corpus"},
+    )
+    depth: int | None = field(
+        default=None, metadata={"help": f"candidates that /v1/search reranks; default: the pipeline's, else {DEPTH}"}
+    )
+    pipeline: str | None = field(
+        default=None, metadata={"help": "a pipeline.json of evaluate.py in place of the flags above; default: none"}
+    )
+    models: str | None = field(
+        default=None, metadata={"help": "a YAML list of {name, encoder|reranker|pipeline: PATH}; default: none"}
+    )
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1; default: cuda where there is one"})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "of matrix products: float32, bfloat16 (scores move by 0.01), auto: bfloat16 where the chip has it"
+        },
+    )
+    chunk_tokens: int | None = field(
+        default=None,
+        metadata={"help": "padded tokens that go through a model at once; default: 2048 on a CPU, else 32768"},
+    )
+    max_queue: int = field(default=32768, metadata={"help": "texts waiting at a model before new requests get 429"})
+
+
+class Loader:
+    """Loads models once each, however many pipelines share them, and puts them in a registry."""
+
+    def __init__(self, arguments: ModelArguments):
+        self.arguments, self.registry = arguments, Registry()
+        require(
+            arguments.dtype in DTYPES, "--dtype", arguments.dtype, ", ".join(DTYPES) + nearest(arguments.dtype, DTYPES)
+        )
+        require(arguments.chunk_tokens is None or arguments.chunk_tokens >= 1, "--chunk_tokens",
+                str(arguments.chunk_tokens), "at least 1")  # fmt: skip
+        require(arguments.max_queue >= 1, "--max_queue", str(arguments.max_queue), "at least 1")
+        require(arguments.depth is None or arguments.depth >= 1, "--depth", str(arguments.depth), "at least 1")
+        try:
+            self.device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise FlagError(f"--device {arguments.device}", str(error).splitlines()[0][:100], "cpu or cuda") from None
+        wanted = arguments.dtype
+        self.bf16 = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(self.device))
+
+    def reranker(self, path: str, name: str | None = None) -> ServedReranker:
+        """Load a reranker under its name, or find it loaded."""
+        name = name or name_of(path)
+        if name not in self.registry.by_kind["reranker"]:
+            self.registry.add(ServedReranker(name, load_reranker(path).to(self.device), *self._settings()))
+        return self.registry.by_kind["reranker"][name]
+
+    def encoder(self, path: str, name: str | None = None) -> ServedEncoder:
+        """Load an encoder under its name, or find it loaded."""
+        name = name or name_of(path)
+        if name not in self.registry.by_kind["encoder"]:
+            self.registry.add(ServedEncoder(name, load_encoder(path).to(self.device), *self._settings()))
+        return self.registry.by_kind["encoder"][name]
+
+    def search(self, pipeline: Pipeline, name: str, reranker: ServedReranker | None) -> ServedPipeline:
+        """Open a pipeline's index (without one: the demo's corpus is indexed) and serve its search."""
+        if pipeline.index_uri:
+            facts = read_run(Path(pipeline.index_uri))
+            if pipeline.first_stage not in (None, facts["first_stage"]):
+                raise RunError(
+                    pipeline.index_uri, f"an index of {facts['first_stage']}", f"one of {pipeline.first_stage}"
+                )
+            index, text_of = open_index(pipeline.index_uri), Documents(Path(pipeline.index_uri) / "documents.jsonl")
+        else:
+            corpus = load_task("demo").corpus
+            stage = first_stage(pipeline.first_stage, None, False, pipeline.fusion or "rrf", pipeline.weight)
+            index, text_of = stage(corpus), corpus.__getitem__
+        served = ServedPipeline(name, index, text_of, pipeline, reranker)
+        self.registry.add(served)
+        return served
+
+    def _settings(self) -> tuple:
+        return self.bf16, self.arguments.chunk_tokens, self.arguments.max_queue
+
+
+def name_of(path: str) -> str:
+    """What a model is called: its folder, or its hub name."""
+    folder = Path(path)
+    if not folder.exists():
+        return path
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def load(arguments: ModelArguments) -> Registry:
+    """All models that the flags ask for. Says on stderr what was taken by default and what is left out."""
+    loader, alone = Loader(arguments), ("first_stage", "reranker", "index_uri", "depth")
+    for flag in ("models", "pipeline"):
+        others = [other for other in (*alone, "pipeline") if other != flag and getattr(arguments, other) is not None]
+        if getattr(arguments, flag) and others:
+            raise FlagError(f"--{flag}", f"--{others[0]} too", "one of them; the file says the rest")
+    if arguments.models:
+        _from_file(loader, Path(arguments.models))
+    elif arguments.pipeline:
+        _pipeline(loader, read_pipeline(arguments.pipeline), _pipeline_name(arguments.pipeline))
+    else:
+        _from_flags(loader, arguments)
+    return loader.registry
+
+
+def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
+    spec = arguments.first_stage
+    if spec is None and arguments.index_uri:
+        spec = read_run(Path(arguments.index_uri))["first_stage"]
+    elif spec is None:
+        spec = f"dense:{_newest('encoder') or 'demo'}"
+        _say(f"--first_stage {spec}")
+    reranker = arguments.reranker
+    if reranker is None:
+        reranker = str(_newest("reranker") or "none")
+        why = "" if reranker != "none" else " (no complete reranker run): embeddings and search only"
+        _say(f"--reranker {reranker}{why}")
+    pipeline = Pipeline(
+        spec,
+        arguments.index_uri,
+        reranker=None if reranker == "none" else reranker,
+        depth=arguments.depth or DEPTH,
+    )
+    searched = arguments.index_uri is not None or arguments.first_stage is None
+    if searched and not arguments.index_uri:
+        _say("--index_uri: the demo's corpus")
+    _pipeline(loader, pipeline, "search", searched)
+
+
+def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = True) -> None:
+    """Serve a pipeline's encoder, its reranker, and its search where there is a corpus."""
+    kind, _, path = pipeline.first_stage.partition(":")
+    if kind in ("dense", "hybrid") and path:
+        loader.encoder(path)
+    reranker = loader.reranker(pipeline.reranker) if pipeline.reranker else None
+    if searched:
+        loader.search(pipeline, name, reranker)
+    elif kind not in ("dense", "hybrid"):
+        raise FlagError(f"--first_stage {pipeline.first_stage}", "nothing to search", "--index_uri with its index")
+
+
+def _from_file(loader: Loader, file: Path) -> None:
+    """A YAML list of models; a pipeline's models may be named by other lines, and are loaded once."""
+    place = f"--models {file}"
+    try:
+        rows = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FlagError(place, " ".join(str(error).split())[:200], "a readable YAML list") from None
+    if not isinstance(rows, list) or not rows:
+        raise FlagError(place, json.dumps(rows)[:80], "a list of {name, encoder|reranker|pipeline: PATH}")
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        kinds = [kind for kind in ("encoder", "reranker", "pipeline") if isinstance(row, dict) and kind in row]
+        good = len(kinds) == 1 and set(row) <= {"name", *kinds} and all(isinstance(text, str) for text in row.values())
+        require(good, f"{place}, entry {number}", json.dumps(row, ensure_ascii=False)[:80],
+                "a name and one of encoder, reranker, pipeline, all texts")  # fmt: skip
+        (kind,) = kinds
+        name = row.get("name") or (_pipeline_name(row[kind]) if kind == "pipeline" else name_of(row[kind]))
+        require((kind, name) not in seen, f"{place}, entry {number}", f"the {kind} {name} again", "each name once")
+        seen.add((kind, name))
+    for kind in ("encoder", "reranker", "pipeline"):
+        for row in (row for row in rows if kind in row):
+            if kind == "pipeline":
+                pipeline = read_pipeline(row[kind])
+                _pipeline(loader, pipeline, row.get("name") or _pipeline_name(row[kind]))
+            else:
+                getattr(loader, kind)(row[kind], row.get("name"))
+
+
+def _pipeline_name(file: str) -> str:
+    return Path(file).resolve().parent.name
+
+
+def _newest(kind: str) -> Path | None:
+    try:
+        return newest_run(kind)
+    except RunError:
+        return None
+
+
+def _say(what: str) -> None:
+    print(f"default: {what}", file=sys.stderr)

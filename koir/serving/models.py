@@ -1,0 +1,212 @@
+"""Models that serve: tokenising in one thread, forwards in another, a Batcher between them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from koir.encoder import Encoder
+from koir.reranker import Reranker
+from koir.serving.batching import Batcher
+from koir.serving.problems import invalid
+from koir.tokens import pad
+
+BLOCK = 64  # texts tokenised before another request gets its turn
+TOKEN_CHARACTERS = 64  # no text worth embedding has more for each of its tokens
+CPU_CHUNK, GPU_CHUNK = 2048, 32768  # padded tokens of a forward, unless told
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long texts may be, in tokens. total: of a sequence. query, document: of each by itself. cut: else refuse."""
+
+    total: int | None = None
+    query: int | None = None
+    document: int | None = None
+    cut: bool = True
+    side: str = "right"
+
+
+@dataclass
+class Answer:
+    """rows: a logit [n] or a vector [n, D] each. tokens: of all sequences. truncated: positions that were cut."""
+
+    rows: np.ndarray
+    tokens: int
+    truncated: list[int]
+
+
+class Served:
+    """A model with a name, its queue, and the thread that tokenises for it (fast tokenizers are not thread-safe)."""
+
+    kind = ""
+
+    def __init__(self, name: str, model: nn.Module, bf16: bool, chunk_tokens: int | None, max_queue: int):
+        self.name, self.model, self.bf16, self.created = name, model.eval(), bf16, int(time.time())
+        self.device = next(model.parameters()).device
+        if bf16:
+            _bfloat16_products(model)
+        chunk = chunk_tokens or (CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK)
+        self.batcher = Batcher(self._forward, chunk, max_queue)
+        self.words = ThreadPoolExecutor(1, "tokenise")
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of the longest sequence it takes."""
+        return self.model.max_seq_length
+
+    def close(self) -> None:
+        """End its threads."""
+        self.batcher.close()
+        self.words.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer(self, texts: Sequence[Hashable], code: Callable[[list], tuple[list, list[int]]], limits: Limits):
+        """Tokenise in blocks off the loop, each queued as soon as it is ready; equal texts are computed once.
+
+        code: distinct texts -> their coded sequences, and positions of those that were cut. Returns an Answer.
+        """
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        order, waiting, lengths, cut = list(distinct), [], [], set()
+        loop = asyncio.get_running_loop()
+        with self.batcher.admitted(len(texts)):
+            try:
+                for start in range(0, len(order), BLOCK):
+                    items, beyond = await loop.run_in_executor(self.words, code, order[start : start + BLOCK])
+                    cut |= {start + position for position in beyond}
+                    if cut and not limits.cut:
+                        where = texts.index(order[min(cut)])
+                        raise invalid(f"text {where}", "more tokens than fit", "a shorter one, or truncation")
+                    lengths += [len(ids) for ids, _ in items]
+                    waiting.append(asyncio.ensure_future(self.batcher.run(items, lengths[start:])))
+                rows = [row for block in await asyncio.gather(*waiting) for row in block]
+            finally:
+                if unfinished := [block for block in waiting if not block.done()]:
+                    for block in unfinished:
+                        block.cancel()
+                    await asyncio.gather(*unfinished, return_exceptions=True)
+        numbers = [distinct[text] for text in texts]
+        truncated = [position for position, number in enumerate(numbers) if number in cut]
+        return Answer(np.stack(rows)[numbers], sum(lengths[number] for number in numbers), truncated)
+
+    def _forward(self, items: list[tuple]) -> np.ndarray:
+        """Coded sequences (ids, types or None) -> the model's float32 rows; in the device's thread."""
+        chunk = pad([ids for ids, _ in items], self.model.tokenizer.pad_token_id)  # [n, T]
+        if items[0][1] is not None:
+            chunk["token_type_ids"] = pad([types for _, types in items], 0)["input_ids"]  # [n, T]
+        chunk = {name: tensor.to(self.device) for name, tensor in chunk.items()}
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._rows(chunk).cpu().numpy()
+
+    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _length(self, limits: Limits) -> int:
+        return min(self.max_seq_length, limits.total or self.max_seq_length)
+
+    def _code(self, *texts: Sequence[str], limits: Limits, types: bool = True) -> tuple[list[tuple], list[int]]:
+        """Texts, or two lists of them as pairs, to (ids, types), and the positions that were cut."""
+        columns, beyond = self._within_reach(texts, limits)
+        with self._side(limits.side):
+            coded = self.model.tokenizer(*columns, truncation=True, max_length=self._length(limits))
+        second = coded.get("token_type_ids") if types else None
+        items = [
+            (tuple(ids), tuple(second[i]) if second is not None else None) for i, ids in enumerate(coded["input_ids"])
+        ]
+        beyond |= {i for i, encoding in enumerate(coded.encodings or []) if encoding.overflowing}
+        return items, sorted(beyond)
+
+    def _within_reach(self, columns: Sequence[Sequence[str]], limits: Limits) -> tuple[list[list[str]], set[int]]:
+        """Texts without what no token budget reaches, which would only cost time, and which of them had such."""
+        reach = TOKEN_CHARACTERS * self.max_seq_length
+        part = slice(-reach, None) if limits.side == "left" else slice(reach)
+        beyond = {i for texts in columns for i, text in enumerate(texts) if len(text) > reach}
+        return [[text[part] for text in texts] for texts in columns], beyond
+
+    @contextlib.contextmanager
+    def _side(self, side: str) -> Iterator[None]:
+        before = self.model.tokenizer.truncation_side
+        self.model.tokenizer.truncation_side = side
+        try:
+            yield
+        finally:
+            self.model.tokenizer.truncation_side = before
+
+    def _shortened(self, texts: Sequence[str], tokens: int | None, limits: Limits) -> tuple[list[str], set[int]]:
+        """Each text cut to its first (or last) so many tokens of its own, and which were."""
+        if not tokens or tokens >= self._length(limits):
+            return list(texts), set()
+        coded = self.model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        short, cut = list(texts), set()
+        for i, offsets in enumerate(coded["offset_mapping"]):
+            if len(offsets) > tokens:
+                cut.add(i)
+                left = limits.side == "left"
+                short[i] = texts[i][offsets[-tokens][0] :] if left else texts[i][: offsets[tokens - 1][1]]
+        return short, cut
+
+
+class ServedReranker(Served):
+    """Answers with raw logits of (query, document) pairs."""
+
+    kind = "reranker"
+    model: Reranker
+
+    async def score(self, pairs: Sequence[tuple[str, str]], limits: Limits) -> Answer:
+        """(query, document) pairs to float32 logits [n]."""
+
+        def code(part: list) -> tuple[list[tuple], list[int]]:
+            (queries, documents), beyond = self._within_reach(list(zip(*part, strict=True)), limits)
+            queries, cut_queries = self._shortened(queries, limits.query, limits)
+            documents, cut_documents = self._shortened(documents, limits.document, limits)
+            items, cut = self._code(queries, documents, limits=limits)
+            return items, sorted(beyond | cut_queries | cut_documents | set(cut))
+
+        return await self._answer(pairs, code, limits)
+
+    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.logits(chunk)  # [n]
+
+
+class ServedEncoder(Served):
+    """Answers with float32 unit vectors."""
+
+    kind = "encoder"
+    model: Encoder
+
+    async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]], prompt: str | None, limits: Limits) -> Answer:
+        """Texts, or token ids as they are, to vectors [n, D]. prompt: "query", "document", or None: the bare text."""
+        prefix = self.model.prompts[prompt] if prompt else ""
+
+        def code(part: list) -> tuple[list[tuple], list[int]]:
+            if isinstance(part[0], str):
+                return self._code([prefix + text for text in part], limits=limits, types=False)
+            longest = self._length(limits)
+            cut = [i for i, ids in enumerate(part) if len(ids) > longest]
+            kept = slice(-longest, None) if limits.side == "left" else slice(longest)
+            return [(ids[kept], None) for ids in part], cut
+
+        texts = texts if isinstance(texts[0], str) else [tuple(ids) for ids in texts]
+        return await self._answer(texts, code, limits)
+
+    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.embed(chunk)  # [n, D]
+
+
+def _bfloat16_products(model: nn.Module) -> None:
+    """Linear weights in bfloat16 once, which autocast would else convert in every forward."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.to(torch.bfloat16)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the chip multiplies bfloat16 by itself: AVX512-BF16 or AMX, or a GPU since Ampere."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,46 @@
+"""What goes wrong with a request, in the one shape that every client we know can read."""
+
+from collections.abc import Sequence
+
+
+class Problem(Exception):
+    """An answer that is an error: HTTP status, message for a person, code for a program, the field it is about.
+
+    It says nothing of the texts that were sent.
+    """
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None, retry_after: int | None = None):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+    def body(self) -> dict:
+        """`error` for OpenAI's and Infinity's clients, `detail` for LlamaIndex's, `message` for Cohere's."""
+        kind = "server_error" if self.status >= 500 else KINDS.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "code": self.code, "param": self.param}
+        return {"error": error, "detail": self.message, "message": self.message}
+
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def invalid(param: str, found: str, expected: str) -> Problem:
+    """422 for a field that is understood but cannot be served."""
+    return Problem(422, f"{param}: found {found}; expected {expected}", "invalid_value", param)
+
+
+def from_validation(errors: Sequence[dict]) -> Problem:
+    """The first of pydantic's errors as a Problem: 400 for what is no JSON, else 422. Inputs are never repeated."""
+    error = errors[0]
+    if error["type"] == "json_invalid":
+        return Problem(400, f"body: found broken JSON ({error['ctx']['error']}); expected one object", "invalid_json")
+    steps = [
+        str(step) for step in error["loc"] if step != "body" and not str(step).startswith(("tagged-", "function-"))
+    ]
+    if not steps:
+        return Problem(422, "body: expected one JSON object, sent as application/json", error["type"], "body")
+    param = ".".join(steps[:4])
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return Problem(422, f"{param}: {error['msg']}{more}", error["type"], param)

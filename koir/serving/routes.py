@@ -1,0 +1,203 @@
+"""The routes of rerank, score, embeddings, search and models, each in the shape of its original."""
+
+import asyncio
+import base64
+import json
+import time
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from koir.retrieval.score_maps import sigmoid
+from koir.serving import schemas
+from koir.serving.models import Answer, Limits
+from koir.serving.problems import invalid
+
+router = APIRouter()
+ROWS = 64  # embeddings written as JSON before other requests get their turn
+
+
+def _json(content: object, truncated: int = 0) -> Response:
+    headers = {"X-Truncated-Texts": str(truncated)} if truncated else None
+    body = content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _note(request: Request, model: str, texts: int, answer: Answer | None = None) -> None:
+    request.scope["koir"] |= {"model": model, "texts": texts}
+    if answer is not None:
+        request.scope["koir"] |= {"tokens": answer.tokens, "truncated": len(answer.truncated)}
+
+
+def _usage(tokens: int) -> dict:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def _order(logits: np.ndarray, top_n: int | None) -> list[int]:
+    """Positions by float32 logit, best first, equal ones in the order of the request."""
+    return np.argsort(-logits, kind="stable")[: min(top_n or len(logits), len(logits))].tolist()
+
+
+def _text(position: int, document: schemas.Document, fields: Sequence[str] | None) -> str:
+    if isinstance(document, str):
+        return document
+    there = {"text": document.text} | (document.model_extra or {})
+    values = [there.get(name) for name in fields or ["text"]]
+    if not all(isinstance(value, (str, int, float)) for value in values):
+        named = ", ".join(fields or ["text"])[:80].encode("utf-8", "replace").decode()
+        raise invalid(f"documents.{position}", "no text under its fields", f"a text, or an object with {named}")
+    text = " ".join(map(str, values))
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise invalid(f"documents.{position}", "half of a surrogate pair", "valid Unicode")
+    return text
+
+
+async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: bool = False) -> Response:
+    reranker = request.app.state.registry.find("reranker", body.model)
+    texts = [_text(i, document, body.rank_fields) for i, document in enumerate(body.documents)]
+    _note(request, reranker.name, len(texts))
+    limits = Limits(
+        body.truncate_prompt_tokens, body.max_tokens_per_query, body.max_tokens_per_doc, side=body.truncation_side
+    )
+    answer = await reranker.score([(body.query, text) for text in texts], limits)
+    _note(request, reranker.name, len(texts), answer)
+    scores = (answer.rows if body.raw else sigmoid(answer.rows)).tolist()
+    wanted = request.app.state.return_documents if body.return_documents is None else body.return_documents
+    results = []
+    for i in _order(answer.rows, body.top_n):
+        results.append({"index": i, "relevance_score": scores[i]})
+        if wanted:
+            results[-1]["document"] = texts[i] if plain_text else {"text": texts[i]}
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
+    meta["tokens"] = {"input_tokens": answer.tokens, "output_tokens": 0}
+    if answer.truncated:
+        shown = ", ".join(map(str, answer.truncated[:20])) + (", ..." if len(answer.truncated) > 20 else "")
+        meta["warnings"] = [f"{len(answer.truncated)} documents were too long and were cut, by index: {shown}"]
+    content = {"id": f"rerank-{uuid.uuid4().hex}", "object": "rerank", "created": int(time.time())}
+    content |= {"model": reranker.name, "results": results, "usage": _usage(answer.tokens), "meta": meta}
+    return _json(content, len(answer.truncated))
+
+
+async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Response:
+    reranker = request.app.state.registry.find("reranker", body.model)
+    limits = Limits(cut=body.truncate is not False, side=(body.truncation_direction or "right").lower())
+    _note(request, reranker.name, len(body.texts))
+    answer = await reranker.score([(body.query, text) for text in body.texts], limits)
+    _note(request, reranker.name, len(body.texts), answer)
+    scores = (answer.rows if body.raw_scores else sigmoid(answer.rows)).tolist()
+    results = [{"index": i, "score": scores[i]} for i in _order(answer.rows, body.top_n)]
+    if body.return_text:
+        results = [result | {"text": body.texts[result["index"]]} for result in results]
+    return _json(results, len(answer.truncated))
+
+
+RERANKED = {"response_model": None, "responses": {200: {"model": schemas.RerankAnswer}}, "tags": ["rerank"]}
+EITHER = {200: {"model": schemas.RerankAnswer | list[schemas.TeiFound]}}
+
+
+@router.post("/rerank", **(RERANKED | {"responses": EITHER}))
+async def rerank(request: Request, body: schemas.AnyRerankRequest) -> Response:
+    """vLLM's shape (top_n 0: all), or TEI's bare list when `texts` is sent in place of `documents`."""
+    if isinstance(body, schemas.TeiRerankRequest):
+        return await _rerank_tei(request, body)
+    return await _rerank(request, body)
+
+
+@router.post("/v1/rerank", **RERANKED)
+async def rerank_v1(request: Request, body: schemas.RerankRequest) -> Response:
+    """Jina's, Cohere v1's and LocalAI's shape."""
+    return await _rerank(request, body)
+
+
+@router.post("/v2/rerank", **RERANKED)
+async def rerank_v2(request: Request, body: schemas.RerankRequest) -> Response:
+    """Cohere v2's shape."""
+    return await _rerank(request, body)
+
+
+@router.post("/infinity/rerank", **RERANKED)
+async def rerank_infinity(request: Request, body: schemas.VllmRerankRequest) -> Response:
+    """Infinity's shape: `document` is the bare text, as its client and LiteLLM's `infinity/` expect."""
+    return await _rerank(request, body, plain_text=True)
+
+
+LISTED = {"response_model": None, "responses": {200: {"model": schemas.ListAnswer}}}
+
+
+@router.post("/score", **LISTED, tags=["rerank"])
+@router.post("/v1/score", **LISTED, tags=["rerank"])
+async def score(request: Request, body: schemas.ScoreRequest) -> Response:
+    """vLLM's score: one number a pair, in the order of the request."""
+    reranker = request.app.state.registry.find("reranker", body.model)
+    _note(request, reranker.name, len(body.pairs))
+    answer = await reranker.score(body.pairs, Limits(body.truncate_prompt_tokens, side=body.truncation_side))
+    _note(request, reranker.name, len(body.pairs), answer)
+    scores = answer.rows if body.use_activation is False else sigmoid(answer.rows)
+    data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(scores.tolist())]
+    content = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
+    content |= {"model": reranker.name, "data": data, "usage": _usage(answer.tokens)}
+    return _json(content, len(answer.truncated))
+
+
+@router.post("/v1/embeddings", **LISTED, tags=["embeddings"])
+@router.post("/embeddings", **LISTED, tags=["embeddings"])
+async def embeddings(request: Request, body: schemas.EmbeddingRequest) -> Response:
+    """OpenAI's shape: unit vectors as floats or as base64 of little-endian float32."""
+    encoder, inputs = request.app.state.registry.find("encoder", body.model), body.inputs
+    size, most = encoder.model.dimensions, len(encoder.model.tokenizer)
+    if body.dimensions and body.dimensions > size:
+        raise invalid("dimensions", str(body.dimensions)[:20], f"at most {size}")
+    if not isinstance(inputs[0], str) and any(token >= most for ids in inputs for token in ids):
+        raise invalid("input", "an unknown token id", f"ids below {most:,}, of the model's own tokenizer")
+    _note(request, encoder.name, len(inputs))
+    answer = await encoder.embed(inputs, body.prompt, Limits(body.truncate_prompt_tokens, side=body.truncation_side))
+    _note(request, encoder.name, len(inputs), answer)
+    rows = answer.rows[:, : body.dimensions]  # [n, d]
+    if body.dimensions:
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    parts = [await _rows(rows, start, body.encoding_format) for start in range(0, len(rows), ROWS)]
+    rest = {"object": "list", "model": encoder.name, "usage": _usage(answer.tokens)}
+    if answer.truncated:
+        rest["truncated"] = answer.truncated
+    return _json(b'{"data":[' + b",".join(parts) + b"]," + json.dumps(rest).encode()[1:], len(answer.truncated))
+
+
+async def _rows(rows: np.ndarray, start: int, encoding: str) -> bytes:
+    """Some of the embeddings as JSON; in between, the loop serves others."""
+    await asyncio.sleep(0)
+    found = []
+    for i, row in enumerate(rows[start : start + ROWS], start):
+        vector = base64.b64encode(row.astype("<f4").tobytes()).decode() if encoding == "base64" else row.tolist()
+        found.append(json.dumps({"object": "embedding", "index": i, "embedding": vector}))
+    return ",".join(found).encode()
+
+
+@router.post("/v1/search", response_model=None, responses={200: {"model": schemas.SearchAnswer}}, tags=["search"])
+async def search(request: Request, body: schemas.SearchRequest) -> Response:
+    """The whole pipeline in one call: candidates of the first stage, ordered by the reranker."""
+    pipeline = request.app.state.registry.find("pipeline", body.model)
+    _note(request, pipeline.name, 1)
+    hits, milliseconds, tokens = await pipeline.search(body.query, body.top_n, body.depth, body.rerank)
+    results = []
+    for hit in hits:
+        results.append({"id": hit.id, "relevance_score": hit.score, "first_stage_score": hit.first_stage_score})
+        if body.return_documents:
+            results[-1]["document"] = {"text": hit.text}
+    content = {"id": f"search-{uuid.uuid4().hex}", "object": "search", "model": pipeline.name, "results": results}
+    return _json(content | {"usage": _usage(tokens), "milliseconds": milliseconds})
+
+
+@router.get("/v1/models", **LISTED, tags=["server"])
+@router.get("/models", **LISTED, tags=["server"])
+async def models(request: Request) -> Response:
+    """What is served, by name; open without a key, since mteb asks without one."""
+    data = []
+    for served in request.app.state.registry.all:
+        data.append({"id": served.name, "object": "model", "created": served.created, "owned_by": "koir"})
+        data[-1] |= {"kind": served.kind}
+        if served.max_seq_length:
+            data[-1]["max_model_len"] = served.max_seq_length
+    return _json({"object": "list", "data": data})

@@ -1,0 +1,240 @@
+"""What requests may hold, for every dialect, and what answers look like. Unknown fields are ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+
+def _whole(text: str) -> str:
+    """Python's JSON lets half of a surrogate pair through, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("found half of a surrogate pair; expected valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+TokenLimit = Annotated[int | None, Field(ge=1, description="tokens; what is longer is cut and the answer says so")]
+Query = Annotated[Text, Field(min_length=1, description="what is asked")]
+
+
+class TextDocument(BaseModel):
+    """A document given as an object; rank_fields names the fields to read, else text."""
+
+    model_config = ConfigDict(extra="allow")
+    text: Text | None = None
+
+
+Document = Text | TextDocument
+Documents = Annotated[list[Document], Field(min_length=1, description="texts, or objects with a field text")]
+
+
+class _Truncation(BaseModel):
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, description="tokens of the whole sequence; -1: the model's")
+    truncation_side: Literal["left", "right"] = Field("right", description="which end of a text that is too long goes")
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _room_for_a_word(cls, tokens: int | None) -> int | None:
+        if tokens is not None and 0 <= tokens < 8:
+            raise ValueError("expected at least 8 tokens, or -1 for the model's own limit")
+        return None if tokens == -1 else tokens
+
+    @field_validator("truncation_side", mode="before")
+    @classmethod
+    def _in_any_case(cls, side: Any) -> Any:
+        return "right" if side is None else side.lower() if isinstance(side, str) else side
+
+
+class RerankRequest(_Truncation):
+    """Jina, Cohere v1 and v2, LocalAI: top_n is at least 1."""
+
+    model: str | None = Field(None, description="as /v1/models lists it; any name where one reranker is loaded")
+    query: Query
+    documents: Documents
+    top_n: int | None = Field(None, ge=1, description="best ones returned; default: all")
+    return_documents: bool | None = Field(None, description="repeat each text as document.text; default: the server's")
+    rank_fields: list[str] | None = Field(None, description="fields of document objects to read (Cohere v1)")
+    max_tokens_per_doc: TokenLimit = None
+    max_tokens_per_query: TokenLimit = None
+    raw_scores: bool | None = Field(None, description="logits in place of 0 to 1 (Infinity, TEI)")
+    use_activation: bool | None = Field(None, description="false: logits in place of 0 to 1 (vLLM)")
+
+    @property
+    def raw(self) -> bool:
+        """Whether logits are wanted."""
+        return bool(self.raw_scores) or self.use_activation is False
+
+
+class VllmRerankRequest(RerankRequest):
+    """vLLM and Infinity: top_n 0 means all."""
+
+    top_n: int | None = Field(None, ge=0, description="best ones returned; 0 or absent: all")
+
+
+class TeiRerankRequest(BaseModel):
+    """Text Embeddings Inference."""
+
+    model: str | None = None
+    query: Query
+    texts: Annotated[list[Text], Field(min_length=1)]
+    raw_scores: bool = Field(False, description="logits in place of 0 to 1")
+    return_text: bool | None = Field(None, description="repeat each text")
+    truncate: bool | None = Field(None, description="false: refuse what is too long; default: cut it")
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
+    top_n: int | None = Field(None, ge=1, description="an extension: best ones returned; default: all")
+
+
+def _dialect(body: Any) -> str:
+    return "tei" if isinstance(body, dict) and "texts" in body and "documents" not in body else "vllm"
+
+
+AnyRerankRequest = Annotated[
+    Annotated[TeiRerankRequest, Tag("tei")] | Annotated[VllmRerankRequest, Tag("vllm")], Discriminator(_dialect)
+]
+
+
+class ScoreRequest(_Truncation):
+    """vLLM's score: one text against many, or as many pairs as there are texts on both sides."""
+
+    model: str | None = None
+    text_1: Text | list[Text] | None = None
+    text_2: Text | list[Text] | None = None
+    queries: Text | list[Text] | None = None
+    documents: Text | list[Text] | None = None
+    data_1: Text | list[Text] | None = None
+    data_2: Text | list[Text] | None = None
+    use_activation: bool | None = None
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "ScoreRequest":
+        given = [
+            names for names in SIDES if getattr(self, names[0]) is not None and getattr(self, names[1]) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError("expected text_1 and text_2, or queries and documents, or data_1 and data_2")
+        left, right = (len(side) for side in self.sides)
+        if not left or not right or (left != right and left != 1):
+            raise ValueError(f"found {left} and {right} texts; expected one on the first side, or equally many")
+        return self
+
+    @property
+    def sides(self) -> tuple[list[str], list[str]]:
+        """Both sides as lists."""
+        names = next(names for names in SIDES if getattr(self, names[0]) is not None)
+        first, second = (getattr(self, name) for name in names)
+        return [first] if isinstance(first, str) else first, [second] if isinstance(second, str) else second
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs to score."""
+        first, second = self.sides
+        return list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
+
+
+SIDES = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
+TokenId = Annotated[int, Field(ge=0)]
+PROMPTS = {"query": "query", "search_query": "query", "retrieval.query": "query"}
+PROMPTS |= {"document": "document", "passage": "document", "search_document": "document"}
+PROMPTS |= {"retrieval.passage": "document", "retrieval.document": "document"}
+
+
+class EmbeddingRequest(_Truncation):
+    """OpenAI's embeddings, with Cohere's input_type."""
+
+    model: str | None = None
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    ) = Field(description="a text, texts, or token ids of the model's own tokenizer, taken as they are")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="the first so many, normalised again")
+    input_type: str | None = Field(None, description="query or document adds the model's saved prompt; default: none")
+    task: str | None = Field(None, description="as input_type (Jina: retrieval.query, retrieval.passage)")
+    prompt_name: str | None = Field(None, description="as input_type (TEI)")
+
+    @model_validator(mode="after")
+    def _known_prompt(self) -> "EmbeddingRequest":
+        name = self.input_type or self.task or self.prompt_name
+        if name and name not in PROMPTS:
+            raise ValueError(f"input_type: expected one of {', '.join(PROMPTS)}")
+        return self
+
+    @property
+    def prompt(self) -> str | None:
+        """Which of the model's prompts goes before each text."""
+        name = self.input_type or self.task or self.prompt_name
+        return PROMPTS[name] if name else None
+
+    @property
+    def inputs(self) -> list:
+        """A list of texts or a list of lists of token ids."""
+        if isinstance(self.input, str):
+            return [self.input]
+        return [self.input] if isinstance(self.input[0], int) else self.input
+
+
+class SearchRequest(BaseModel):
+    """The whole pipeline: first stage, then the reranker over its best candidates."""
+
+    model: str | None = Field(None, description="a pipeline's name; any where one is loaded")
+    query: Query
+    top_n: int = Field(10, ge=1, description="documents returned")
+    depth: int | None = Field(None, ge=1, le=1000, description="candidates reranked; default: the pipeline's")
+    rerank: bool = Field(True, description="false: the first stage alone")
+    return_documents: bool = True
+
+
+class ErrorBody(BaseModel):
+    """What every error looks like, whatever the route."""
+
+    error: dict[str, str | None] = Field(description="message, type, code, param")
+    detail: str
+    message: str
+
+
+class Found(BaseModel):
+    """One document of an answer."""
+
+    index: int
+    relevance_score: float
+    document: Any = None
+
+
+class RerankAnswer(BaseModel):
+    """Best first; equal scores in the order of the request."""
+
+    id: str
+    object: str
+    model: str
+    results: list[Found]
+    usage: dict[str, int]
+    meta: dict[str, Any]
+
+
+class TeiFound(BaseModel):
+    """One text of TEI's answer, which is a bare list."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class ListAnswer(BaseModel):
+    """OpenAI's list: of embeddings, scores or models."""
+
+    object: str
+    data: list[dict[str, Any]]
+
+
+class SearchAnswer(BaseModel):
+    """Documents by id, best first."""
+
+    id: str
+    object: str
+    model: str
+    results: list[dict[str, Any]]
+    milliseconds: dict[str, float]

@@ -1,0 +1,78 @@
+"""Build the index of a corpus that evaluation and serving use; started again after an interruption, it goes on."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from koir.arguments import parse, require  # noqa: E402
+from koir.errors import exit_on_user_error  # noqa: E402
+from koir.evaluation.tasks import load_corpus  # noqa: E402
+from koir.gather import rank  # noqa: E402
+from koir.manifest import cache_folder, origin, write_json, written_aside  # noqa: E402
+from koir.retrieval.stages import FUSIONS, corpus_fingerprint, first_stage, is_milvus, join_processes  # noqa: E402
+
+
+@dataclass
+class IndexArguments:
+    """What is indexed, how, and where to."""
+
+    corpus: str | None = field(
+        default=None, metadata={"help": "BEIR folder, demo, or .jsonl[.gz] of {_id, title, text}; needed"}
+    )
+    first_stage: str = field(default="bm25", metadata={"help": "bm25, dense:PATH, hybrid:PATH or milvus:PATH"})
+    index_uri: str | None = field(
+        default=None,
+        metadata={"help": "folder to write; with milvus:PATH also a .db file or a cluster (key: MILVUS_TOKEN); needed"},
+    )
+    fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
+    weight: float | None = field(
+        default=None, metadata={"help": "with --fusion weighted: the dense part's share, 0 to 1"}
+    )
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    """Read the corpus, build what is missing, and write documents.jsonl and run.json beside it, the latter last."""
+    (arguments,) = parse([IndexArguments], argv, __doc__, recipes=False)
+    _check(arguments)
+    started, uri = time.perf_counter(), arguments.index_uri
+    corpus = load_corpus(arguments.corpus)
+    join_processes()
+    stage = first_stage(arguments.first_stage, uri, True, arguments.fusion, arguments.weight)
+    stage(corpus)
+    if rank() > 0:
+        return
+    facts = {"kind": "index", "first_stage": stage.spec, "fusion": stage.fusion, "weight": stage.weight}
+    facts |= {"documents": len(corpus), "corpus_fingerprint": corpus_fingerprint(corpus)}
+    if is_milvus(uri):
+        print(f"{len(corpus):,} documents: {stage.spec} at {uri} (what it was made from: {cache_folder() / 'indexes'})")
+        return
+    with written_aside(Path(uri) / "documents.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
+        for document, text in corpus.items():
+            out.write(json.dumps({"_id": document, "text": text}, ensure_ascii=False) + "\n")
+    facts |= {"fingerprint": stage.fingerprint, "wall_seconds": time.perf_counter() - started}
+    write_json(Path(uri) / "run.json", facts | origin())
+    print(f"{len(corpus):,} documents: {stage.spec} in {uri}/")
+
+
+def _check(arguments: IndexArguments) -> None:
+    for flag in ("corpus", "index_uri"):
+        require(getattr(arguments, flag) is not None, f"--{flag}", "nothing", "a value; see --help")
+    require(arguments.fusion in FUSIONS, f"--fusion {arguments.fusion}", "an unknown value", " or ".join(FUSIONS))
+    weighted = arguments.fusion == "weighted"
+    require(
+        weighted == (arguments.weight is not None), "--weight", str(arguments.weight), "a share with --fusion weighted"
+    )
+    require(arguments.weight is None or 0 <= arguments.weight <= 1, "--weight", str(arguments.weight), "0 to 1")
+    milvus = arguments.first_stage.startswith("milvus:")
+    require(
+        milvus or not is_milvus(arguments.index_uri), "--index_uri", arguments.index_uri, "a folder, or milvus:PATH"
+    )
+
+
+if __name__ == "__main__":
+    main()

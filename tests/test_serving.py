@@ -1,0 +1,389 @@
+"""The server: the same scores as sentence-transformers, each client's shapes, and answers to whatever is sent."""
+
+import base64
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from starlette.testclient import TestClient
+
+from koir.encoder import load_encoder
+from koir.evaluation.pipeline import Pipeline
+from koir.reranker import load_reranker
+from koir.retrieval.score_maps import sigmoid
+from koir.retrieval.stages import in_memory
+from koir.serving.app import create_app
+from koir.serving.door import Rules, read_keys
+from koir.serving.loading import ModelArguments, load
+from koir.serving.models import ServedEncoder, ServedReranker
+from koir.serving.registry import Registry
+from koir.serving.search import ServedPipeline
+
+QUERY = "연차 휴가는 며칠인가요?"
+SENTENCE = "1년간 80퍼센트 이상 출근한 근로자에게 15일의 유급휴가를 준다."
+DOCUMENTS = [SENTENCE * n for n in (1, 3, 1, 12, 2)] + [
+    "김치",
+    "",
+    "한라산은 제주도에 있다.",
+    SENTENCE[:20],
+    "가" * 3000,
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny encoder and a tiny reranker whose scores are far apart."""
+    there = tmp_path_factory.mktemp("models")
+    load_encoder("demo", num_hidden_layers=1).save(there / "encoder")
+    for name, scale in (("reranker", 30.0), ("other", -30.0)):
+        reranker = load_reranker("demo", new_head=True, num_hidden_layers=1)
+        with torch.no_grad():
+            reranker.transformer.classifier.out_proj.weight.mul_(scale)
+            reranker.transformer.classifier.out_proj.bias.sub_(float(reranker.score([(QUERY, SENTENCE)])[0]))
+        reranker.save(there / name)
+    return {name: str(there / name) for name in ("encoder", "reranker", "other")}
+
+
+@pytest.fixture(scope="module")
+def registry(folders):
+    return load(ModelArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def client(registry):
+    with TestClient(create_app(registry, Rules(max_body=4 * 2**20)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def rerank(client, path="/v1/rerank", **body):
+    answer = client.post(path, json={"query": QUERY, "documents": DOCUMENTS} | body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def by_index(results, key="relevance_score"):
+    return np.array([result[key] for result in sorted(results, key=lambda result: result["index"])])
+
+
+def test_scores_are_those_of_cross_encoder(client, folders):
+    ours = by_index(rerank(client)["results"])
+    theirs = CrossEncoder(folders["reranker"], device="cpu").predict([(QUERY, text) for text in DOCUMENTS])
+    assert np.ptp(theirs) > 0.02
+    assert np.abs(ours - theirs).max() <= 1e-5
+
+
+def test_raw_scores_are_the_logits_that_sigmoid_shows(client):
+    shown, raw = (by_index(rerank(client, raw_scores=raw)["results"]) for raw in (False, True))
+    assert np.abs(sigmoid(raw) - shown).max() < 1e-6
+    assert (by_index(rerank(client, use_activation=False)["results"]) == raw).all()
+
+
+def test_a_score_does_not_depend_on_its_company(client):
+    together = by_index(rerank(client)["results"])
+    alone = [rerank(client, documents=[text])["results"][0]["relevance_score"] for text in DOCUMENTS]
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_bfloat16_stays_within_a_hundredth(folders):
+    registry = load(ModelArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="bfloat16"))
+    with TestClient(create_app(registry)) as client:
+        ours = by_index(rerank(client)["results"])
+        vectors = client.post("/v1/embeddings", json={"input": DOCUMENTS}).json()["data"]
+    theirs = CrossEncoder(folders["reranker"], device="cpu").predict([(QUERY, text) for text in DOCUMENTS])
+    assert np.abs(ours - theirs).max() <= 1e-2
+    right = SentenceTransformer(folders["encoder"], device="cpu").encode(DOCUMENTS)
+    assert np.abs(np.array([row["embedding"] for row in vectors]) - right).max() <= 1e-2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields"),
+    [
+        (None, {}),
+        ("query", {"input_type": "query"}),
+        ("query", {"task": "retrieval.query"}),
+        ("document", {"input_type": "search_document"}),
+        ("document", {"prompt_name": "passage"}),
+    ],
+)
+def test_vectors_are_those_of_sentence_transformer(client, folders, prompt, fields):
+    model = SentenceTransformer(folders["encoder"], device="cpu")
+    theirs = model.encode(DOCUMENTS, **({"prompt_name": prompt} if prompt else {}))
+    answer = client.post("/v1/embeddings", json={"input": DOCUMENTS} | fields).json()
+    ours = np.array([row["embedding"] for row in answer["data"]])
+    assert np.abs(ours - theirs).max() <= 1e-5
+    assert [row["index"] for row in answer["data"]] == list(range(len(DOCUMENTS)))
+
+
+def test_base64_dimensions_and_token_ids(client, registry):
+    encoder = registry.find("encoder", None).model
+    send = lambda **body: client.post("/embeddings", json={"input": QUERY} | body).json()["data"][0]["embedding"]  # noqa: E731
+    whole = np.array(send(), dtype=np.float32)
+    assert (np.frombuffer(base64.b64decode(send(encoding_format="base64")), "<f4") == whole).all()
+    short = np.array(send(dimensions=16))
+    assert short == pytest.approx(whole[:16] / np.linalg.norm(whole[:16]), abs=1e-6)
+    ids = encoder.tokenizer(QUERY)["input_ids"]
+    assert np.array(send(input=ids)) == pytest.approx(whole, abs=1e-6)
+    assert np.array(send(input=[ids])) == pytest.approx(whole, abs=1e-6)
+
+
+def test_an_answer_has_what_every_client_reads(client):
+    answer = rerank(client, model="whatever", top_n=3)
+    assert set(answer) == {"id", "object", "created", "model", "results", "usage", "meta"}
+    assert answer["model"] == "reranker" and answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 0
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and 0 <= min(scores) <= max(scores) <= 1
+    assert all(set(result) == {"index", "relevance_score"} for result in answer["results"])  # no null document
+
+
+def test_equal_scores_keep_the_order_of_the_request(client):
+    assert [result["index"] for result in rerank(client, documents=["같다"] * 5)["results"]] == [0, 1, 2, 3, 4]
+
+
+def test_documents_are_repeated_when_asked(client):
+    for result in rerank(client, return_documents=True)["results"]:
+        assert result["document"] == {"text": DOCUMENTS[result["index"]]}
+    for result in rerank(client, "/infinity/rerank", return_documents=True)["results"]:
+        assert result["document"] == DOCUMENTS[result["index"]]
+
+
+def test_documents_may_be_objects_and_rank_fields_names_what_is_read(client):
+    objects = [{"text": text, "title": "제목"} for text in DOCUMENTS]
+    assert by_index(rerank(client, documents=objects)["results"]) == pytest.approx(by_index(rerank(client)["results"]))
+    both = by_index(rerank(client, documents=objects, rank_fields=["title", "text"])["results"])
+    joined = by_index(rerank(client, documents=[f"제목 {text}" for text in DOCUMENTS])["results"])
+    assert both == pytest.approx(joined)
+
+
+WALKTHROUGH = {
+    "食べ物に関する話": ["猫が好き", "寿司を食べた", "電車が遅れた", "ラーメンは熱い", "海へ行く", "本を読む",
+                  "雨が降る", "りんごを買う", "走るのが速い", "会議は三時だ"],
+    "음식에 관한 이야기": ["고양이가 좋다", "초밥을 먹었다", "전철이 늦었다", "라면은 뜨겁다", "바다에 간다",
+                   "책을 읽는다", "비가 온다", "사과를 산다", "달리기가 빠르다", "회의는 세 시다"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("query", WALKTHROUGH)
+def test_the_walk_through_of_localai_is_answered_in_its_shape(registry, query):
+    body = {"model": "jina-reranker-v1-base-en", "query": query, "documents": WALKTHROUGH[query], "top_n": 3}
+    with TestClient(create_app(registry, return_documents=True)) as client:  # as LocalAI: documents always
+        answer = client.post("/v1/rerank", json=body).json()
+    assert answer["model"] == "reranker" and set(answer["usage"]) == {"total_tokens", "prompt_tokens"}
+    assert len(answer["results"]) == 3
+    for result in answer["results"]:
+        assert set(result) == {"index", "document", "relevance_score"}
+        assert result["document"] == {"text": WALKTHROUGH[query][result["index"]]}
+
+
+def test_tei_gets_a_bare_list(client):
+    found = client.post("/rerank", json={"query": QUERY, "texts": DOCUMENTS, "return_text": True}).json()
+    assert [set(item) for item in found] == [{"index", "score", "text"}] * len(DOCUMENTS)
+    assert by_index(found, "score") == pytest.approx(by_index(rerank(client)["results"]))
+
+
+def test_score_pairs_one_with_many_or_one_by_one(client):
+    right = by_index(rerank(client)["results"])
+    for path in ("/score", "/v1/score"):
+        for body in ({"text_1": QUERY, "text_2": DOCUMENTS}, {"queries": [QUERY] * 10, "documents": DOCUMENTS}):
+            assert by_index(client.post(path, json=body).json()["data"], "score") == pytest.approx(right)
+    assert client.post("/score", json={"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("path", "top_n", "expected"),
+    [("/rerank", 0, 10), ("/rerank", -1, 422), ("/rerank", 10**9, 10), ("/infinity/rerank", 0, 10),
+     ("/v1/rerank", 0, 422), ("/v1/rerank", -1, 422), ("/v1/rerank", 10**9, 10), ("/v1/rerank", 10**30, 10),
+     ("/v2/rerank", 0, 422), ("/v2/rerank", 4, 4), ("/v1/rerank", None, 10)],
+)  # fmt: skip
+def test_top_n_as_each_original_takes_it(client, path, top_n, expected):
+    answer = client.post(path, json={"query": QUERY, "documents": DOCUMENTS, "top_n": top_n})
+    assert (answer.status_code if expected == 422 else len(answer.json()["results"])) == expected
+
+
+def test_truncation_is_said(client):
+    cut = {"documents": DOCUMENTS, "query": QUERY}
+    assert "cut" in rerank(client)["meta"]["warnings"][0] and "9" in rerank(client)["meta"]["warnings"][0]
+    answer = client.post("/v1/rerank", json=cut | {"max_tokens_per_doc": 20})
+    assert answer.headers["x-truncated-texts"] == "4"
+    assert client.post("/rerank", json={"query": QUERY, "texts": DOCUMENTS, "truncate": False}).status_code == 422
+    vectors = client.post("/v1/embeddings", json={"input": ["짧다", "길다 " * 900], "truncate_prompt_tokens": 64})
+    assert vectors.json()["truncated"] == [1] and vectors.json()["usage"]["total_tokens"] < 80
+    left, right = (rerank(client, documents=DOCUMENTS[3:4] * 2, truncate_prompt_tokens=40, truncation_side=side)
+                   for side in ("left", "right"))  # fmt: skip
+    assert left["results"] != right["results"]
+
+
+ODD = {
+    "no query": {"documents": ["a"]},
+    "an empty query": {"query": "", "documents": ["a"]},
+    "a query that is a number": {"query": 3, "documents": ["a"]},
+    "no documents": {"query": "q", "documents": []},
+    "documents that are a text": {"query": "q", "documents": "a"},
+    "a null document": {"query": "q", "documents": [None]},
+    "a nested document": {"query": "q", "documents": [["a"]]},
+    "an object without text": {"query": "q", "documents": [{"title": "a"}]},
+    "half a surrogate pair": {"query": "q", "documents": ["\ud800"]},
+    "half a surrogate pair in an object": {"query": "q", "documents": [{"t": "\udfff"}], "rank_fields": ["t"]},
+    "a top_n that is a word": {"query": "q", "documents": ["a"], "top_n": "three"},
+    "a list": ["q"],
+    "a number": 5,
+    "null": None,
+    "tiny sequences": {"query": "q", "documents": ["a"], "truncate_prompt_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/infinity/rerank"])
+@pytest.mark.parametrize("what", ODD)
+def test_a_mistake_is_said_in_the_shape_that_all_clients_read(client, path, what):
+    answer = client.post(path, content=json.dumps(ODD[what]), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    body = answer.json()
+    assert set(body["error"]) == {"message", "type", "code", "param"} and body["detail"] == body["error"]["message"]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"query": NaN', b"[" * 50000, b"1" * 5000])
+def test_what_is_no_json_gets_400(client, content):
+    answer = client.post("/v1/rerank", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["detail"]
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "👩‍👩‍👧", "가", "\u200b", " ", "ﷺ" * 50, "x" * 2**20])
+def test_odd_texts_are_scored(client, text):
+    answer = rerank(client, documents=[text, "b"])
+    assert sorted(result["index"] for result in answer["results"]) == [0, 1]
+    assert np.isfinite(client.post("/v1/embeddings", json={"input": text}).json()["data"][0]["embedding"]).all()
+
+
+def test_five_thousand_documents_in_one_call(client, registry):
+    batcher = registry.find("reranker", None).batcher
+    before = batcher.done
+    texts = [f"{number % 100}번 문서" for number in range(5000)]
+    answer = rerank(client, documents=texts, top_n=3)
+    assert len(answer["results"]) == 3
+    assert batcher.done - before == 100  # distinct ones
+
+
+@pytest.mark.parametrize("body", [{"input": []}, {"input": [[]]}, {"input": [1, "a"]}, {"input": [10**9]},
+                                  {"input": [-1]}, {"input": "a", "dimensions": 10**6}, {"input": "a", "dimensions": 0},
+                                  {"input": "a", "encoding_format": "hex"},
+                                  {"input": "a", "input_type": "poem"}, {}])  # fmt: skip
+def test_embeddings_refuse_what_cannot_be(client, body):
+    assert client.post("/v1/embeddings", json=body).status_code == 422
+
+
+def test_a_body_beyond_the_limit_gets_413(client):
+    answer = client.post("/v1/rerank", json={"query": "q", "documents": ["x" * 2**20] * 5})
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_unknown_routes_and_methods(client):
+    assert client.post("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    assert client.get("/v1/rerank").status_code == 405
+    assert client.get("/health").json() == {"status": "ok"} and client.get("/ready").status_code == 200
+
+
+def test_several_models_are_told_apart_by_name(folders, tmp_path):
+    file = tmp_path / "models.yaml"
+    rows = [("one", "reranker"), ("two", "other")]
+    lines = [f"- {{name: {name}, reranker: {folders[folder]}}}\n" for name, folder in rows]
+    file.write_text("".join(lines) + f"- {{name: e, encoder: {folders['encoder']}}}\n", encoding="utf-8")
+    with TestClient(create_app(load(ModelArguments(models=str(file), dtype="float32")))) as client:
+        one, two = (by_index(rerank(client, model=name, raw_scores=True)["results"]) for name in ("one", "two"))
+        assert np.corrcoef(one, two)[0, 1] < -0.9
+        answer = client.post("/v1/rerank", json={"model": "tow", "query": "q", "documents": ["a"]})
+        assert answer.status_code == 404 and "two" in answer.json()["detail"]
+        assert client.post("/v1/rerank", json={"query": "q", "documents": ["a"]}).status_code == 422
+        assert client.post("/v1/embeddings", json={"model": "any", "input": "a"}).json()["model"] == "e"
+        assert client.post("/v1/search", json={"query": "q"}).status_code == 404
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["e", "one", "two"]
+
+
+def test_keys(registry, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# for the tests\nfirst\n\nsecond key\n", encoding="utf-8")
+    with TestClient(create_app(registry, Rules(read_keys(str(file))))) as client:
+        body = {"query": "q", "documents": ["a"]}
+        send = lambda key: client.post("/v1/rerank", json=body, headers={"Authorization": key}).status_code  # noqa: E731
+        keys = ("Bearer first", "bearer second key", "Bearer third", "Basic first", "", b"Bearer \xe9")
+        assert [send(key) for key in keys] == [200, 200, 401, 401, 401, 401]
+        assert client.get("/v1/models").status_code == 200
+        assert client.get("/metrics").status_code == 401
+
+
+def test_cors_is_off_unless_told(registry):
+    for origins, allowed in (((), None), (("https://a.example",), "https://a.example")):
+        with TestClient(create_app(registry, cors_origins=origins)) as client:
+            answer = client.get("/health", headers={"Origin": "https://a.example"})
+            assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+def test_one_log_line_a_request_without_its_texts(client, caplog):
+    with caplog.at_level(logging.INFO, "koir.serving"):
+        rerank(client)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "koir.serving"]
+    assert "POST /v1/rerank 200" in line and "texts=10" in line and "연차" not in line
+
+
+def test_metrics_are_prometheus(client):
+    page = client.get("/metrics").text
+    assert 'koir_requests_total{route="/v1/rerank",status="200"}' in page
+    assert 'koir_computed_texts_total{kind="reranker",model="reranker"}' in page
+    assert 'koir_queue_texts{kind="reranker",model="reranker"} 0.0' in page
+
+
+def test_a_full_queue_gets_429_and_when_to_come_back(client, registry):
+    batcher = registry.find("reranker", None).batcher
+    batcher.texts += batcher.max_queue
+    try:
+        answer = client.post("/v1/rerank", json={"query": "q", "documents": ["a"]})
+    finally:
+        batcher.texts -= batcher.max_queue
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_bug_of_ours_is_500_without_texts(client, registry, monkeypatch, caplog):
+    secret = "비밀"
+
+    def broken(items):
+        raise ValueError(secret)
+
+    monkeypatch.setattr(registry.find("reranker", None).batcher, "forward", broken)
+    answer = client.post("/v1/rerank", json={"query": "q", "documents": ["fresh"]})
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+    assert secret not in answer.text + caplog.text and "in broken" in caplog.text
+
+
+def test_search_is_first_stage_and_reranker_in_one_call(folders, registry):
+    corpus = {f"d{number}": text for number, text in enumerate(DOCUMENTS)}
+    index = in_memory(load_encoder(folders["encoder"]))(corpus)
+    searching, reranker = Registry(), registry.find("reranker", None)
+    pipeline = Pipeline("dense:encoder", reranker="reranker", depth=6)
+    for name, mixed in (("plain", None), ("mixed", 0.0)):
+        changed = replace(pipeline, interpolate=mixed)
+        searching.add(ServedPipeline(name, index, corpus.__getitem__, changed, reranker))
+    with TestClient(create_app(searching)) as client:
+        ask = lambda **body: client.post("/v1/search", json={"query": QUERY} | body).json()["results"]  # noqa: E731
+        first = ask(model="plain", top_n=10, depth=6, rerank=False)
+        found = ask(model="plain", top_n=3)
+        mixed = ask(model="mixed", top_n=6)
+        assert client.post("/v1/search", json={"model": "plian", "query": "q"}).status_code == 404
+        assert client.post("/v1/search", json={"model": "plain", "query": "q", "top_n": 0}).status_code == 422
+    assert [hit["id"] for hit in mixed] == [hit["id"] for hit in first[:6]]  # nothing of the reranker
+    scores = dict(zip(corpus, by_index(TestClient(create_app(registry)).post(
+        "/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS}).json()["results"]), strict=True))  # fmt: skip
+    right = sorted((hit["id"] for hit in first[:6]), key=lambda d: -scores[d])[:3]
+    assert [hit["id"] for hit in found] == right
+    assert all(hit["document"]["text"] == corpus[hit["id"]] for hit in found)
+    assert [hit["relevance_score"] for hit in found] == pytest.approx([scores[d] for d in right], abs=1e-5)
+
+
+def test_registry_answers_by_kind(registry):
+    empty = Registry()
+    with pytest.raises(Exception, match="no reranker"):
+        empty.find("reranker", "x")
+    assert isinstance(registry.find("reranker", "any name"), ServedReranker)
+    assert isinstance(registry.find("encoder", None), ServedEncoder)
