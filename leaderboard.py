@@ -10,7 +10,9 @@
 """
 
 import argparse
+import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -21,10 +23,11 @@ except ModuleNotFoundError as missing:
         f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python leaderboard.py"
     )
 
-from koir.errors import FlagError, exit_on_user_error, nearest
+from koir.errors import FlagError, UserError, exit_on_user_error, nearest
 from koir.evaluation.stored import signature
 
 ROOT = Path(__file__).resolve().parent
+VIEWS = ("overview", "cost", "pipeline", "compare", "training")
 FLAGS = {"results": "results", "outputs": "outputs", "export": None, "lang": "en"}
 
 
@@ -71,9 +74,8 @@ def page(settings: argparse.Namespace) -> None:
 
     stamp = signature(results, outputs)
     shown = Page(load(stamp, str(results), str(ROOT / "results")), word, language, results, outputs, stamp)
-    views = _views()
     view = state.pick(
-        st.radio, word["view"], list(views), "view", shown=word.get, horizontal=True, label_visibility="collapsed"
+        st.radio, word["view"], VIEWS, "view", shown=word.get, horizontal=True, label_visibility="collapsed"
     )
     _warnings(shown)
     if not shown.board.ours and view != "training":
@@ -81,14 +83,16 @@ def page(settings: argparse.Namespace) -> None:
         st.write(word["empty_run"])
         st.code("bash v1.1/scripts/finetune.sh\n.venv/bin/python evaluate.py", language="bash")
     if shown.board.ours or view == "training" or (view in ("overview", "cost") and shown.board.published):
-        views[view](shown)
+        _view(view)(shown)
 
 
-def _views() -> dict:
-    from koir.board import compare, overview, pipeline, training
+def _view(name: str) -> Callable:
+    """The function that draws a view; only its own module is loaded."""
+    if name in ("overview", "cost"):
+        from koir.board import overview
 
-    views = {"overview": overview.overview, "cost": overview.cost, "pipeline": pipeline.pipeline}
-    return views | {"compare": compare.compare, "training": training.training}
+        return getattr(overview, name)
+    return getattr(importlib.import_module(f"koir.board.{name}"), name)
 
 
 def _warnings(shown: object) -> None:
@@ -105,21 +109,36 @@ def _warnings(shown: object) -> None:
 
 @exit_on_user_error
 def main() -> None:
-    """The page where Streamlit runs this file, the export elsewhere."""
+    """The export; a page is drawn by Streamlit."""
     settings = flags(sys.argv)
-    if settings.export is not None:
-        export.write(
-            read_board(Path(settings.results), ROOT / "results"), settings.export, settings.lang, ROOT / "README.md"
-        )
-        return
+    if settings.export is None:
+        expected = "--export FILE, or .venv/bin/streamlit run leaderboard.py"
+        raise FlagError("leaderboard.py", "neither a browser's page nor an export", expected)
+    board = read_board(Path(settings.results), ROOT / "results")
+    export.write(board, settings.export, settings.lang, ROOT / "README.md")
+
+
+def in_streamlit() -> bool:
+    """Whether Streamlit is running this file."""
+    if "streamlit" not in sys.modules:
+        return False
     from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-    if get_script_run_ctx(suppress_warning=True) is None:
-        raise FlagError(
-            "leaderboard.py", "neither a browser's page nor --export", ".venv/bin/streamlit run leaderboard.py"
-        )
-    page(settings)
+    return get_script_run_ctx(suppress_warning=True) is not None
+
+
+def draw() -> None:
+    """The page, or the user's mistake on it."""
+    import streamlit as st
+
+    try:
+        page(flags(sys.argv))
+    except UserError as error:
+        st.error(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    if in_streamlit():
+        draw()
+    else:
+        main()

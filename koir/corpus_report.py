@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from koir.manifest import write_json, written_aside
-from koir.preparation import read_rows
+from koir.shards import read_rows
 from koir.sources.registry import KOE5
 from koir.triplets import check_row
 
@@ -168,7 +168,8 @@ def _markdown(content: dict, measured: dict[str, Measured]) -> str:
         f"Without a hard negative: {content['rows_without_hard_negative']:,}. Fingerprint: `{content['fingerprint']}`.",
         f"Command: `{content['command']}`",
         "## Rows beside KoE5's\n\n" + families_table(content),
-        "## Sources\n\n" + sources_table(content),
+        "## Sources\n\nRecords are entries of the files; one can hold many questions or none.\n\n"
+        + sources_table(content),
         "## What was dropped, and why\n\n" + _table(["source", "step", "reason", "count", "first at"], reasons),
         *_mining(content["mining"]),
         "## Lengths\n\nCharacters: 5% / median / 95%.\n\n" + _table(["label", "rows", *FIELDS], lengths),

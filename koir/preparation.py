@@ -1,6 +1,5 @@
 """Raw releases become a folder of training rows: read, clean, mine, write in shards, each step resumable."""
 
-import gzip
 import hashlib
 import json
 import re
@@ -15,10 +14,11 @@ from tqdm import tqdm
 from koir.cleaning import Cleaner
 from koir.errors import RunError
 from koir.evaluation.tasks import load_task, splits
-from koir.manifest import DEMO, ROOT, cache_folder, write_json, written_aside
+from koir.manifest import DEMO, ROOT, cache_folder, write_json
 from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
 from koir.retrieval.stages import first_stage
+from koir.shards import Shape, read_rows, write_rows
 from koir.sources.archives import walk
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import Tally
@@ -70,7 +70,7 @@ def prepare(plan: Plan) -> dict | None:
     folder = plan.output_dir
     if claim(folder, key):
         return None
-    shape = Shape.of(parts, plan)
+    shape = _shape(parts, plan)
     cleaned = folder / ".cleaned"
     if not (cleaned / "done.json").is_file():
         _clean(parts, plan, shape, cleaned)
@@ -99,7 +99,7 @@ def _check(plan: Plan) -> None:
             next(walk(path))
 
 
-def _write_shards(plan: Plan, shape: "Shape", cleaned: Path) -> Statistics:
+def _write_shards(plan: Plan, shape: Shape, cleaned: Path) -> Statistics:
     """The folder's shards, with mined negatives where the plan asks for them; those already there are left."""
     shards, total, negatives = sorted(cleaned.glob("*.jsonl.gz")), Statistics(), None
     for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
@@ -120,6 +120,8 @@ def _write_shards(plan: Plan, shape: "Shape", cleaned: Path) -> Statistics:
 def finish(folder: Path, run: dict) -> None:
     """Write run.json, last, and remove what only a run under way needs."""
     shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    for file in folder.glob(".*.partial"):  # of a process that was killed outright
+        file.unlink()
     write_json(folder / "run.json", run)
     (folder / ".plan.json").unlink(missing_ok=True)
 
@@ -207,10 +209,18 @@ def options(plan: Plan) -> dict:
     return told | {"rules": vars(plan.rules)}
 
 
+def _shape(parts: list[Part], plan: Plan) -> Shape:
+    """The shape that holds every row of the parts and what will be mined."""
+    most = {name: max(part.facts["most"].get(name, 0) for part in parts) for name in ("document", "hard_negative")}
+    mined = plan.rules.num_negatives if plan.negatives != "none" else 0
+    scores = any(part.facts["most"].get("scores") for part in parts)
+    return Shape(most["document"] > 1, max(most["hard_negative"], mined) > 1, bool(scores))
+
+
 # --- cleaning --------------------------------------------------------------------------------------------------------
 
 
-def _clean(parts: list[Part], plan: Plan, shape: "Shape", folder: Path) -> None:
+def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
     """Write the kept rows of all parts in order to folder/00000.jsonl.gz and on, done.json last."""
     shutil.rmtree(folder, ignore_errors=True)
     cleaner = Cleaner(exclude=[task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)],
@@ -252,51 +262,3 @@ def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:
 def _chained(first: dict, rest: Iterable[dict]) -> Iterator[dict]:
     yield first
     yield from rest
-
-
-# --- rows on disk ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Shape:
-    """One type for each column of a folder, as `datasets` needs it: a list in every row where any row has one."""
-
-    documents: bool
-    negatives: bool
-    scores: bool
-
-    @classmethod
-    def of(cls, parts: list[Part], plan: Plan) -> "Shape":
-        """The shape that holds every row of the parts and what will be mined."""
-        most = {name: max(part.facts["most"].get(name, 0) for part in parts) for name in ("document", "hard_negative")}
-        mined = plan.rules.num_negatives if plan.negatives != "none" else 0
-        scores = any(part.facts["most"].get("scores") for part in parts)
-        return cls(most["document"] > 1, max(most["hard_negative"], mined) > 1, bool(scores))
-
-    def __call__(self, row: dict) -> dict:
-        """The row with all columns; a text that is missing is null."""
-        shaped = {"query": row["query"], "document": _as(row["document"], self.documents)}
-        shaped["hard_negative"] = _as(row.get("hard_negative"), self.negatives)
-        if self.scores:
-            shaped["document_score"] = _as(row.get("document_score"), self.documents)
-            shaped["hard_negative_score"] = _as(row.get("hard_negative_score"), self.negatives)
-        return shaped | {"source": row["source"], "id": row.get("id")}
-
-
-def _as(value: object, listed: bool) -> object:
-    return [value] if listed and value is not None and not isinstance(value, list) else value
-
-
-def write_rows(file: Path, rows: Iterable[dict]) -> None:
-    """JSON Lines, gzipped without a time stamp, so that equal rows are equal bytes; whole or not at all."""
-    settings = {"filename": "", "mode": "wb", "compresslevel": 1, "mtime": 0}
-    with written_aside(file) as aside, aside.open("wb") as raw, gzip.GzipFile(fileobj=raw, **settings) as packed:
-        for row in rows:
-            packed.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-
-def read_rows(file: Path) -> Iterator[dict]:
-    """The rows of a file that `write_rows` wrote."""
-    with gzip.open(file) as stream:
-        for line in stream:
-            yield json.loads(line)

@@ -18,7 +18,7 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
     resume = args.resume_from_checkpoint
     if resume and resume != "last":
         checkpoint = Path(resume)
-        if not (checkpoint / "trainer_state.json").is_file():
+        if not complete(checkpoint):
             raise RunError(
                 f"--resume_from_checkpoint {resume}", "no complete checkpoint", "a folder with trainer_state.json"
             )
@@ -27,8 +27,8 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
         return str(folder), resume
     stamp = os.environ.get("KOIR_STARTED") or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(args.output_dir or f"outputs/{name}-{stamp}")
-    complete = [c for c in (folder / "checkpoints").glob("checkpoint-*") if (c / "trainer_state.json").is_file()]
-    newest = max(complete, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
+    whole = [checkpoint for checkpoint in (folder / "checkpoints").glob("checkpoint-*") if complete(checkpoint)]
+    newest = max(whole, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
     _refuse_complete(folder)
     if resume == "last" and newest is None:
         raise RunError(f"--resume_from_checkpoint last in {folder}", "no complete checkpoint", "one to resume from")
@@ -36,6 +36,17 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
         raise RunError(f"--output_dir {folder}", f"an unfinished run ({newest.name})", "--resume_from_checkpoint last")
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
+
+
+def complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: its last file is whole, and no process's random state is missing."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    several = (checkpoint / "rng_state_0.pth").exists()
+    ranks = range(int(os.environ.get("WORLD_SIZE", 1)) if several else 0)
+    return all((checkpoint / f"rng_state_{rank}.pth").exists() for rank in ranks)
 
 
 def _refuse_complete(folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 from transformers import ProgressCallback, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
@@ -16,27 +17,25 @@ from transformers.trainer_callback import PrinterCallback
 from koir.arguments import TrainingArguments
 from koir.evaluation.tasks import Task
 from koir.gather import average_gradients, gather_sizes, world_size
-from koir.triplets import Triplets
 
 
 class RunTrainer(Trainer):
     """What encoders and rerankers share. A subclass has the loss, counts `tokens` and `steps`, and has `dev_scores`.
 
-    model: an Encoder or Reranker: a module with `transformer`, `tokenizer` and `save`.
+    model: an Encoder or Reranker: a module with `transformer`, `tokenizer` and `save`. rows: what the collator is given
+    records of.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
         args: TrainingArguments,
-        triplets: Triplets,
+        rows: Dataset,
         collator: Callable[[list[dict]], dict],
         dev_tasks: list[Task],
     ):
         self.dev_tasks = dev_tasks
-        super().__init__(
-            model=model, args=args, train_dataset=triplets.pairs, eval_dataset=dev_tasks, data_collator=collator
-        )
+        super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=dev_tasks, data_collator=collator)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(_Progress)

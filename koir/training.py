@@ -48,7 +48,7 @@ class EmbeddingTrainer(RunTrainer):
         data, guide = groups["data"], groups.get("guide")
         distillation = self.loss_arguments.distillation is not None
         collator = Collator(encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation)
-        super().__init__(encoder, args, triplets, collator, groups["dev_tasks"])
+        super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
         self.sampling, self.texts, self.negatives = data, encoder.tokenizer, 0
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
 
@@ -78,12 +78,13 @@ class EmbeddingTrainer(RunTrainer):
         return scores
 
     def _get_train_sampler(self, train_dataset: object = None) -> RandomOrder:
-        rows, epoch = self.train_dataset, lambda: int(self.state.epoch or 0)
+        rows, epoch = self.train_dataset, lambda: int(self.state.epoch or 0)  # accelerate tells no epoch on resuming
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if self.sampling.batch_by == "random":
-            return RandomOrder(len(rows), self.args.seed, epoch)
+            return RandomOrder(len(rows), seed, epoch)
         batch = self.args.train_batch_size * world_size()
         say = self.is_world_process_zero()
-        return OneSourceBatches(rows["source"], batch, self.sampling.source_alpha, self.args.seed, epoch, say)
+        return OneSourceBatches(rows["source"], batch, self.sampling.source_alpha, seed, epoch, say)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         encoder, folder = self.accelerator.unwrap_model(self.model), Path(output_dir)

@@ -9,6 +9,7 @@ goes on after the last whole part. With --reranker its raw logits judge the cand
 document_score and hard_negative_score.
 """
 
+import collections
 import dataclasses
 import gzip
 import hashlib
@@ -16,7 +17,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,15 +26,17 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh")
 
+import torch
 from tqdm import tqdm
 
 from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.tasks import load_corpus
 from koir.manifest import model_folder, origin, write_json, written_aside
-from koir.mining import Answers, Query, Rules, Statistics, mine
+from koir.mining import Rules, Statistics
+from koir.negatives import Negatives
 from koir.reranker import load_reranker
-from koir.retrieval.stages import corpus_fingerprint, first_stage
-from koir.triplets import Triplets, load_triplets, report, text_hash
+from koir.retrieval.stages import corpus_fingerprint
+from koir.triplets import Triplets, load_triplets, report
 
 MARGIN = 1.0  # logits: the positive is e times likelier by the reranker's odds
 
@@ -43,7 +46,10 @@ class MiningArguments:
     """What is mined for, from where, and what may become a hard negative."""
 
     train_data: list[str] = field(default_factory=lambda: ["demo"], metadata={"help": "files of rows, hub names, demo"})
-    first_stage: str = field(default="bm25", metadata={"help": "bm25, dense:PATH or hybrid:PATH"})
+    first_stage: str = field(default="bm25", metadata={"help": "bm25, dense:PATH, hybrid:PATH or milvus:PATH"})
+    index_uri: str | None = field(
+        default=None, metadata={"help": "folder that keeps the index, or a Milvus URI; default: the cache folder"}
+    )
     reranker: str | None = field(
         default=None, metadata={"help": "PATH: judge candidates by its logits, and write them; default: none"}
     )
@@ -93,104 +99,37 @@ class MiningArguments:
                      self.near_duplicate_threshold, self.seed)  # fmt: skip
 
 
-@dataclass
-class Corpus:
-    """texts: passages by id (a hash of the text, so each once). answers: right answers by query, as ids."""
-
-    texts: dict[str, str]
-    answers: Answers
-
-
-def passage_id(number: int) -> str:
-    """A text's hash as a corpus id."""
-    return f"{number & 0xFFFFFFFFFFFFFFFF:016x}"
-
-
 def rows_of(triplets: Triplets) -> Iterator[dict]:
     """The rows that the pairs were made of: documents of one row beside each other again."""
     pairs = (pair for batch in triplets.pairs.iter(1000) for pair in _records(batch))
-    together = itertools.groupby(pairs, lambda pair: (pair["query"], pair["right_answers"], pair["hard_negatives"]))
-    for _, of_row in together:
+    apart = itertools.count()
+
+    def of_one_row(pair: dict) -> object:
+        several = len(pair["right_answers"]) > 1
+        return (
+            [pair[name] for name in ("query", "right_answers", "hard_negatives", "source")] if several else next(apart)
+        )
+
+    for _, of_row in itertools.groupby(pairs, of_one_row):
         of_row = list(of_row)
-        yield of_row[0] | {"documents": [pair["document"] for pair in of_row]}
+        row, several = of_row[0], len(of_row) > 1
+        found = {"query": row["query"]}
+        found["document"] = [pair["document"] for pair in of_row] if several else row["document"]
+        found["hard_negative"] = row["hard_negatives"] or None
+        if row["document_score"] is not None:
+            scores = [pair["document_score"] for pair in of_row]
+            found["document_score"] = scores if several else scores[0]
+        if row["hard_negative_scores"] is not None:
+            found["hard_negative_score"] = row["hard_negative_scores"]
+        yield found | {"source": row["source"]}
 
 
 def _records(batch: dict) -> Iterator[dict]:
     return (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
-def gather_corpus(triplets: Triplets, paths: list[str]) -> tuple[Corpus, int]:
-    """All documents of the rows and all passages of `paths`; the number of rows."""
-    corpus, count = Corpus({}, Answers()), 0
-    for row in rows_of(triplets):
-        count += 1
-        corpus.texts.update((passage_id(text_hash(text)), text) for text in row["documents"])
-        corpus.answers.add(row["query"], map(passage_id, row["right_answers"]))
-    for path in paths:
-        for text in load_corpus(path).values():
-            corpus.texts.setdefault(passage_id(text_hash(text)), text)
-    return corpus, count
-
-
-class Miner:
-    """Rows in, rows with hard negatives out."""
-
-    def __init__(self, arguments: MiningArguments, corpus: Corpus, index, reranker):
-        self.rules, self.depth, self.given = arguments.rules(), arguments.depth, arguments.given
-        self.corpus, self.index, self.reranker = corpus, index, reranker
-
-    def part(self, rows: list[dict]) -> tuple[list[dict], Statistics]:
-        """Some rows with their hard negatives, and what was done."""
-        statistics = Statistics()
-        asked = [row for row in rows if self.given != "keep" or not row["hard_negatives"]]
-        statistics.counts["rows left as given"] = len(rows) - len(asked)
-        queries = list(dict.fromkeys(row["query"] for row in asked))
-        found = dict(zip(queries, self.index.search(queries, self.depth), strict=True))
-        logits = self._logits(rows, found) if self.reranker else None
-        mined = []
-        for row in rows:
-            negatives = [] if self.given == "replace" else list(row["hard_negatives"])
-            if self.given != "keep" or not negatives:
-                candidates = found[row["query"]]
-                if logits is not None:
-                    ids = dict.fromkeys([*candidates, *map(self._id, row["documents"])])
-                    candidates = {i: logits[row["query"], self.corpus.texts[i]] for i in ids}
-                negatives += self._negatives(row, candidates, negatives, statistics)
-            mined.append(_written(row, negatives, logits))
-        return mined, statistics
-
-    def _negatives(self, row: dict, candidates: dict, given: list[str], statistics: Statistics) -> list[str]:
-        positives = [self._id(text) for text in row["documents"]]
-        query = Query(row["query"], positives, self.corpus.answers.of(row["query"]), given)
-        chosen = mine(query, candidates, self.corpus.texts, self.rules, statistics)
-        return [self.corpus.texts[document] for document in chosen]
-
-    def _logits(self, rows: list[dict], found: dict[str, dict]) -> dict[tuple[str, str], float]:
-        pairs = [(query, self.corpus.texts[document]) for query, run in found.items() for document in run]
-        kept = () if self.given == "replace" else ("hard_negatives",)
-        pairs += [(row["query"], text) for row in rows for name in ("documents", *kept) for text in row[name]]
-        pairs = list(dict.fromkeys(pairs))
-        scores = self.reranker.score(pairs, progress="pairs") if pairs else []
-        return {pair: float(score) for pair, score in zip(pairs, scores, strict=True)}
-
-    @staticmethod
-    def _id(text: str) -> str:
-        return passage_id(text_hash(text))
-
-
-def _written(row: dict, negatives: list[str], logits: dict | None) -> dict:
-    documents = row["documents"]
-    written = {"query": row["query"], "document": documents if len(documents) > 1 else documents[0]}
-    written["hard_negative"] = negatives or None
-    if logits is not None:
-        scores = [logits[row["query"], text] for text in documents]
-        written["document_score"] = scores if len(documents) > 1 else scores[0]
-        written["hard_negative_score"] = [logits[row["query"], text] for text in negatives] or None
-    return written | {"source": row["source"]}
-
-
-def write_part(file: Path, rows: list[dict], statistics: Statistics) -> None:
-    """One file of rows, and beside it, last, what was done; both appear whole or not at all."""
+def write_part(file: Path, rows: Iterable[dict], statistics: Statistics) -> None:
+    """One file of rows, and beside it, last, what was counted meanwhile; both appear whole or not at all."""
     with written_aside(file) as aside, aside.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -250,24 +189,29 @@ def main(argv: list[str] | None = None) -> dict:
     """Mine, write rows and report; returns the report's content."""
     (arguments,) = parse([MiningArguments], argv, __doc__, recipes=False)
     rules, started, folder = arguments.rules(), time.perf_counter(), Path(arguments.output_dir)
-    stage = first_stage(arguments.first_stage)
     reranker = load_reranker(arguments.reranker) if arguments.reranker else None
+    if reranker and torch.cuda.is_available():
+        reranker.to("cuda")
     triplets = load_triplets(arguments.train_data)
     print(report(triplets.counts))
-    corpus, count = gather_corpus(triplets, arguments.corpus)
-    plan = {"rows": triplets.fingerprint, "corpus": corpus_fingerprint(corpus.texts), "first_stage": stage.fingerprint,
-            "reranker": weights_of(arguments.reranker), "rules": dataclasses.asdict(rules), "given": arguments.given,
-            "depth": arguments.depth, "rows_per_part": arguments.rows_per_part}  # fmt: skip
+    passages = (text for path in arguments.corpus for text in load_corpus(path).values())
+    negatives = Negatives(rows_of(triplets), arguments.first_stage, rules, arguments.depth, arguments.given, passages,
+                          reranker, arguments.index_uri)  # fmt: skip
+    plan = {"rows": triplets.fingerprint, "corpus": corpus_fingerprint(negatives.texts),
+            "first_stage": negatives.stage.fingerprint, "reranker": weights_of(arguments.reranker),
+            "rules": dataclasses.asdict(rules), "given": arguments.given, "depth": arguments.depth,
+            "rows_per_part": arguments.rows_per_part}  # fmt: skip
     open_folder(folder, plan)
-    print(f"{count:,} rows, {len(corpus.texts):,} passages")
-    miner = Miner(arguments, corpus, stage(corpus.texts), reranker)
-    total, size = Statistics(), arguments.rows_per_part
-    rows = rows_of(triplets)
+    count = sum(1 for _ in rows_of(triplets))
+    print(f"{count:,} rows, {len(negatives.texts):,} passages")
+    total, rows, size = Statistics(), rows_of(triplets), arguments.rows_per_part
     for start in tqdm(range(0, count, size), desc="parts", unit="part"):
-        part = folder / f"part-{start // size:05d}.jsonl.gz"
-        some = list(itertools.islice(rows, size))
-        if not statistics_file(part).exists():
-            write_part(part, *miner.part(some))
+        part, some = folder / f"part-{start // size:05d}.jsonl.gz", itertools.islice(rows, size)
+        if statistics_file(part).exists():
+            collections.deque(some, maxlen=0)  # passed over
+        else:
+            statistics = Statistics()
+            write_part(part, negatives.fill(some, statistics), statistics)
         total.add(Statistics(**json.loads(statistics_file(part).read_text(encoding="utf-8"))))
     content = summary(total)
     show(content)

@@ -4,6 +4,7 @@ In a test: `gradients(...)`. As a command, alone or under torchrun, for several 
 python one_step.py OUT.pt '[{"version": "v1", ...}, ...]'.
 """
 
+import functools
 import importlib.util
 import json
 import sys
@@ -36,8 +37,6 @@ def trainer_class(version):
 
 def tiny_encoder(dropout=0.0, dtype=torch.float32):
     """2 layers x 32 over the demo's tokenizer, weights from a fixed seed."""
-    from transformers import AutoTokenizer
-
     config = XLMRobertaConfig(
         vocab_size=15360, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=130, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
@@ -45,8 +44,14 @@ def tiny_encoder(dropout=0.0, dtype=torch.float32):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         transformer = XLMRobertaModel(config).to(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(demo_base())
-    return Encoder(transformer, tokenizer, "mean", 128, DEFAULT_PROMPTS)
+    return Encoder(transformer, _tokenizer(), "mean", 128, DEFAULT_PROMPTS)
+
+
+@functools.cache
+def _tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo_base())
 
 
 class _Grab(TrainerCallback):
@@ -61,7 +66,7 @@ class _Grab(TrainerCallback):
 def gradients(
     version, rows, folder, batch=8, accumulation=1, chunk_tokens=256, keep=0, dropout=0.0, double=False,
     temperature=0.05, max_hard_negatives=None, clip=0.0, loss=False, checkpointing=False, lora_rank=None, bf16=False,
-    count=False,
+    count=False, batch_by="random",
 ):  # fmt: skip
     """name -> gradient after one optimisation step's backward, as the optimizer would see them."""
     torch.manual_seed(5)
@@ -85,7 +90,7 @@ def gradients(
     groups = {
         "loss": LossArguments(temperature=temperature),
         "chunks": ChunkArguments(chunk_tokens=chunk_tokens),
-        "data": DataArguments(max_hard_negatives=max_hard_negatives),
+        "data": DataArguments(max_hard_negatives=max_hard_negatives, batch_by=batch_by),
         "dev_tasks": [],
         "step": CacheArguments(cache_keep_tokens=keep),
     }

@@ -1,9 +1,11 @@
 """Every option of the loss, cached and tiled against the whole batch's plain matrix; alone or under torchrun.
 
-As a command, under torchrun: python options.py OUT.pt '{"rows": FILE}' saves each option's gradients.
+As a command, in three processes: python options.py OUT.pt '{"rows": FILE}' saves each option's gradients on three
+processes, and then on two.
 """
 
 import json
+import os
 import sys
 
 import torch
@@ -83,6 +85,12 @@ def plain(rows, option, dropout=0.0, accumulation=1):
     return of(encoder)
 
 
+def everything(rows, chunk_tokens):
+    """option -> its gradients, and those of two accumulated batches."""
+    found = {option: cached(rows, option, chunk_tokens=chunk_tokens) for option in OPTIONS}
+    return found | {"accumulated": cached(rows, "everything", chunk_tokens=chunk_tokens, accumulation=2)}
+
+
 def naive_loss(vectors, batch, guide, loss):
     """The mean over the batch's queries of every term that `loss` asks for."""
     queries, documents, own = vectors[batch["query"]], vectors[batch["document"]], batch["target"]
@@ -134,11 +142,15 @@ def _distilled(scores, batch, loss):
 
 
 if __name__ == "__main__":
-    torch.distributed.init_process_group("gloo")
-    rows = json.loads(sys.argv[2])["rows"]
-    found = {option: cached(rows, option, chunk_tokens=24 + 30 * rank()) for option in OPTIONS}
-    found["accumulated"] = cached(rows, "everything", chunk_tokens=24 + 30 * rank(), accumulation=2)
-    if rank() == 0:
-        torch.save(found, sys.argv[1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    out, rows = sys.argv[1], json.loads(sys.argv[2])["rows"]
+    number = int(os.environ["RANK"])
+    found = {}
+    for processes in (3, 2):  # one launch for both
+        if number < processes:
+            meeting = {"init_method": f"file://{out}.{processes}", "rank": number, "world_size": processes}
+            torch.distributed.init_process_group("gloo", **meeting)
+            found[processes] = everything(rows, 24 + 30 * number)
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+    if number == 0:
+        torch.save(found, out)

@@ -64,9 +64,9 @@ def test_each_setting_changes_the_gradients(rows, tmp_path, setting):
 
 
 @pytest.fixture(scope="module")
-def two_processes(rows, tmp_path_factory):
+def two_processes(teacher_rows, tmp_path_factory):
     """What each of SPREAD gives on two processes, all from one launch."""
-    settings = [setting | {"rows": str(rows)} for setting in SPREAD.values()]
+    settings = [setting | {"rows": str(teacher_rows)} for setting in SPREAD.values()]
     found = torchrun("one_step.py", 2, tmp_path_factory.mktemp("two") / "out.pt", settings)
     return dict(zip(SPREAD, found, strict=True))
 
@@ -75,6 +75,8 @@ SPREAD = {
     "plain": {"version": "v1", "chunk_tokens": 50, "batch": 4},
     "cached": {"version": "v1.1", "chunk_tokens": 50, "batch": 4},
     "accumulated": {"version": "v1.1", "chunk_tokens": 50, "batch": 2, "accumulation": 2},
+    "of one source": {"version": "v1.1", "chunk_tokens": 50, "batch": 2, "batch_by": "source"},
+    "LoRA": {"version": "v1.1", "chunk_tokens": 50, "batch": 4, "lora_rank": 2},
     "count, one chunk": {"version": "v1.1", "chunk_tokens": 4096, "batch": 4, "count": True},
     "count, many chunks": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "count": True},
     "count, many chunks kept": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "keep": 100, "count": True},
@@ -82,10 +84,10 @@ SPREAD = {
 }
 
 
-@pytest.mark.parametrize("name", ["plain", "cached", "accumulated"])
-def test_two_processes_equal_one_on_the_joined_batch(rows, tmp_path, two_processes, name):
+@pytest.mark.parametrize("name", ["plain", "cached", "accumulated", "of one source", "LoRA"])
+def test_two_processes_equal_one_on_the_joined_batch(teacher_rows, tmp_path, two_processes, name):
     """Documents, queries and siblings repeat across the two; the chunk plans differ between them."""
-    one = gradients(rows=rows, folder=tmp_path / "one", **SPREAD[name] | {"batch": 2 * SPREAD[name]["batch"]})
+    one = gradients(rows=teacher_rows, folder=tmp_path / "one", **SPREAD[name] | {"batch": 2 * SPREAD[name]["batch"]})
     assert_equal(two_processes[name], one)
 
 

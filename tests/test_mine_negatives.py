@@ -66,16 +66,16 @@ def test_a_run_ends_with_run_json_and_is_not_overwritten(demo, script, capsys):
 
 def test_a_killed_run_goes_on_to_the_same_files(demo, script, tmp_path, monkeypatch):
     folder, flags = tmp_path / "again", ["--num_negatives", "2", "--rows_per_part", "300"]
-    part, parts = script.Miner.part, []
+    fill, parts = script.Negatives.fill, []
 
-    def second_fails(self, rows):
+    def second_fails(self, rows, statistics):
         parts.append(rows)
         if len(parts) == 2:
-            raise KeyboardInterrupt
-        return part(self, rows)
+            raise RuntimeError("killed")
+        return fill(self, rows, statistics)
 
-    monkeypatch.setattr(script.Miner, "part", second_fails)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(script.Negatives, "fill", second_fails)
+    with pytest.raises(RuntimeError, match="killed"):
         script.main(["--output_dir", str(folder), *flags])
     assert [file.name for file in sorted(folder.glob("part-*.gz"))] == ["part-00000.jsonl.gz"]
     assert not (folder / "run.json").exists()
@@ -144,7 +144,7 @@ def test_given_negatives(script, tmp_path, given, expected):
 
 def test_a_reranker_judges_and_its_logits_are_written(script, tmp_path, monkeypatch):
     class Stub:
-        def score(self, pairs, progress=None):
+        def score(self, pairs, progress):
             return [-1.0 if "팀장" in document else 5.0 for _, document in pairs]
 
     monkeypatch.setattr(script, "load_reranker", lambda path: Stub())
@@ -153,6 +153,17 @@ def test_a_reranker_judges_and_its_logits_are_written(script, tmp_path, monkeypa
     assert first["document_score"] == [5.0, 5.0] and second["document_score"] == 5.0
     assert second["hard_negative_score"] == [5.0, -1.0]  # the given one is scored too
     assert third["hard_negative"] is third["hard_negative_score"] is None  # all others score as the document does
+
+
+def test_scores_that_no_longer_fit_are_left_out_and_counted(script, tmp_path):
+    scored = ROWS[1] | {"document_score": 3.5, "hard_negative_score": 1.5}
+    flags = ["--train_data", lines(tmp_path / "rows.jsonl", [*ROWS, scored]), "--max_ratio", "10", "--given"]
+    for given, scores, counted in (("keep", [1.5], 0), ("replace", None, 1)):
+        folder = tmp_path / given
+        content = script.main([*flags, given, "--output_dir", str(folder)])
+        last = written(folder)[-1]
+        assert (last["document_score"], last.get("hard_negative_score")) == (3.5, scores)
+        assert content["counts"].get("rows whose scores no longer fit", 0) == counted
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Morphemes: the cache changes how long it takes, never what is found."""
 
+import random
 import sqlite3
 import unicodedata
 
 import pytest
 
 from koir.manifest import cache_folder
+from koir.retrieval import bm25
 from koir.retrieval import morphemes as module
 from koir.retrieval.morphemes import morphemes
 
@@ -65,3 +67,16 @@ def test_a_broken_cache_is_said_and_done_without(asked, capsys):
     (cache_folder() / "morphemes.sqlite").write_bytes(b"no database" * 100)
     assert morphemes(TEXTS) == WORDS
     assert "tokenised anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [1, 5, 40, 1000])
+def test_where_bm25_begins_to_rank_changes_nothing(monkeypatch, depth):
+    generator = random.Random(0)
+    words = [f"낱말{number}" for number in range(50)]
+    texts = [" ".join(generator.choices(words, weights=range(50, 0, -1), k=20)) for _ in range(300)]
+    monkeypatch.setattr(bm25, "morphemes", lambda texts: [text.split() for text in texts])
+    index = bm25.BM25({str(number): text for number, text in enumerate(texts)})
+    queries = [" ".join(generator.sample(words, 4)) for _ in range(30)] + [words[-1], "없음", ""]
+    found = index.search(queries, depth)
+    monkeypatch.setattr(index, "_floor", lambda *_: 0.0)
+    assert [list(run.items()) for run in found] == [list(run.items()) for run in index.search(queries, depth)]

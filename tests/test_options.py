@@ -36,13 +36,25 @@ def test_options_accumulate(teacher_rows, keep):
     assert_equal(cached(keep=keep, **same), plain(**same), double=True)
 
 
+@pytest.fixture(scope="module")
+def alone(teacher_rows):
+    """option -> the gradients of one process."""
+    found = {option: plain(teacher_rows, option) for option in OPTIONS}
+    return found | {"accumulated": plain(teacher_rows, "everything", accumulation=2)}
+
+
+@pytest.fixture(scope="module")
+def together(teacher_rows, tmp_path_factory):
+    """processes -> option -> gradients."""
+    out = tmp_path_factory.mktemp("together") / "out.pt"
+    return torchrun("options.py", 3, out, {"rows": str(teacher_rows)})
+
+
 @pytest.mark.parametrize("processes", [2, 3])
-def test_options_over_processes_equal_one(teacher_rows, tmp_path, processes):
+def test_options_over_processes_equal_one(alone, together, processes):
     """Documents, queries and siblings repeat across the processes; their numbers of rows and chunk plans differ."""
-    found = torchrun("options.py", processes, tmp_path / "out.pt", {"rows": str(teacher_rows)})
-    for option in OPTIONS:
-        assert_equal(found[option], plain(teacher_rows, option), double=True)
-    assert_equal(found["accumulated"], plain(teacher_rows, "everything", accumulation=2), double=True)
+    for option, expected in alone.items():
+        assert_equal(together[processes][option], expected, double=True)
 
 
 def test_a_rows_candidates_carry_their_scores(tmp_path):

@@ -1,7 +1,6 @@
 """From downloads to a folder of rows: the command, resuming, reports, what `datasets` and training read."""
 
 import contextlib
-import gzip
 import io
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 from koir import corpus_report, preparation
 from koir.manifest import DEMO
 from koir.preparation import content_key
+from koir.sources import general
 from koir.triplets import load_triplets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +159,16 @@ def test_what_an_unfinished_other_plan_left_is_removed(given, tmp_path, monkeypa
     assert (content["rows"], len(read(out))) == (3, 3)
 
 
+def test_a_hub_dataset_is_read_by_its_revision(tmp_path, monkeypatch):
+    rows = [{"query": f"{text[:4]} 무엇인가요", "document": text, "hard_negative": LAST[0]} for text in FIRST]
+    records = [(row, f"someone/rows, row {number}") for number, row in enumerate(rows, 1)]
+    monkeypatch.setattr(general, "hub_records", lambda name, flag: iter(records))
+    monkeypatch.setattr(preparation, "hub_revision", lambda name, flag: f"{name}@1")
+    content, _ = run("--hub", "someone/rows", "--output_dir", tmp_path / "rows")
+    assert (content["rows"], content["sources"][0]["path"]) == (3, "someone/rows")
+    assert {row["source"] for row in read(tmp_path / "rows")} == {"someone/rows"}
+
+
 def test_cleaning_is_counted_by_source(given, tmp_path):
     content, said = run("--source", given[0], given[0], "--output_dir", tmp_path / "rows")
     assert content["rows"] == 3 and content["cleaning"] == {"kept": 3, "exact duplicate": 3}
@@ -189,16 +199,20 @@ def test_nothing_left_after_cleaning_is_an_error(given, tmp_path):
     assert not list((tmp_path / "rows").glob("train-*"))
 
 
-def test_the_demo_goes_through_like_any_source_and_gets_hard_negatives(tmp_path):
-    words = ["--source", "beir=demo", "--negatives", "bm25", "--num_negatives", 2, "--output_dir", tmp_path / "rows"]
-    content, _ = run(*words)
-    committed = [json.loads(line) for line in (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = read(tmp_path / "rows")
-    assert [row["query"] for row in found] == [row["query"] for row in committed]
-    assert all(mine["document"] in row["document"] for mine, row in zip(found, committed, strict=True))
-    assert content["rows_without_hard_negative"] < 20
-    assert all(row["document"] not in (row["hard_negative"] or []) for row in found)
-    assert content["mining"]["counts"]["rows"] == 840
+def test_rows_without_a_hard_negative_get_mined_ones(tmp_path):
+    river = ["한강에는 다리가 서른 개 넘게 놓여 있다.", "한강 수영장은 여름에 문을 연다."]
+    rows_file(tmp_path / "first.jsonl", [*FIRST, *river])
+    rows_file(tmp_path / "last.jsonl", LAST, hard_negative="하늘은 푸르다.")
+    words = ["--source", f"triplets={tmp_path / 'first.jsonl'}", f"triplets={tmp_path / 'last.jsonl'}"]
+    words += ["--negatives", "bm25", "--num_negatives", 2, "--max_ratio", 1, "--shard_rows", 3]
+    content, _ = run(*words, "--output_dir", tmp_path / "rows")
+    found = {row["document"]: row["hard_negative"] for row in read(tmp_path / "rows")}
+    assert set(found[FIRST[0]]) == set(river), "passages of another shard are mined too"
+    assert all(found[text] == ["하늘은 푸르다."] for text in LAST), "what the source gave stays"
+    assert not any(document in (negatives or []) for document, negatives in found.items())
+    counts = content["mining"]["counts"]
+    assert (counts["rows"], counts["rows with hard negatives of their source"]) == (5, 3)
+    assert "## Mining" in (tmp_path / "rows" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -230,13 +244,14 @@ def test_the_list_and_the_help():
     assert "--near_duplicate_threshold" in said.getvalue() and "--negatives" in said.getvalue()
 
 
-def test_the_script_runs_from_any_folder(tmp_path):
+def test_the_demo_goes_through_like_any_source_from_any_folder(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "KOIR_CACHE": str(tmp_path / "cache")}
     words = [sys.executable, ROOT / "scripts" / "prepare_data.py", "--source", "beir=demo", "--output_dir", "rows"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with gzip.open(tmp_path / "rows" / "train-00000-of-00001.jsonl.gz", "rt", encoding="utf-8") as stream:
-        assert sum(1 for _ in stream) == 840
+    committed = [json.loads(line) for line in (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = list(zip(read(tmp_path / "rows"), committed, strict=True))
+    assert all(ours["query"] == row["query"] and ours["document"] in row["document"] for ours, row in pairs)
 
 
 def test_the_content_key_sees_names_and_bytes(tmp_path):

@@ -34,7 +34,7 @@ def cost(records: Sequence[dict], front: Sequence[dict], metric: str, cost_name:
     tip += [alt.Tooltip(f"{key}:N") for key in ("interval", "ms", "parameters", "depth", "kind", "coverage", "origin")]
     scale = alt.Scale(type="log") if all(record["cost"] > 0 for record in records) else alt.Scale(type="symlog")
     x = alt.X("cost:Q", scale=scale, title=cost_name, axis=alt.Axis(format="~s", tickCount=6))
-    y = alt.Y("mean:Q", title=metric, scale=alt.Scale(zero=False))
+    y = alt.Y("mean:Q", title=metric, scale=alt.Scale(zero=False, padding=12))
     line = alt.Chart(_values(front)).mark_line(color=FRONT, interpolate="step-after", strokeWidth=2).encode(x=x, y=y)
     color = alt.Color(
         "origin:N", title=None, scale=alt.Scale(range=["#2f6fb3", "#8a9099"]), legend=alt.Legend(orient="top")
@@ -74,10 +74,9 @@ def by_depth(records: Sequence[dict], metric: str) -> alt.Chart:
     tip = [alt.Tooltip("task:N"), alt.Tooltip("depth:Q"), alt.Tooltip("stage:N"), alt.Tooltip("value:Q", format=SCORE)]
     x = alt.X("depth:Q", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=sorted({r["depth"] for r in records})))
     y = alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False))
-    color = alt.Color(
-        "task:N", title=None, scale=alt.Scale(range=SERIES), legend=alt.Legend(orient="bottom", columns=2)
-    )
-    dash = alt.StrokeDash("stage:N", title=None, legend=alt.Legend(orient="top"))
+    color = alt.Color("task:N", title=None, scale=alt.Scale(range=SERIES), legend=alt.Legend(orient="top", columns=2))
+    shape = alt.Legend(orient="top", symbolType="stroke", symbolStrokeColor=INK)
+    dash = alt.StrokeDash("stage:N", title=None, legend=shape)
     chart = (
         alt.Chart(_values(records)).mark_line(point=True).encode(x=x, y=y, color=color, strokeDash=dash, tooltip=tip)
     )
@@ -103,8 +102,9 @@ def differences(records: Sequence[dict], title: str, queries: str) -> alt.Chart:
     sign = alt.condition("datum.high > 0", alt.value("#2f6fb3"), alt.value(FRONT))
     x = alt.X("low:Q", title=title, scale=alt.Scale(domain=[-1, 1]))
     tip = [alt.Tooltip("low:Q", format=".1f"), alt.Tooltip("high:Q", format=".1f"), alt.Tooltip("queries:Q")]
-    chart = alt.Chart(_values(records)).mark_bar(binSpacing=1)
-    chart = chart.encode(x=x, x2="high:Q", y=alt.Y("queries:Q", title=queries), color=sign, tooltip=tip)
+    y = alt.Y("queries:Q", title=queries, scale=alt.Scale(domainMin=0))
+    chart = alt.Chart(_values(records)).mark_rect(stroke="white")
+    chart = chart.encode(x=x, x2="high:Q", y=y, y2=alt.datum(0), color=sign, tooltip=tip)
     return chart.properties(height=340)
 
 
@@ -118,6 +118,6 @@ def curves(records: Sequence[dict], title: str, axis: str, points: bool) -> alt.
     chart = alt.Chart(_values(records)).mark_line(point=points)
     chart = chart.encode(x=alt.X("x:Q", title=axis), y=y, color=color, tooltip=tip)
     if None not in tasks:
-        dash = alt.Legend(orient="top", columns=2, labelLimit=160, symbolType="stroke")
+        dash = alt.Legend(orient="top", columns=2, labelLimit=160, symbolType="stroke", symbolStrokeColor=INK)
         chart = chart.encode(strokeDash=alt.StrokeDash("task:N", title=None, legend=dash), detail="task:N")
     return chart.properties(height=270 + 13 * len(runs) + 16 * len(tasks))

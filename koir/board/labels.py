@@ -28,7 +28,7 @@ WORDS = {
     "depth": ("Depth", "깊이"),
     "no_depth": ("no reranker", "리랭커 없음"),
     "complete_rows": ("Only rows with every task", "모든 과제가 있는 행만"),
-    "partial": ("{n} rows lack some: {names}.", "일부 과제가 없는 행 {n}개: {names}."),
+    "partial": ("{n} rows lack some: {names}", "일부 과제가 없는 행 {n}개: {names}"),
     "task": ("Task", "과제"),
     "rank": ("Rank", "순위"),
     "name": ("Pipeline", "파이프라인"),

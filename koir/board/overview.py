@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from koir.board import charts, state, tables
+from koir.board import state, tables
 from koir.board.labels import metric_label
 from koir.board.page import Page, choose_rows, downloads, show_common, show_standings
 from koir.board.standing import Standing, mark_ties, pareto, standings
@@ -34,18 +34,19 @@ def overview(page: Page) -> None:
         return
     show_common(page, found, common, tasks)
     chart, table, note = st.empty(), st.empty(), st.empty()
+    with table.container():  # painted first: the picture's library takes a while to load, and so do the tests
+        show_standings(page, found, tasks, common, metric, group)
     state.switched(word["grid"], "grid", help=word["grid_help"])
+    from koir.board import charts
+
     with chart:
         st.altair_chart(charts.bars(_bars(found), metric_label(metric)), width="stretch")
-    testable = sum(common[0] in one.row.stored for one in found) > 1
-    if testable:
-        with table.container():  # what is known already is painted before the tests are done
-            show_standings(page, found, tasks, common, metric, group)
+    if sum(common[0] in one.row.stored for one in found) > 1:
         note.caption(word["testing"])
         _rank(page, found, common, metric)
         note.caption(word["ranks"])
-    with table.container():
-        show_standings(page, found, tasks, common, metric, group)
+        with table.container():
+            show_standings(page, found, tasks, common, metric, group)
     lines = tables.records(found, tasks, common)
     facts = tables.facts(page.board, group, metric, tasks, common)
     markdown = tables.as_markdown(found, tasks, common, word)
@@ -66,6 +67,8 @@ def _bars(found: list[Standing]) -> list[dict]:
 
 def cost(page: Page) -> None:
     """Quality against milliseconds a query, parameters or depth, with the Pareto front."""
+    from koir.board import charts
+
     word = page.word
     group, rows, tasks, metric = choose_rows(page)
     kinds = ["milliseconds", "parameters", "depth"]

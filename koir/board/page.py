@@ -24,7 +24,7 @@ STYLE = """<style>
   overflow-wrap:anywhere;min-width:9.5rem;max-width:22rem}
 .koir-table td.text,.koir-table th.text{text-align:left}
 .koir-table td.long,.koir-table th.long{white-space:normal;text-align:left;overflow-wrap:anywhere}
-.koir-table td.long{max-width:40rem;word-break:keep-all}
+.koir-table td.long{min-width:8rem;max-width:40rem;word-break:keep-all}
 .koir-table tr.ours th.name{border-left:4px solid #2f6fb3}
 .koir-table tr.published th.name{border-left:4px solid #c3c9d0}
 .koir-table tr.right td,.koir-table tr.right th{background:#e6f4ea}

@@ -10,6 +10,7 @@ from koir.evaluation.published import Cell, Published
 from koir.evaluation.stored import Stored, read_results
 
 OWN = "own"
+ORDER = ("koe5", "kure", "kor-v2")  # of groups; KURE's own files, unrounded, before tables that repeat their numbers
 SIZES = {"<100M": (0, 1e8), "100M-500M": (1e8, 5e8), "500M-1B": (5e8, 1e9), ">1B": (1e9, float("inf"))}
 UNKNOWN = "?"
 
@@ -86,8 +87,8 @@ def read_board(results: Path, published: Path | None = None) -> Board:
     for one in stored:
         named.setdefault(one.file.parent.name, {})[keys[one.file]] = one
     ours = [_ours(tasks) for tasks in named.values()]
-    order = {"koe5": 0, "kure": 1, "kor-v2": 2}
-    offered = sorted((table for table in tables if table.group), key=lambda t: (order.get(t.name, 9), t.name))
+    tables.sort(key=lambda table: (ORDER.index(table.name) if table.name in ORDER else len(ORDER), table.name))
+    offered = [table for table in tables if table.group]
     groups = {table.name: list(table.tasks) for table in offered}
     count = Counter(task for row in ours for task in row.cells)
     return Board(ours, tables, broken, {OWN: sorted(count, key=lambda task: (-count[task], task))} | groups, clashes)

@@ -11,6 +11,7 @@ from koir.board.rows import Board
 from koir.board.standing import Standing
 
 DIGITS = 4
+BREAK = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[-_])")  # where a task's name may go on in the next line
 NUMBER = re.compile(r"[-+–0-9.,/ BMk✓●]*")
 
 
@@ -131,10 +132,9 @@ def as_html(
     for one in found:
         cells = [_html_cell(one, column, (tasks, common, metric, language, word), notes, follow) for column in shown]
         body.append(f'<tr class="{"ours" if one.row.ours else "published"}">{"".join(cells)}</tr>')
-    head = "".join(
-        f'<th scope="col" class="{_class(column, tasks)}">{html.escape(word.get(column, column))}</th>'
-        for column in shown
-    )
+    titles = {column: html.escape(word.get(column, column)) for column in shown}
+    titles |= {task: BREAK.sub("<wbr>", titles[task]) for task in tasks}
+    head = "".join(f'<th scope="col" class="{_class(column, tasks)}">{titles[column]}</th>' for column in shown)
     table = plain_table(head, body, caption)
     if notes:
         items = "".join(f'<li value="{place}">{html.escape(note)}</li>' for place, note in enumerate(notes, 1))
@@ -189,7 +189,7 @@ def _html_cell(one: Standing, column: str, shown: tuple, notes: list[str], follo
         title = cell.source
         text = f'<a href="{html.escape(cell.url)}" target="_blank" rel="noopener">{text}</a>'
         if cell.note:
-            said = f"{row.name}, {column}: {cell.note[language]}"
+            said = f"{row.name}: {cell.note[language]}"
             notes.append(said) if said not in notes else None
             text += f"<sup>{notes.index(said) + 1}</sup>"
     if column == "coverage" and len(one.values) < one.tasks:

@@ -1,6 +1,7 @@
 """The application: routes, one shape of errors, health, metrics, and a shutdown that loses nothing."""
 
 import asyncio
+import signal
 from collections.abc import Sequence
 
 import uvicorn
@@ -107,7 +108,9 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, host: str, port: int) -> None:
-    """Serve until a signal says stop."""
+    """Serve until a signal says stop, then end with what was accepted answered."""
+    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again at its end, for these to take
+        signal.signal(stop, lambda *_: None)
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75
     )

@@ -17,6 +17,7 @@ from koir.sources.registry import Source
 from koir.sources.tally import Tally
 
 LICENCE = "AIHUB terms: for registered users; neither the data nor rows made of it may be passed on"
+NUMBERS = {"016": 569, "017": 577, "089": 89, "092": 92, "106": 106, "150": 71568, "71565": 71565}  # data sets' pages
 LABELS = r"^(?!.*(?:원천데이터|(?:^|/)[TV]S_)).*\.json"  # every JSON but the vendor's source files
 
 
@@ -37,7 +38,8 @@ def _source(
     def read(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
         return converted(walk(path), wanted, convert, tally)
 
-    where = f"https://aihub.or.kr, data set {title}; register, apply, download"
+    page = f"/aihubdata/data/view.do?dataSetSn={NUMBERS[number]}" if number in NUMBERS else ""
+    where = f"https://aihub.or.kr{page} (register, apply, download)"
     return Source(name, "AIHUB", f"{number} {title}: question -> paragraph", where, LICENCE, files, read, pack)
 
 

@@ -128,7 +128,7 @@ def _zip_members(file: File, stream: BinaryIO) -> list[File]:
         if info.flag_bits & 1:
             raise SourceError(place, "an encrypted member", "one that opens without a password")
         total += info.file_size
-        _bound(place, info.file_size, info.compress_size, total, len(files))
+        bound(place, info.file_size, info.compress_size, total, len(files))
         files.append(File(f"{file.name}/{name}", place, lambda info=info: archive.open(info)))
     return files
 
@@ -140,7 +140,7 @@ def _tar_members(file: File, stream: BinaryIO) -> list[File]:
         name = _member_name(info.name, file.place)
         if info.isfile():  # links and devices hold no rows
             total += info.size
-            _bound(f"{file.place}!{name}", info.size, info.size, total, len(files))
+            bound(f"{file.place}!{name}", info.size, info.size, total, len(files))
             opener = lambda info=info: archive.extractfile(info)  # noqa: E731
             files.append(File(f"{file.name}/{name}", f"{file.place}!{name}", opener))
     return files
@@ -163,7 +163,8 @@ def _member_name(name: str, place: str) -> str:
     return cleaned
 
 
-def _bound(place: str, expanded: int, compressed: int, total: int, members: int) -> None:
+def bound(place: str, expanded: int, compressed: int, total: int, members: int) -> None:
+    """Raise SourceError for a member that expands too much, or an archive of too much (bytes, members so far)."""
     if expanded > max(FREE, RATIO * compressed):
         raise SourceError(place, f"{expanded:,} bytes out of {compressed:,}", f"no zip bomb: at most {RATIO} times")
     if total > EXPANDED or members >= MEMBERS:
@@ -180,7 +181,7 @@ def _seekable(stream: BinaryIO, place: str) -> BinaryIO:
     copy, total = tempfile.TemporaryFile(), 0  # noqa: SIM115 (the caller closes it)
     while block := stream.read(2**20):
         total += len(block)
-        _bound(place, 0, 0, total, 0)
+        bound(place, 0, 0, total, 0)
         copy.write(block)
     copy.seek(0)
     return copy
@@ -210,7 +211,7 @@ class _Inflating(io.RawIOBase):
         buffer[: len(block)] = block
         self.total += len(block)
         if self.total > FREE:
-            _bound(self.place, self.total, self.packed.tell(), self.total, 0)
+            bound(self.place, self.total, self.packed.tell(), self.total, 0)
         return len(block)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ LICENCE = "CC BY-ND 2.0 KR: keep rows made of it to yourself"
 
 
 def _read(path: Path, tally: Tally, version: str) -> Iterator[tuple[dict, str]]:
-    wanted = rf"korquad_?v?{version[0]}[^/]*\.json"
+    wanted = rf"korquad_?v?{version[0]}.*\.json"
     return converted(walk(path), wanted, partial(questions, source=f"korquad-{version}"), tally)
 
 

@@ -8,13 +8,14 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
+from xml.etree import ElementTree
 
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from koir.errors import SourceError
-from koir.sources.archives import BROKEN, File, _bound, unreadable
+from koir.sources.archives import BROKEN, File, bound, unreadable
 from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
@@ -46,7 +47,7 @@ def records(file: File, tally: Tally, header: bool = True, quoted: bool | None =
             for number, record in enumerate(found, 1):
                 if record is not None:
                     yield record, f"{file.place}, row {number}"
-    except (*BROKEN, pa.ArrowException, csv.Error, KeyError) as error:
+    except (*BROKEN, pa.ArrowException, csv.Error, ElementTree.ParseError, KeyError, UnicodeDecodeError) as error:
         raise unreadable(f"{file.place}, after row {number}", error) from None
 
 
@@ -200,7 +201,7 @@ def _sheet(stream: BinaryIO, place: str) -> Iterator[list[str]]:
     total = 0
     for info in archive.infolist():
         total += info.file_size
-        _bound(place, info.file_size, info.compress_size, total, 0)
+        bound(place, info.file_size, info.compress_size, total, 0)
     for sheet in openpyxl.load_workbook(stream, read_only=True, data_only=True).worksheets:
         for row in sheet.iter_rows(values_only=True):
             yield ["" if cell is None else str(cell) for cell in row]

@@ -41,12 +41,12 @@ class Source:
 
 
 def sources() -> dict[str, Source]:
-    """Every source, in the order of family and name."""
+    """Every source, by family, KoE5's first."""
     found = []
     for module in pkgutil.iter_modules(koir.sources.__path__):
         found += getattr(importlib.import_module(f"koir.sources.{module.name}"), "SOURCES", [])
     order = [*KOE5]
-    place = lambda s: (order.index(s.family) if s.family in order else len(order), s.family, s.name)  # noqa: E731
+    place = lambda s: (order.index(s.family) if s.family in order else len(order), s.family)  # noqa: E731
     return {source.name: source for source in sorted(found, key=place)}
 
 

@@ -1,0 +1,66 @@
+"""Real clients against our server on loopback: one server for all, and a table of what passed at the end."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+os.environ |= {"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "ANONYMIZED_TELEMETRY": "false"}
+OURS = Path(os.environ.get("KOIR_PYTHON", ROOT / ".venv/bin/python"))  # the server's own environment
+MODELS = """
+import sys
+from koir.encoder import load_encoder
+from koir.reranker import load_reranker
+load_encoder("demo", num_hidden_layers=1).save(sys.argv[1] + "/encoder")
+load_reranker("demo", new_head=True, num_hidden_layers=1).save(sys.argv[1] + "/reranker")
+"""
+KEY = "a-key-for-tests"
+ROWS = pytest.StashKey()
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Tiny models, made by our own environment."""
+    there = tmp_path_factory.mktemp("models")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([OURS, "-c", MODELS, str(there)], env=environment, check=True, capture_output=True, timeout=300)
+    return there
+
+
+@pytest.fixture(scope="session")
+def server(folders):
+    """The base URL of a server that asks for a key."""
+    from served import serving
+
+    (folders / "keys").write_text(KEY + "\n", encoding="utf-8")
+    flags = ["--first_stage", f"dense:{folders / 'encoder'}", "--reranker", folders / "reranker"]
+    flags += ["--api_key_file", folders / "keys", "--dtype", "float32"]
+    with serving(*flags, log=folders / "log", python=OURS, seconds=300) as (_, url):
+        yield url
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    mark = item.get_closest_marker("client")
+    if call.when == "call" and mark:
+        package, what, route = mark.args
+        passed = "yes" if outcome.get_result().passed else "NO"
+        row = (what, f"{package} {importlib.metadata.version(package)}", route, passed)
+        item.config.stash[ROWS].append(row)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash[ROWS]
+    if rows:
+        lines = ["| client | version | route | passed |", "|---|---|---|---|"]
+        terminalreporter.write_line("\n".join(["", *lines, *[f"| {' | '.join(row)} |" for row in rows]]))
