@@ -254,6 +254,7 @@ def test_the_overview_shows_the_numbers_of_the_files(made, monkeypatch):
             printed = shown[name][header.index(task)]
             assert printed == f"{content['scores']['test'][0][METRIC]:.4f}"
     assert shown["bm25"][header.index("Tasks")] == "1/2"
+    assert "None" not in words_of(app)
     assert '<th scope="row"' in tables_of(app)[0] and "<caption>" in tables_of(app)[0]
 
 

@@ -11,7 +11,9 @@ from koir.board.rows import Board
 from koir.board.standing import Standing
 
 DIGITS = 4
-BREAK = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[-_])")  # where a task's name may go on in the next line
+BREAK = re.compile(
+    "(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[-_])"
+)  # where a task's name may go on in the next line
 NUMBER = re.compile(r"[-+–0-9.,/ BMk✓●]*")
 
 

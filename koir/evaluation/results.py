@@ -21,6 +21,7 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
     candidate_recall  share of right answers among the `depth` candidates: what no reranker can exceed
     latency           {index_seconds, first_stage_ms, reranker_ms (null without), total_ms: a query; pairs_per_second}
     milliseconds_per_query   latency.total_ms again
+    parameters        {first_stage, reranker}: how many weights; 0 for BM25 and without a reranker
     tied_queries      queries with two equal float32 scores among their first eleven (order by id there, as trec_eval)
     intervals         {ndcg_at_10, recall_at_10, mrr_at_10: [low, high]}, 95% bootstrap
     comparisons       [{against: a pipeline's name, metric: ndcg_at_10, difference, interval: [low, high], p, won, lost,
