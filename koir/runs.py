@@ -252,6 +252,8 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
 def _card(facts: dict, groups: dict) -> str:
     """The model folder's README: how to load it and where it comes from."""
     model, loss = groups["model"], groups["loss"]
+    usual = vars(arguments.LossArguments())
+    terms = [f"{name} {value}" for name, value in vars(loss).items() if value != usual[name] and name != "temperature"]
     return f"""---
 language: ko
 library_name: sentence-transformers
@@ -272,7 +274,7 @@ The prompts in `config_sentence_transformers.json` are part of the model: withou
 - trained by koir {facts["trainer"]} from `{model.model_name_or_path}`, seed {facts["seed"]}, {facts["steps"]:,} steps
 - rows: {facts["rows"]["pairs"]:,} pairs, fingerprint `{facts["data_fingerprint"][:16]}`
 - InfoNCE, temperature {loss.temperature}, {facts["negatives_per_query"]:,.0f} negatives a query
-"""
+{"".join(f"- {term}{chr(10)}" for term in terms)}"""
 
 
 ENCODER = Kind(

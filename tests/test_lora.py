@@ -81,6 +81,8 @@ def test_a_run_with_every_option_is_resumed_to_the_same_weights(tmp_path, teache
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = train(whole)
+    card = (whole / "model" / "README.md").read_text(encoding="utf-8")
+    assert "- guide_model_name_or_path demo\n" in card and "- distillation margin_mse\n" in card
     assert not (whole / "model" / lora.FILE).exists() and not any("lora" in name for name in expected)
     shutil.copytree(whole, cut)
     (cut / "run.json").unlink()
