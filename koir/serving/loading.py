@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
 from koir.manifest import newest_run, read_run
 from koir.reranker import load_reranker
-from koir.retrieval.stages import first_stage, open_index
+from koir.retrieval.stages import first_stage, is_milvus, open_index
 from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
 from koir.serving.registry import Registry
 from koir.serving.search import Documents, ServedPipeline
@@ -66,7 +67,7 @@ class Loader:
     """Loads models once each, however many pipelines share them, and puts them in a registry."""
 
     def __init__(self, arguments: ModelArguments):
-        self.arguments, self.registry = arguments, Registry()
+        self.arguments, self.registry, self.loaded = arguments, Registry(), {}
         require(
             arguments.dtype in DTYPES, "--dtype", arguments.dtype, ", ".join(DTYPES) + nearest(arguments.dtype, DTYPES)
         )
@@ -83,28 +84,34 @@ class Loader:
         self.bf16 = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(self.device))
 
     def reranker(self, path: str, name: str | None = None) -> ServedReranker:
-        """Load a reranker under its name, or find it loaded."""
-        name = name or name_of(path)
-        if name not in self.registry.by_kind["reranker"]:
-            self.registry.add(ServedReranker(name, load_reranker(path).to(self.device), *self._settings()))
-        return self.registry.by_kind["reranker"][name]
+        """Load a reranker, or find it loaded."""
+        return self._once(ServedReranker, load_reranker, path, name)
 
     def encoder(self, path: str, name: str | None = None) -> ServedEncoder:
-        """Load an encoder under its name, or find it loaded."""
-        name = name or name_of(path)
-        if name not in self.registry.by_kind["encoder"]:
-            self.registry.add(ServedEncoder(name, load_encoder(path).to(self.device), *self._settings()))
-        return self.registry.by_kind["encoder"][name]
+        """Load an encoder, or find it loaded."""
+        return self._once(ServedEncoder, load_encoder, path, name)
+
+    def _once(self, kind: type, load_model: Callable, path: str, name: str | None):
+        if (kind, path) not in self.loaded:
+            name = name or name_of(path)
+            taken = name in self.registry.by_kind[kind.kind]
+            require(not taken, f"{kind.kind} {path}", f"another one called {name}", "a name of its own, by --models")
+            model = load_model(path).to(self.device)
+            self.loaded[kind, path] = kind(
+                name, model, self.bf16, self.arguments.chunk_tokens, self.arguments.max_queue
+            )
+            self.registry.add(self.loaded[kind, path])
+        return self.loaded[kind, path]
 
     def search(self, pipeline: Pipeline, name: str, reranker: ServedReranker | None) -> ServedPipeline:
         """Open a pipeline's index (without one: the demo's corpus is indexed) and serve its search."""
         if pipeline.index_uri:
-            facts = read_run(Path(pipeline.index_uri))
-            if pipeline.first_stage not in (None, facts["first_stage"]):
-                raise RunError(
-                    pipeline.index_uri, f"an index of {facts['first_stage']}", f"one of {pipeline.first_stage}"
-                )
-            index, text_of = open_index(pipeline.index_uri), Documents(Path(pipeline.index_uri) / "documents.jsonl")
+            facts, uri = _described(pipeline.index_uri), pipeline.index_uri
+            if pipeline.first_stage != facts["first_stage"]:
+                raise RunError(uri, f"an index of {facts['first_stage']}", f"one of {pipeline.first_stage}")
+            index, text_of = open_index(uri), Documents(Path(uri) / "documents.jsonl")
+            if pipeline.fusion and hasattr(index, "fusion"):  # chosen after the index was built
+                index.fusion, index.weight = pipeline.fusion, pipeline.weight
         else:
             corpus = load_task("demo").corpus
             stage = first_stage(pipeline.first_stage, None, False, pipeline.fusion or "rrf", pipeline.weight)
@@ -112,9 +119,6 @@ class Loader:
         served = ServedPipeline(name, index, text_of, pipeline, reranker)
         self.registry.add(served)
         return served
-
-    def _settings(self) -> tuple:
-        return self.bf16, self.arguments.chunk_tokens, self.arguments.max_queue
 
 
 def name_of(path: str) -> str:
@@ -128,15 +132,22 @@ def name_of(path: str) -> str:
 
 def load(arguments: ModelArguments) -> Registry:
     """All models that the flags ask for. Says on stderr what was taken by default and what is left out."""
-    loader, alone = Loader(arguments), ("first_stage", "reranker", "index_uri", "depth")
-    for flag in ("models", "pipeline"):
-        others = [other for other in (*alone, "pipeline") if other != flag and getattr(arguments, other) is not None]
-        if getattr(arguments, flag) and others:
-            raise FlagError(f"--{flag}", f"--{others[0]} too", "one of them; the file says the rest")
+    loader = Loader(arguments)
+    said = {"pipeline": ["first_stage", "reranker"]}  # what the file says already
+    said["models"] = [*said["pipeline"], "index_uri", "depth", "pipeline"]
+    for flag, others in said.items():
+        given = [other for other in others if getattr(arguments, other) is not None]
+        if getattr(arguments, flag) and given:
+            raise FlagError(f"--{flag}", f"--{given[0]} too", "one of them; the file says the rest")
     if arguments.models:
         _from_file(loader, Path(arguments.models))
     elif arguments.pipeline:
-        _pipeline(loader, read_pipeline(arguments.pipeline), _pipeline_name(arguments.pipeline))
+        pipeline = read_pipeline(arguments.pipeline)
+        uri, depth = arguments.index_uri or pipeline.index_uri, arguments.depth or pipeline.depth
+        if uri is None:
+            _say("no search, since neither --index_uri nor the pipeline names an index")
+        pipeline = replace(pipeline, index_uri=uri, depth=depth)
+        _pipeline(loader, pipeline, _pipeline_name(arguments.pipeline), uri is not None)
     else:
         _from_flags(loader, arguments)
     return loader.registry
@@ -145,7 +156,7 @@ def load(arguments: ModelArguments) -> Registry:
 def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
     spec = arguments.first_stage
     if spec is None and arguments.index_uri:
-        spec = read_run(Path(arguments.index_uri))["first_stage"]
+        spec = _described(arguments.index_uri)["first_stage"]
     elif spec is None:
         spec = f"dense:{_newest('encoder') or 'demo'}"
         _say(f"--first_stage {spec}")
@@ -169,13 +180,22 @@ def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
 def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = True) -> None:
     """Serve a pipeline's encoder, its reranker, and its search where there is a corpus."""
     kind, _, path = pipeline.first_stage.partition(":")
-    if kind in ("dense", "hybrid") and path:
+    if path:
         loader.encoder(path)
     reranker = loader.reranker(pipeline.reranker) if pipeline.reranker else None
     if searched:
         loader.search(pipeline, name, reranker)
-    elif kind not in ("dense", "hybrid"):
+    elif kind == "bm25":
         raise FlagError(f"--first_stage {pipeline.first_stage}", "nothing to search", "--index_uri with its index")
+
+
+def _described(index_uri: str) -> dict:
+    """The run.json of an index. Raises FlagError for Milvus, whose index has no texts to rerank or to show."""
+    if is_milvus(index_uri):
+        raise FlagError(
+            f"--index_uri {index_uri}", "a Milvus index, which holds no texts", "a folder of build_index.py"
+        )
+    return read_run(Path(index_uri))
 
 
 def _from_file(loader: Loader, file: Path) -> None:
@@ -201,6 +221,10 @@ def _from_file(loader: Loader, file: Path) -> None:
         for row in (row for row in rows if kind in row):
             if kind == "pipeline":
                 pipeline = read_pipeline(row[kind])
+                expected = "one with index_uri"
+                require(
+                    pipeline.index_uri is not None, f"{place}, {row[kind]}", "a pipeline without an index", expected
+                )
                 _pipeline(loader, pipeline, row.get("name") or _pipeline_name(row[kind]))
             else:
                 getattr(loader, kind)(row[kind], row.get("name"))
