@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from test_reranker import tiny_reranker
 from torch.nn import functional
+from toy import torchrun
 from transformers import TrainerCallback
 
 from koir.arguments import CacheArguments, ChunkArguments, TrainingArguments
@@ -25,13 +27,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ["cross_entropy", "binary_cross_entropy", "mse", "kl"]
 
 
-@pytest.fixture(scope="module")
-def trainer():
+def load_trainer():
     """reranker/train.py, loaded by path as finetune.sh runs it."""
     spec = importlib.util.spec_from_file_location("train_reranker", ROOT / "reranker" / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return load_trainer()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,8 @@ class Grab(TrainerCallback):
 def step(trainer, rows, folder, loss, chunk_tokens=120, keep=0, dropout=0.0, accumulation=1, batch=6, **data):
     """name -> gradient after one optimisation step of reranker/train.py, in float64, and the trainer."""
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    reranker = tiny_reranker(folder / "base", **settings).double()
+    base = folder / f"base-{os.environ.get('RANK', 0)}"
+    reranker = tiny_reranker(base, **settings).double()
     args = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
         max_steps=1, max_grad_norm=0.0, use_cpu=True, save_strategy="no", seed=3, disable_tqdm=True,
@@ -80,7 +87,7 @@ def step(trainer, rows, folder, loss, chunk_tokens=120, keep=0, dropout=0.0, acc
 
 def plain(ours, folder, loss, batch):
     """The same gradients by one forward of all groups, each padded to the whole batch's width, and autograd."""
-    reranker = tiny_reranker(folder / "base").double().eval()
+    reranker = tiny_reranker(folder / "base-0").double().eval()
     groups = [ours.train_dataset[key] for key in list(ours._get_train_sampler())[:batch]]
     pairs = [(group["query"], document) for group in groups for document in group["documents"]]
     (chunk,), inverse, _ = reranker.chunks(pairs, 10**9)
@@ -129,6 +136,14 @@ def test_accumulated_batches_have_the_gradients_of_one(trainer, scored, tmp_path
     whole, _ = step(trainer, scored, tmp_path / "a", loss, batch=6)
     parts, _ = step(trainer, scored, tmp_path / "b", loss, batch=2, accumulation=3)
     assert_equal(parts, whole)
+
+
+def test_two_processes_have_the_gradients_of_one(trainer, scored, tmp_path):
+    (tmp_path / "two").mkdir()
+    settings = {"rows": str(scored), "loss": "cross_entropy", "batch": 3}
+    two = torchrun("reranker_run.py", 2, tmp_path / "two" / "gradients.pt", settings)
+    one, _ = step(trainer, scored, tmp_path / "one", "cross_entropy", batch=6)
+    assert_equal(two, one)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
