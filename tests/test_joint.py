@@ -25,6 +25,9 @@ from koir.retrieval.ranking import align, ranked
 class Fake:
     """A reranker whose logits a function gives, and which remembers what it was asked."""
 
+    def parameters(self):
+        return []
+
     def __init__(self, logit):
         self.logit, self.asked = logit, []
 
