@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = load_encoder(arguments.model).to(device)
+    encoder = load_encoder(arguments.model).to(device).eval()
     if arguments.task:
         task = load_task(arguments.task)
         texts = list(task.corpus.values())[: arguments.documents], list(task.queries.values())[: arguments.queries]

@@ -306,3 +306,15 @@ def test_a_milvus_index_is_complete_or_built_again(milvus_and_hybrid, model, tmp
     client.delete(f"{stage._collection(key)}_words", ids=[milvus.COMPLETE])
     assert not stage.is_complete(key)  # as after a kill
     assert stage(LAW).search(QUERIES, 3) == found and stage.is_complete(key)
+
+
+def test_a_first_stage_takes_the_forward_pass_without_gradients_and_finds_the_same(model, monkeypatch):
+    from koir import encoder as module
+
+    calls, inference = [], module.Inference
+    monkeypatch.setattr(module, "Inference", lambda backbone: calls.append(1) or inference(backbone))
+    loaded = stages._encoder(model)
+    sooner = loaded.encode(list(LAW.values()), "document")
+    assert calls == [1]
+    monkeypatch.setattr(module, "same_layers", lambda backbone: False)
+    assert np.allclose(loaded.encode(list(LAW.values()), "document"), sooner, atol=1e-6) and calls == [1]

@@ -170,7 +170,7 @@ def _digest(*values: object) -> str:
 @functools.lru_cache(maxsize=8)
 def _encoder(path: str) -> Encoder:
     device = torch.device("cuda", rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
-    return load_encoder(path).to(device)
+    return load_encoder(path).to(device).eval()  # what is not training takes the sooner forward pass
 
 
 def first_stage(
