@@ -189,7 +189,10 @@ def test_score_pairs_one_with_many_or_one_by_one(client):
     for path in ("/score", "/v1/score"):
         for body in ({"text_1": QUERY, "text_2": DOCUMENTS}, {"queries": [QUERY] * 10, "documents": DOCUMENTS}):
             assert by_index(client.post(path, json=body).json()["data"], "score") == pytest.approx(right)
-    assert client.post("/score", json={"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}).status_code == 422
+    half = {"text_1": "a", "queries": "a", "documents": "b"}  # a side without its other is left out
+    assert client.post("/score", json=half).status_code == 200
+    for body in ({"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, {"text_1": "a"}, {"text_1": [], "text_2": []}, {}):
+        assert client.post("/score", json=body).status_code == 422
 
 
 @pytest.mark.parametrize(

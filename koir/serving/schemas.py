@@ -109,20 +109,20 @@ class ScoreRequest(_Truncation):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "ScoreRequest":
-        given = [
-            names for names in SIDES if getattr(self, names[0]) is not None and getattr(self, names[1]) is not None
-        ]
-        if len(given) != 1:
+        if len(self._given()) != 1:
             raise ValueError("expected text_1 and text_2, or queries and documents, or data_1 and data_2")
         left, right = (len(side) for side in self.sides)
         if not left or not right or (left != right and left != 1):
             raise ValueError(f"found {left} and {right} texts; expected one on the first side, or equally many")
         return self
 
+    def _given(self) -> list[tuple[str, str]]:
+        return [names for names in SIDES if all(getattr(self, name) is not None for name in names)]
+
     @property
     def sides(self) -> tuple[list[str], list[str]]:
         """Both sides as lists."""
-        names = next(names for names in SIDES if getattr(self, names[0]) is not None)
+        (names,) = self._given()
         first, second = (getattr(self, name) for name in names)
         return [first] if isinstance(first, str) else first, [second] if isinstance(second, str) else second
 

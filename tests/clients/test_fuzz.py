@@ -9,13 +9,12 @@ from pathlib import Path
 from conftest import KEY
 
 CASES = int(os.environ.get("KOIR_FUZZ_CASES", 2000))
-ROUTES = 17
 
 
 def test_no_input_gives_a_5xx(server, folders):
     words = [str(Path(sys.executable).with_name("schemathesis")), "run", server + "/openapi.json"]
     words += ["--header", f"Authorization: Bearer {KEY}", "--checks", "not_a_server_error", "--seed", "20241"]
-    words += ["--mode", "all", "--max-examples", str(CASES // 8), "--phases", "examples,coverage,fuzzing"]
+    words += ["--mode", "all", "--max-examples", str(CASES // 20), "--phases", "examples,coverage,fuzzing"]
     words += ["--continue-on-failure", "--suppress-health-check", "all"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=folders, timeout=3000)
     print(done.stdout[-3000:])
