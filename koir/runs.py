@@ -211,8 +211,13 @@ def _budget_lines(groups: dict) -> list[str]:
     kept = getattr(groups.get("step"), "cache_keep_tokens", None)
     keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
     lines = [f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}"]
-    accumulated = groups["training"].gradient_accumulation_steps
-    return lines + ([f"         a step adds up {accumulated} such batches"] if accumulated > 1 else [])
+    args = groups["training"]
+    if args.gradient_accumulation_steps > 1:
+        lines.append(f"         a step adds up {args.gradient_accumulation_steps} such batches")
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if args.device.type == "cpu" and fast and not args.bf16:
+        lines.append("note:    this processor multiplies bfloat16 natively; --bf16 true is faster, and less exact")
+    return lines
 
 
 def held_out(path: str) -> Task:
