@@ -1,96 +1,11 @@
-"""Recipe dataclasses and the one parser: recipe keys become flags, then the command line overrides them."""
+"""Recipe dataclasses: every flag of training, with its default, its unit and what it does."""
 
-import argparse
-import dataclasses
-import json
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-import yaml
-from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir.errors import FlagError, nearest
-
-# Trainer flags that would change nothing here, or would break what the contracts promise; they do not exist for us.
-NOT_OURS = set(
-    [
-        "label_smoothing_factor",
-        "prediction_loss_only",
-        "per_device_eval_batch_size",
-        "eval_do_concat_batches",
-        "local_rank",
-        "eval_use_gather_object",
-        "eval_accumulation_steps",
-        "include_for_metrics",
-        "batch_eval_metrics",
-        "do_train",
-        "do_eval",
-        "do_predict",
-        "label_names",
-        "length_column_name",
-        "remove_unused_columns",
-        "auto_find_batch_size",
-        "neftune_noise_alpha",
-        "use_cache",
-        "include_num_input_tokens_seen",
-        "average_tokens_across_devices",
-        "project",
-        "trackio_space_id",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
-        "bf16_full_eval",
-        "fp16_full_eval",
-        "parallelism_config",
-        "fsdp",
-        "fsdp_config",
-        "use_liger_kernel",
-        "liger_kernel_config",
-        "push_to_hub",
-        "hub_token",
-        "hub_private_repo",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_always_push",
-        "hub_revision",
-        "train_sampling_strategy",
-        "logging_nan_inf_filter",
-        "save_only_model",
-        "ignore_data_skip",
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
-        "restore_callback_states_from_checkpoint",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "enable_jit_checkpoint",
-        "ddp_static_graph",
-        "ddp_find_unused_parameters",
-        "accelerator_config",
-    ]
-)
-
-
-WORDS = {"save_strategy", "eval_strategy", "logging_strategy"}  # flags for which "no" is a word, not a truth value
-# Inherited flags that every user meets; --help shows them beside our own.
-EVERYDAY = set(
-    [
-        "seed",
-        "eval_steps",
-        "max_steps",
-        "gradient_accumulation_steps",
-        "bf16",
-        "fp16",
-        "weight_decay",
-        "lr_scheduler_type",
-        "max_grad_norm",
-        "dataloader_num_workers",
-        "deepspeed",
-    ]
-)
+from koir.flags import EVERYDAY, NOT_OURS, parse, require  # noqa: F401 (read from here by the commands)
 
 
 @dataclass
@@ -119,6 +34,25 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run code that comes with the model; read it first"}
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "train matrices of this rank beside frozen weights (LoRA); default: all weights"},
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "the matrices' product is scaled by it over the rank; default: twice the rank"}
+    )
+    lora_targets: list[str] = field(
+        default_factory=list, metadata={"help": "names of the linear layers that get matrices; default: all of them"}
+    )
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        rank = self.lora_rank
+        require(rank is None or rank > 0, "--lora_rank", str(rank), "at least 1")
+        require(self.lora_alpha is None or self.lora_alpha > 0, "--lora_alpha", str(self.lora_alpha), "above 0")
+        for flag in ("lora_alpha", "lora_targets"):
+            value = getattr(self, flag)
+            require(rank is not None or not value, f"--{flag}", "no --lora_rank", "--lora_rank too")
 
 
 @dataclass
@@ -131,6 +65,23 @@ class DataArguments:
     max_hard_negatives: int | None = field(
         default=None, metadata={"help": "at most so many hard negatives of each row, the first ones; default: all"}
     )
+    batch_by: str = field(
+        default="random",
+        metadata={"choices": ["random", "source"], "help": "source: all rows of a global batch are of one source"},
+    )
+    source_alpha: float = field(
+        default=1.0,
+        metadata={"help": "with --batch_by source, batches of a source are as rows^alpha; 1: one pass over all rows"},
+    )
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        most, alpha = self.max_hard_negatives, self.source_alpha
+        require(most is None or most >= 0, "--max_hard_negatives", str(most), "0 or more")
+        require(bool(self.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
+        require(0 <= alpha <= 1, "--source_alpha", str(alpha), "0 (sources alike) to 1 (as their rows)")
+        by_source = self.batch_by == "source"
+        require(by_source or alpha == 1, "--source_alpha", f"--batch_by {self.batch_by}", "--batch_by source")
 
 
 @dataclass
@@ -138,6 +89,55 @@ class LossArguments:
     """How embeddings are judged."""
 
     temperature: float = field(default=0.02, metadata={"help": "cosines are divided by it; smaller means sharper"})
+    symmetric_weight: float = field(
+        default=0.0, metadata={"help": "weight of the term from each document to the queries of the whole batch"}
+    )
+    guide_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "a frozen encoder that leaves false negatives out, or self: the model's own scores do"},
+    )
+    false_negative_margin: float = field(
+        default=0.0,
+        metadata={"help": "left out is what the guide finds likelier than the row's own document less this much"},
+    )
+    margin_type: str = field(
+        default="absolute",
+        metadata={"choices": ["absolute", "relative"], "help": "relative: the margin is a share of that likeness"},
+    )
+    distillation: str | None = field(
+        default=None,
+        metadata={"choices": ["kl", "margin_mse"], "help": "also learn the rows' *_score columns; default: no"},
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "weight of that term; InfoNCE has 1"})
+    teacher_temperature: float = field(
+        default=1.0,
+        metadata={"help": "the rows' scores are divided by it before the model's, which have --temperature"},
+    )
+    matryoshka_dimensions: list[int] = field(
+        default_factory=list, metadata={"help": "the loss is the mean over so many leading dimensions, each made unit"}
+    )
+    matryoshka_weights: list[float] = field(
+        default_factory=list, metadata={"help": "weights of that mean, one for each; default: alike"}
+    )
+
+    def check(self) -> None:
+        """Raise FlagError for contradictions."""
+        require(self.temperature > 0, "--temperature", str(self.temperature), "above 0 (0.01 to 0.1 is usual)")
+        require(self.symmetric_weight >= 0, "--symmetric_weight", str(self.symmetric_weight), "0 or more")
+        margin = (self.false_negative_margin, self.margin_type) != (0, "absolute")
+        guided = self.guide_model_name_or_path is not None
+        require(guided or not margin, "--false_negative_margin", "no guide", "--guide_model_name_or_path too")
+        given = (self.distillation_weight, self.teacher_temperature)
+        for flag, value in zip(("distillation_weight", "teacher_temperature"), given, strict=True):
+            require(value > 0, f"--{flag}", str(value), "above 0")
+            require(
+                self.distillation or value == 1, f"--{flag}", "no --distillation", "--distillation kl or margin_mse"
+            )
+        sizes, weights = self.matryoshka_dimensions, self.matryoshka_weights
+        good = len(set(sizes)) == len(sizes) and all(size > 0 for size in sizes)
+        require(good, "--matryoshka_dimensions", " ".join(map(str, sizes)), "different numbers above 0")
+        good = not weights or (len(weights) == len(sizes) and min(weights) > 0)
+        require(good, "--matryoshka_weights", " ".join(map(str, weights)), "one above 0 for each dimension")
 
 
 @dataclass
@@ -198,126 +198,3 @@ class TrainingArguments(HfTrainingArguments):
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own
-
-
-class _Parser(HfArgumentParser):
-    """HfArgumentParser without the flags that do nothing here, and with errors that name the flag."""
-
-    def _parse_dataclass_field(self, parser, field):  # noqa: ANN001 (the base class's signature)
-        if field.name not in NOT_OURS:
-            HfArgumentParser._parse_dataclass_field(parser, field)
-
-    def error(self, message: str):
-        flag, _, rest = message.partition(": ")
-        raise FlagError(flag.removeprefix("argument "), rest or message, "see --help")
-
-
-def parse(
-    groups: Sequence[type], argv: Sequence[str] | None = None, description: str = "", recipes: bool = True
-) -> tuple:
-    """One instance of each dataclass in `groups`, and, where `recipes` are read, the recipe's path (None without one).
-
-    argv: `[RECIPE.yaml] [--flag value ...]`. Precedence: defaults, recipe, command line. Raises FlagError for an
-    unknown flag or recipe key (with the nearest name) and for contradictions, before anything is loaded.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(groups, description=description, allow_abbrev=False, add_help=False)
-    if "--help" in argv or "--help_all" in argv or "-h" in argv:
-        print(_help(parser, groups, "--help_all" in argv, recipes, description))
-        raise SystemExit(0)
-    recipe = Path(argv.pop(0)) if recipes and argv and not argv[0].startswith("-") else None
-    known = {name for action in parser._actions for name in action.dest.split()}
-    from_recipe = _recipe_flags(recipe, known) if recipe else []
-    argv = [_underscored(word) for word in argv]
-    _refuse_unknown(argv, known)
-    values, rest = parser.parse_known_args(from_recipe + argv)
-    if rest:
-        raise FlagError("command line", " ".join(rest[:3]), "flags that begin with --")
-    instances = tuple(_instance(group, vars(values)) for group in groups)
-    return (*instances, recipe) if recipes else instances
-
-
-def _instance(group: type, values: dict):
-    try:
-        return group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.init and f.name in values})
-    except (ValueError, ImportError) as error:  # TrainingArguments checks itself: bf16 without support, and the like
-        raise FlagError("the flags together", " ".join(str(error).split())[:300], "values that go together") from None
-
-
-def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _refuse_unknown(argv: Sequence[str], known: set[str]) -> None:
-    for word in argv:
-        name = word[2:].partition("=")[0]
-        if word.startswith("--") and name not in known and name.removeprefix("no_") not in known:
-            why = " of this trainer" if name in NOT_OURS else ""
-            raise FlagError(f"--{name}", f"an unknown flag{why}", "one that --help_all lists" + nearest(name, known))
-
-
-def _recipe_flags(recipe: Path, known: set[str]) -> list[str]:
-    if not recipe.is_file():
-        beside = [p.name for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
-        raise FlagError(f"recipe {recipe}", "no such file", "a .yaml recipe" + nearest(recipe.name, beside))
-    try:
-        keys = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FlagError(
-            f"recipe {recipe}", f"broken YAML ({' '.join(str(error).split())})", "key: value lines"
-        ) from None
-    if not isinstance(keys, dict):
-        raise FlagError(f"recipe {recipe}", type(keys).__name__, "key: value lines")
-    flags = []
-    for key, value in keys.items():
-        if key not in known:
-            raise FlagError(f"recipe {recipe}, key {key}", "an unknown key", "a flag's name" + nearest(str(key), known))
-        if value is None or value == []:
-            continue
-        if (
-            key == "deepspeed"
-            and isinstance(value, str)
-            and not Path(value).exists()
-            and (recipe.parent / value).exists()
-        ):
-            value = recipe.parent / value  # a recipe may name a file that lies beside it
-        if value is False and key in WORDS:
-            value = "no"  # YAML reads a bare no as false
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        else:
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
-def _help(
-    parser: argparse.ArgumentParser, groups: Sequence[type], everything: bool, recipes: bool, description: str
-) -> str:
-    usage = "[RECIPE.yaml] [--flag value ...]   flags override the recipe's keys" if recipes else "[--flag value ...]"
-    lines = [description, "", f"usage: {usage}", ""]
-    actions = {action.dest: action for action in parser._actions}
-    inherited = {f.name for f in dataclasses.fields(HfTrainingArguments)}
-    for group in groups:
-        lines.append(f"{(group.__doc__ or '').strip().splitlines()[0]}")
-        own = group.__annotations__.keys() | EVERYDAY
-        for f in dataclasses.fields(group):
-            if f.name not in actions or not (everything or f.name in own or f.name not in inherited):
-                continue
-            action = actions[f.name]
-            text = " ".join((action.help or "").split())
-            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-            shown = "" if default is None or "default:" in text else f" (default: {default})"
-            lines.append(f"  --{f.name:<28} {text}{shown}")
-        lines.append("")
-    if recipes and not everything:
-        lines.append("--help_all lists the Hugging Face Trainer's flags too.")
-    return "\n".join(lines)
-
-
-def require(holds: bool, place: str, found: str, expected: str) -> None:
-    """Raise FlagError unless `holds`; keeps checks at the door one line each."""
-    if not holds:
-        raise FlagError(place, found, expected)

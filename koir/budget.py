@@ -28,7 +28,10 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
     known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
     device, here = args.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    free = memory_for_training(sum(p.numel() for p in encoder.parameters()), device, here)
+    frozen = groups.get("guide")
+    parameters = sum(p.numel() for p in encoder.parameters())
+    parameters += sum(p.numel() for p in frozen.parameters()) // 4 if frozen is not None else 0  # no gradient, no Adam
+    free = memory_for_training(parameters, device, here)
 
     @functools.cache
     def token_bytes() -> float:
@@ -71,7 +74,7 @@ def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
     devices = [device] if device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with torch.random.fork_rng(devices=devices), hooks:
-        output = encoder.train().embed(chunk)
+        output = encoder.train()([chunk])
     del output
     encoder.train(training)
     return sum(size for pointer, size in held.items() if pointer not in weights) / (rows * width)

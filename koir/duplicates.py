@@ -27,12 +27,12 @@ def digest(normal: str) -> int:
 
 
 def shingles(normal: str) -> np.ndarray:
-    """Hashes of the distinct character 3-grams of a normalised text, ascending; uint32 [S], at least one."""
+    """Hashes of the character 3-grams of a normalised text, in order, some perhaps twice; uint32 [S], S >= 1."""
     codes = np.frombuffer(f"\x02{normal or chr(0)}\x03".encode("utf-32-le", "surrogatepass"), np.uint32)
     mixed = codes[:-2] * np.uint32(0x9E3779B1) ^ codes[1:-1] * np.uint32(0x85EBCA77) ^ codes[2:] * np.uint32(0xC2B2AE3D)
     mixed ^= mixed >> np.uint32(15)
     mixed *= np.uint32(0x2C1B3C6D)
-    return np.unique(mixed ^ (mixed >> np.uint32(12)))
+    return mixed ^ (mixed >> np.uint32(12))
 
 
 class MinHash:

@@ -1,6 +1,7 @@
 """What a user can do wrong, said in one line: where, what was found, what was expected."""
 
 import difflib
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -28,12 +29,20 @@ class RowError(UserError):
     """A training row, or the file that should hold rows, is not what `triplets.py` accepts."""
 
 
+class SourceError(UserError):
+    """A raw release is missing, incomplete, unsafe to open, or not in the shape that its source reads."""
+
+
 class TaskError(UserError):
     """An evaluation task is missing, incomplete or inconsistent."""
 
 
 class ModelError(UserError):
     """A model folder or hub name cannot be loaded, or is of a kind that cannot be trained here."""
+
+
+class ResultError(UserError):
+    """A result file, a published table or a file beside them is broken or incomplete."""
 
 
 class RunError(UserError):
@@ -46,8 +55,40 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+# What the machine refuses, and what would be needed; libraries in other languages pass only the words on.
+REFUSALS = {
+    errno.ENOSPC: ("no space left on device", "free space, or --output_dir on another disk"),
+    errno.EDQUOT: ("disk quota exceeded", "a larger quota, or --output_dir on another disk"),
+    errno.EACCES: ("permission denied", "a place that may be read and written"),
+    errno.EPERM: ("operation not permitted", "a place that may be read and written"),
+    errno.EROFS: ("read-only file system", "a place that may be written"),
+    errno.EMFILE: ("too many open files", "a higher limit (ulimit -n)"),
+    errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
+}
+
+
+def refused_by_machine(error: Exception) -> UserError | None:
+    """A full disk, a missing permission or too many open files as a UserError; None for any other error.
+
+    torch, safetensors and pyarrow raise kinds of their own, so their words and causes are read too.
+    """
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        found, expected = REFUSALS[error.errno]
+        return UserError(str(error.filename or "the disk"), found, expected)
+    for found, expected in REFUSALS.values():
+        if found in str(error).lower():
+            return UserError("the disk", found, expected)
+    if "PytorchStreamWriter failed writing" in str(error):
+        return UserError("the disk", "a write that failed", REFUSALS[errno.ENOSPC][1])
+    inner = error.__cause__ or error.__context__
+    return refused_by_machine(inner) if isinstance(inner, Exception) else None
+
+
 def exit_on_user_error(main: Callable) -> Callable:
-    """Decorate a command's `main`: a `UserError` becomes one line on stderr and exit status 2, Ctrl-C one and 130."""
+    """Decorate a command's `main`: a mistake or a refusal of the machine is one line on stderr and exit status 2.
+
+    Ctrl-C is one line and 130.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -55,6 +96,11 @@ def exit_on_user_error(main: Callable) -> Callable:
             return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except Exception as error:
+            if (refusal := refused_by_machine(error)) is None:
+                raise
+            print(f"error: {refusal}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("stopped by the keyboard", file=sys.stderr)

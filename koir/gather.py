@@ -1,5 +1,7 @@
 """Rows of all processes, with exact gradients back to the process that computed them."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -25,35 +27,52 @@ def gather_sizes(*sizes: int, device: torch.device | str = "cpu") -> list[list[i
     """The given numbers of every process, by rank, in one exchange."""
     if world_size() == 1:
         return [list(sizes)]
-    parts = [torch.empty(len(sizes), dtype=torch.long, device=device) for _ in range(world_size())]
-    dist.all_gather(parts, torch.tensor(sizes, device=device))
-    return [part.tolist() for part in parts]
+    found = torch.empty(world_size() * len(sizes), dtype=torch.long, device=device)
+    dist.all_gather_single(found, torch.tensor(sizes, device=device))
+    return [part.tolist() for part in found.chunk(world_size())]
 
 
-def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """[n, ...] of every process, concatenated by rank. Differentiable: each row's gradients are summed over processes.
+def gather_rows(groups: Sequence[torch.Tensor], counts: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Groups of rows [n, ...], each of every process and concatenated by rank, in one exchange for all groups.
 
-    counts: the rows of each process, by rank (from `gather_sizes`); they may differ.
+    The groups have one dtype and one row shape. counts: of each group the rows of each process, by rank (from
+    `gather_sizes`); they may differ. Differentiable: each row's gradients are summed over processes, and come back in
+    one exchange for all groups too.
     """
-    return rows if world_size() == 1 else _GatherRows.apply(rows, counts)
+    return list(groups) if world_size() == 1 else list(_GatherRows.apply([*counts], *groups))
 
 
 class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        ctx.counts = counts
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # [max n, ...]
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])  # [sum n, ...]
+    """Between processes travels one block [T, ...] of each: its groups one after another, padded to the largest."""
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)  # every process scored these rows: the true gradient is the sum
-        start = sum(ctx.counts[: rank()])
-        return total[start : start + ctx.counts[rank()]], None
+    def forward(ctx, counts: list[list[int]], *groups: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.counts = counts
+        totals = [sum(of_rank) for of_rank in zip(*counts, strict=True)]
+        block = groups[0].new_zeros(max(totals), *groups[0].shape[1:])  # [T, ...]
+        torch.cat([group.detach() for group in groups], out=block[: totals[rank()]])
+        blocks = block.new_empty(len(totals) * len(block), *block.shape[1:])  # [W * T, ...]
+        dist.all_gather_single(blocks, block)
+        by_rank = [
+            part.split(of_rank) for part, of_rank in zip(_cut(blocks, totals), zip(*counts, strict=True), strict=True)
+        ]
+        return tuple(torch.cat(group) for group in zip(*by_rank, strict=True))  # each [sum n, ...]
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        totals = [sum(of_rank) for of_rank in zip(*ctx.counts, strict=True)]
+        blocks = gradients[0].new_zeros(len(totals) * max(totals), *gradients[0].shape[1:])  # [W * T, ...]
+        parts = zip(*[g.split(of_group) for g, of_group in zip(gradients, ctx.counts, strict=True)], strict=True)
+        for space, of_rank in zip(_cut(blocks, totals), parts, strict=True):
+            torch.cat(of_rank, out=space)
+        total = blocks.new_empty(max(totals), *blocks.shape[1:])  # [T, ...]
+        dist.reduce_scatter_single(total, blocks)  # every process scored these rows: the true gradient is the sum
+        return None, *total[: totals[rank()]].split([of_group[rank()] for of_group in ctx.counts])
+
+
+def _cut(blocks: torch.Tensor, totals: list[int]) -> list[torch.Tensor]:
+    """Views of what each process sent, without its padding."""
+    return [part[:total] for part, total in zip(blocks.chunk(len(totals)), totals, strict=True)]
 
 
 def average_gradients(parameters: list[torch.nn.Parameter], bucket_bytes: int = 64 * 2**20) -> None:

@@ -75,11 +75,16 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Query:
-    """One row's side of mining. positives: corpus ids of its documents; answers: of all right answers of its query."""
+    """One row's side of mining.
+
+    positives: corpus ids of its documents. answers: of all right answers of its query. given: texts of negatives that
+    the row has already.
+    """
 
     text: str
     positives: Sequence[str]
     answers: frozenset[str]
+    given: Sequence[str] = ()
 
 
 class Answers:
@@ -130,7 +135,8 @@ def _chosen(query: Query, candidates: dict, corpus: dict, rules: Rules, ceiling:
     if rules.sampling == "random":  # by the query's text, so that neither shards nor the order of rows matter
         order = sorted(below)
         random.Random(f"{rules.seed} {query.text}").shuffle(order)
-    texts, threshold = [corpus[document] for document in sorted(query.answers)], rules.near_duplicate_threshold
+    texts = [corpus[document] for document in sorted(query.answers)] + list(query.given)
+    threshold = rules.near_duplicate_threshold
     chosen, equal = [], 0
     for document in order:
         if len(chosen) == rules.num_negatives:
@@ -163,4 +169,4 @@ def near_equal(text: str, others: Iterable[str], threshold: float, part: bool = 
 
 @functools.lru_cache(8192)
 def _shingles(text: str) -> np.ndarray:
-    return shingles(normalised(text))
+    return np.unique(shingles(normalised(text)))

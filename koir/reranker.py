@@ -9,8 +9,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from koir.budget import CPU_CHUNK
 from koir.encoder import demo_base
 from koir.errors import ModelError
+from koir.inference import Inference, same_layers
 from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
 from koir.manifest import model_folder, written_aside
 from koir.tokens import pad, plan_chunks
@@ -32,6 +34,7 @@ class Reranker(nn.Module):
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.new_head = new_head
+        self._inference: dict[bool, Inference] = {}  # by half precision or not
 
     def activation_checkpointing_enable(self, **settings) -> None:
         """For --activation_checkpointing: keep only the inputs of layers, and run the layers again in backward."""
@@ -68,35 +71,46 @@ class Reranker(nn.Module):
     def score(
         self,
         pairs: Sequence[tuple[str, str]],
-        chunk_tokens: int = 8192,
+        chunk_tokens: int | None = None,
         progress: str | None = None,
         bf16: bool = False,
     ) -> np.ndarray:
         """(query, document) pairs to float32 raw logits [n], in order.
 
-        chunk_tokens: padded tokens that go through the transformer at once. progress: the name of a progress bar, or
-        None for silence. bf16: matrix products in bfloat16, which is faster where the chip has it (AVX512-BF16, AMX,
-        GPUs) and moves scores by about 0.01.
+        chunk_tokens: padded tokens that go through the transformer at once; default: 2,048 on a CPU, whose cache they
+        then fit, else 16,384. progress: the name of a progress bar, or None for silence. bf16: matrix products in
+        bfloat16, which is faster where the chip has it (AVX512-BF16, AMX, GPUs) and moves scores by about 0.01.
         """
         training = self.training
         self.eval()
         try:
             device = next(self.parameters()).device
+            chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else 8 * CPU_CHUNK)
             scores = np.empty(len(pairs), dtype=np.float32)  # [n]
-            with (
-                torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-                tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None, leave=False) as bar,
-            ):
+            with tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None, leave=False) as bar:
                 for start in range(0, len(pairs), BLOCK):
                     chunks, inverse, _ = self.chunks(pairs[start : start + BLOCK], chunk_tokens)
                     found = []
                     for chunk in chunks:
-                        found.append(self.logits({name: t.to(device) for name, t in chunk.items()}).cpu())
+                        found.append(self._scored({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
                         bar.update(len(found[-1]))
                     scores[start : start + len(inverse)] = torch.cat(found)[inverse].numpy()
             return scores
         finally:
             self.train(training)
+            if training:  # weights will change, and the memory is wanted
+                self._inference.clear()
+
+    def _scored(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
+        """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""
+        backbone = self.transformer.base_model
+        if not same_layers(backbone):
+            with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+                return self.logits(chunk).float()
+        features = self._inference.setdefault(bf16, Inference(backbone, bf16))(chunk, first_token=True)  # [n, 1, D]
+        if getattr(backbone, "pooler", None) is not None:  # BERT's own head sits behind it
+            features = backbone.pooler(features)  # [n, D]
+        return self.transformer.classifier(features)[:, 0].float()
 
     def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
         """Write a model folder that CrossEncoder, AutoModelForSequenceClassification, TEI and others read.

@@ -1,87 +1,111 @@
 """One training run as a command: arguments, folders, resuming, the table of what was gained, run.json."""
 
 import functools
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
-import yaml
+from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
 from koir.encoder import Encoder, load_encoder
-from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, out_of_memory, smaller_budget
-from koir.manifest import origin, peak_memory_bytes, write_json, written_aside
+from koir.manifest import origin, peak_memory_bytes, write_json
 from koir.retrieval import stages
-from koir.training import EmbeddingTrainer
+from koir.run_folder import keep_lines, run_folder, write_recipe
+from koir.trainer import RunTrainer
+from koir.training import prepare
 from koir.triplets import Triplets, load_triplets, report
 
 SIGNIFICANT = 0.05
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
+
+    name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
+    start, each time the same. describe: lines to say at the start. compare: scores base against tuned and prints the
+    table. card: the model folder's README. next: the command to go on with. prepare: what is done to the start and to
+    the groups once the rows are read.
+    """
+
+    name: str
+    arguments: dict[str, type]
+    loader: Callable[[arguments.ModelArguments], Callable[[], nn.Module]]
+    describe: Callable[[nn.Module, dict], list[str]]
+    compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
+    card: Callable[[dict, dict], str]
+    next: str
+    prepare: Callable[[nn.Module, Triplets, dict], None] = lambda *_: None
+
+
 def run(
-    trainer_class: type[EmbeddingTrainer],
+    trainer_class: type[RunTrainer],
     name: str,
     description: str,
     argv: Sequence[str] | None = None,
     step_arguments: type | None = None,
+    kind: Kind | None = None,
 ) -> Path:
-    """One training run from arguments to run.json; returns the run folder. Everything v1 and v1.1 do but their step.
+    """One training run from arguments to run.json; returns the run folder. Everything a trainer does but its step.
 
-    step_arguments: the dataclass of flags that only this trainer's step knows.
+    step_arguments: the dataclass of flags that only this trainer's step knows. kind: default: bi-encoders.
     """
     started = time.perf_counter()
-    groups, recipe = _parsed(argv, description, step_arguments)
+    kind = kind or ENCODER
+    groups, recipe = _parsed(argv, description, kind, step_arguments)
     args, model = groups["training"], groups["model"]
     transformers.utils.logging.disable_progress_bar()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
-    args.output_dir, checkpoint = _folders(args, f"{name}-{recipe.stem if recipe else 'run'}")
+    args.output_dir, checkpoint = run_folder(args, f"{name}-{recipe.stem if recipe else 'run'}")
     folder, main = Path(args.output_dir), args.process_index == 0
     groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
-    load = _loader(model)
-    unset_hf_deepspeed_config()  # encoders are small enough to load whole; its engine splits them afterwards
-    encoder = load()
+    load = kind.loader(model)
+    unset_hf_deepspeed_config()  # models are small enough to load whole; its engine splits them afterwards
+    start = load()
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
-    budget.settle(groups, encoder.to(args.device), folder / "recipe.yaml" if checkpoint else None)
+    kind.prepare(start, triplets, groups)
+    budget.settle(groups, start.to(args.device), folder / "recipe.yaml" if checkpoint else None)
     if args.deepspeed:
         set_hf_deepspeed_config(args.hf_deepspeed_config)
     if main:
-        _say_start(encoder, triplets, args, groups)
-        _write_recipe(folder, groups)
-        _keep_lines(folder / "metrics.jsonl", checkpoint)
-    trainer = trainer_class(encoder, args, triplets, groups)
+        print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
+        print("\n".join(kind.describe(start, groups) + _budget_lines(groups)), file=sys.stderr)
+        write_recipe(folder, groups)
+        keep_lines(folder / "metrics.jsonl", checkpoint)
+    trainer = trainer_class(start, args, triplets, groups)
     _train(trainer, checkpoint, folder, groups)
     trainer.save_model(str(folder / "model"))
     trained = trainer.facts()
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
     leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
-        facts = {"kind": "encoder", "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
+        facts = {"kind": kind.name, "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
         facts |= {"rows": triplets.counts, **trained}
-        (folder / "model" / "README.md").write_text(_card(facts, groups), encoding="utf-8")
-        tasks = groups["evaluation"].eval_tasks
-        facts["scores"] = _base_against_tuned(load, tasks, model.model_name_or_path, folder, args.device)
+        (folder / "model" / "README.md").write_text(kind.card(facts, groups), encoding="utf-8")
+        facts["scores"] = kind.compare(load, groups, folder)
         facts |= {"wall_seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
         write_json(folder / "run.json", facts | origin())
-        print(f"\nmodel: {folder / 'model'}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{folder}")
+        print(f"\nmodel: {folder / 'model'}\nnext:  {kind.next}{folder}")
     return folder
 
 
-def _train(trainer: EmbeddingTrainer, checkpoint: str | None, folder: Path, groups: dict) -> None:
+def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: dict) -> None:
     """Train; a signal ends it with a checkpoint and status 143, a lack of memory with the budget to resume with."""
     stop = StopOnSignal()
     trainer.add_callback(stop)
@@ -97,15 +121,10 @@ def _train(trainer: EmbeddingTrainer, checkpoint: str | None, folder: Path, grou
     stop.exit_if_signalled(folder)
 
 
-def _parsed(argv: Sequence[str] | None, description: str, step_arguments: type | None) -> tuple[dict, Path | None]:
-    kinds = {
-        "model": arguments.ModelArguments,
-        "data": arguments.DataArguments,
-        "loss": arguments.LossArguments,
-        "chunks": arguments.ChunkArguments,
-        "evaluation": arguments.EvaluationArguments,
-        "training": TrainingArguments,
-    }
+def _parsed(
+    argv: Sequence[str] | None, description: str, kind: Kind, step_arguments: type | None
+) -> tuple[dict, Path | None]:
+    kinds = kind.arguments | {"training": TrainingArguments}
     if step_arguments:
         kinds["step"] = step_arguments
     *instances, recipe = arguments.parse(list(kinds.values()), argv, description)
@@ -133,22 +152,23 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
 
 def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
-    args, loss, data, chunks = groups["training"], groups["loss"], groups["data"], groups["chunks"]
-    require(loss.temperature > 0, "--temperature", str(loss.temperature), "above 0 (0.01 to 0.1 is usual)")
+    args, chunks = groups["training"], groups["chunks"]
+    for group in groups.values():
+        getattr(group, "check", lambda: None)()
     rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
     require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
     for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
         good = value == "auto" or (value.isdecimal() and int(value) >= least)
         require(good, f"--{flag}", value, f"auto or a whole number from {least}")
-    require(data.max_hard_negatives is None or data.max_hard_negatives >= 0, "--max_hard_negatives",
-            str(data.max_hard_negatives), "0 or more")  # fmt: skip
-    require(bool(data.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
     require(
         args.n_gpu <= 1,
         "this command",
         f"{args.n_gpu} GPUs in one process",
-        "bash v1.1/scripts/finetune.sh, which starts one process a GPU",
+        "the finetune.sh beside it, which starts one process a GPU",
     )
+    rank, engine = getattr(groups["model"], "lora_rank", None), args.deepspeed
+    require(not (rank and engine), "--lora_rank", "--deepspeed", "one of the two: LoRA's few trained weights leave "
+            "ZeRO nothing to split")  # fmt: skip
     length = groups["model"].max_seq_length
     require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
     tasks = groups["evaluation"].eval_tasks
@@ -163,36 +183,6 @@ def _check(groups: dict) -> None:
     )
 
 
-def _folders(args: TrainingArguments, name: str) -> tuple[str, str | None]:
-    """The run folder and the checkpoint to resume from; refuses to mix two runs in one folder."""
-    resume = args.resume_from_checkpoint
-    if resume and resume != "last":
-        checkpoint = Path(resume)
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise RunError(
-                f"--resume_from_checkpoint {resume}", "no complete checkpoint", "a folder with trainer_state.json"
-            )
-        folder = Path(args.output_dir or checkpoint.resolve().parents[1])
-        _refuse_complete(folder)
-        return str(folder), resume
-    stamp = os.environ.get("KOIR_STARTED") or time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(args.output_dir or f"outputs/{name}-{stamp}")
-    complete = [c for c in (folder / "checkpoints").glob("checkpoint-*") if (c / "trainer_state.json").is_file()]
-    newest = max(complete, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
-    _refuse_complete(folder)
-    if resume == "last" and newest is None:
-        raise RunError(f"--resume_from_checkpoint last in {folder}", "no complete checkpoint", "one to resume from")
-    if resume is None and newest is not None:
-        raise RunError(f"--output_dir {folder}", f"an unfinished run ({newest.name})", "--resume_from_checkpoint last")
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder), str(newest) if resume else None
-
-
-def _refuse_complete(folder: Path) -> None:
-    if (folder / "run.json").is_file():
-        raise RunError(f"--output_dir {folder}", "a complete run", "another folder; a run is never overwritten")
-
-
 def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
     tasks = []
     for path in evaluation.eval_tasks:
@@ -205,66 +195,47 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
     return tasks
 
 
-def _say_start(encoder: Encoder, triplets: Triplets, args: TrainingArguments, groups: dict) -> None:
-    parameters = sum(p.numel() for p in encoder.parameters())
-    rows = args.per_device_train_batch_size * world_size()
-    print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
+def _describe(encoder: Encoder, groups: dict) -> list[str]:
+    parameters, rows = sum(p.numel() for p in encoder.parameters()), groups["training"].per_device_train_batch_size
     size = f"{parameters / 1e6:.1f}M parameters, {encoder.pooling} pooling, at most {encoder.max_seq_length} tokens"
-    print(f"encoder: {groups['model'].model_name_or_path}, {size}", file=sys.stderr)
-    each = f"{world_size()} x {args.per_device_train_batch_size:,}"
-    print(f"batch:   {rows:,} queries ({each}) see each other's documents", file=sys.stderr)
-    if args.device.type == "cuda":
-        with torch.autocast("cuda", torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16):
-            why = encoder.why_padded(args.device)
-        print(f"padding: {f'kept, {why}' if why else 'none, variable-length attention'}", file=sys.stderr)
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    adapted = [f"LoRA:    {trained:,} parameters are trained"] if groups["model"].lora_rank is not None else []
+    return [
+        f"encoder: {groups['model'].model_name_or_path}, {size}",
+        *adapted,
+        f"batch:   {rows * world_size():,} queries ({world_size()} x {rows:,}) see each other's documents",
+    ]
+
+
+def _budget_lines(groups: dict) -> list[str]:
     kept = getattr(groups.get("step"), "cache_keep_tokens", None)
     keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
-    print(f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}", file=sys.stderr)
+    lines = [f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}"]
+    args = groups["training"]
     if args.gradient_accumulation_steps > 1:
-        print(f"         a step adds up {args.gradient_accumulation_steps} such batches", file=sys.stderr)
+        lines.append(f"         a step adds up {args.gradient_accumulation_steps} such batches")
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if args.device.type == "cpu" and fast and not args.bf16:
+        lines.append("note:    this processor multiplies bfloat16 natively; --bf16 true is faster, and less exact")
+    return lines
 
 
-def _write_recipe(folder: Path, groups: dict) -> None:
-    """recipe.yaml: every value that was in force, so that the run can be repeated by naming it."""
-    keys = {}
-    for name in [name for name in groups if name not in ("training", "dev_tasks")]:
-        keys |= vars(groups[name])
-    defaults = TrainingArguments(output_dir=groups["training"].output_dir).to_dict()
-    for key, value in groups["training"].to_dict().items():
-        if key not in arguments.NOT_OURS and value != defaults.get(key) and key != "resume_from_checkpoint":
-            keys[key] = value
-    text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
-    with written_aside(folder / "recipe.yaml") as aside:
-        aside.write_text(text, encoding="utf-8")
+def held_out(path: str) -> Task:
+    """A task's split that the last table is from: test where there is one."""
+    return load_task(path, "test" if "test" in splits(path) else splits(path)[-1])
 
 
-def _keep_lines(file: Path, checkpoint: str | None) -> None:
-    """On resume, drop the lines that the interrupted run wrote after the checkpoint; they will be written again."""
-    if not file.exists():
-        return
-    step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except ValueError:  # a line cut short by the interruption
-            continue
-    with written_aside(file) as aside:
-        aside.write_text("".join(lines), encoding="utf-8")
-
-
-def _base_against_tuned(
-    load: Callable, tasks: Sequence[str], base_name: str, folder: Path, device: torch.device
-) -> dict:
+def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
     """Score base and tuned on the held-out split of each task, print the table, warn of losses; returns the scores."""
+    tasks, base_name = groups["evaluation"].eval_tasks, groups["model"].model_name_or_path
     if not tasks:
         return {}
+    device = groups["training"].device
     base, tuned = load().to(device), load_encoder(str(folder / "model")).to(device)  # tuned as it was saved
     scores, lines = {}, []
     for path in tasks:
-        split = "test" if "test" in splits(path) else splits(path)[-1]
-        task = load_task(path, split)
+        task = held_out(path)
+        split = task.split
         before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, f"dense:{base_name}")
         after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, f"dense:{folder}")
         difference, p = pipeline.compare(after, before)
@@ -286,6 +257,8 @@ def _base_against_tuned(
 def _card(facts: dict, groups: dict) -> str:
     """The model folder's README: how to load it and where it comes from."""
     model, loss = groups["model"], groups["loss"]
+    usual = vars(arguments.LossArguments())
+    terms = [f"{name} {value}" for name, value in vars(loss).items() if value != usual[name] and name != "temperature"]
     return f"""---
 language: ko
 library_name: sentence-transformers
@@ -306,4 +279,22 @@ The prompts in `config_sentence_transformers.json` are part of the model: withou
 - trained by koir {facts["trainer"]} from `{model.model_name_or_path}`, seed {facts["seed"]}, {facts["steps"]:,} steps
 - rows: {facts["rows"]["pairs"]:,} pairs, fingerprint `{facts["data_fingerprint"][:16]}`
 - InfoNCE, temperature {loss.temperature}, {facts["negatives_per_query"]:,.0f} negatives a query
-"""
+{"".join(f"- {term}{chr(10)}" for term in terms)}"""
+
+
+ENCODER = Kind(
+    name="encoder",
+    arguments={
+        "model": arguments.ModelArguments,
+        "data": arguments.DataArguments,
+        "loss": arguments.LossArguments,
+        "chunks": arguments.ChunkArguments,
+        "evaluation": arguments.EvaluationArguments,
+    },
+    loader=_loader,
+    describe=_describe,
+    compare=_base_against_tuned,
+    card=_card,
+    next=".venv/bin/python evaluate.py --first_stage bm25 dense:",
+    prepare=prepare,
+)

@@ -67,7 +67,7 @@ def load_triplets(sources: list[str]) -> Triplets:
         key.update(_content_key(source, file))
     path = cache_folder() / f"pairs-{key.hexdigest()[:24]}.arrow"
     if not path.exists():
-        readers = (_records(f) if s in names else _hub_records(s) for s, f in zip(sources, files, strict=True))
+        readers = (_records(f) if s in names else hub_records(s) for s, f in zip(sources, files, strict=True))
         _write_pairs((record for reader in readers for record in reader), path)
     pairs = datasets.Dataset.from_file(str(path))
     counts = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
@@ -177,7 +177,7 @@ def _is_hub_name(source: str, file: Path) -> bool:
 
 def _content_key(source: str, file: Path) -> bytes:
     if _is_hub_name(source, file):
-        return _hub_revision(source).encode()
+        return hub_revision(source).encode()
     if not file.is_file():
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise RowError(f"--train_data {source}", "no such file", "a file of rows" + nearest(file.name, beside))
@@ -234,28 +234,30 @@ def _parquet_records(file: Path) -> Iterator[tuple[object, str]]:
         raise RowError(str(file), f"unreadable data ({error})", "a complete Parquet file") from None
 
 
-def _hub_revision(name: str) -> str:
+def hub_revision(name: str, flag: str = "--train_data") -> str:
+    """The commit that a hub dataset's name stands for now. Raises RowError, naming `flag`, when the hub is silent."""
     from huggingface_hub import HfApi
 
     try:
         return f"{name}@{HfApi().dataset_info(name, timeout=20).sha}"
     except Exception as error:  # the hub client raises many kinds; all mean the same here
-        raise _unreachable(name, error) from None
+        raise _unreachable(name, flag, error) from None
 
 
-def _hub_records(name: str) -> Iterator[tuple[object, str]]:
+def hub_records(name: str, flag: str = "--train_data") -> Iterator[tuple[object, str]]:
+    """Raw rows of a hub dataset's train split with their places, streamed. Raises RowError, naming `flag`."""
     try:
         for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True), 1):
             yield row, f"{name}, row {number}"
     except UserError:
         raise
     except Exception as error:
-        raise _unreachable(name, error) from None
+        raise _unreachable(name, flag, error) from None
 
 
-def _unreachable(name: str, error: Exception) -> RowError:
+def _unreachable(name: str, flag: str, error: Exception) -> RowError:
     why = f"no answer from the hub ({type(error).__name__})"
-    return RowError(f"--train_data {name}", why, "a reachable hub, or a local path: --train_data FILE.jsonl.gz")
+    return RowError(f"{flag} {name}", why, "a reachable hub, or a local copy of its files")
 
 
 # --- to disk ---------------------------------------------------------------------------------------------------------

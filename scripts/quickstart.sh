@@ -1,7 +1,24 @@
 #!/usr/bin/env bash
-# The whole pipeline on the bundled demo: fine-tune, then evaluate beside the base and BM25.
+# The whole pipeline on the bundled demo: prepare, fine-tune, mine, train a reranker, evaluate together.
+# Usage: bash scripts/quickstart.sh [NAME]     everything lands in outputs/NAME-* (default: quickstart-<time>)
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
-bash v1.1/scripts/finetune.sh
-.venv/bin/python evaluate.py
+name="outputs/${1:-quickstart-$(date +%Y%m%d-%H%M%S)}"
+bash scripts/setup.sh
+step() { echo -e "\n== $* ==" >&2; }
+
+step prepare rows
+.venv/bin/python scripts/prepare_data.py --source beir=demo --negatives bm25 --output_dir "$name-rows"
+step fine-tune the encoder
+bash v1.1/scripts/finetune.sh v1.1/recipes/demo.yaml --train_data "$name-rows"/train-*.jsonl.gz --output_dir "$name-encoder"
+step mine hard negatives with it
+.venv/bin/python scripts/mine_negatives.py --train_data "$name-rows"/train-*.jsonl.gz \
+  --first_stage "hybrid:$name-encoder" --num_negatives 4 --output_dir "$name-mined"
+step train a reranker on them
+bash reranker/scripts/finetune.sh reranker/recipes/demo.yaml --train_data "$name-mined"/part-*.jsonl.gz \
+  --output_dir "$name-reranker"
+step evaluate first stages and reranker together
+.venv/bin/python evaluate.py --first_stage bm25 dense:demo "dense:$name-encoder" "hybrid:$name-encoder" \
+  --reranker none "$name-reranker" --interpolate auto --depth 20
+echo -e "\nlook:  .venv/bin/streamlit run leaderboard.py\nserve: .venv/bin/python scripts/serve.py"

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv and runs the whole suite. Usage: bash scripts/test.sh [pytest arguments ...]
 #   --clients [...]   real clients of the server instead, from PyPI, in an environment of their own (.venv-clients)
-#   --fuzz [...]      schemathesis on the server's own OpenAPI instead, at least 2,000 cases, same environment
+#   --fuzz            20,000 damaged files through every reader, then schemathesis on the server's own OpenAPI
+#   --faults [...]    kills, a full disk, lost ranks (benchmarks/faults.py; about an hour)
+# Where there is a chromium (or KOIR_BROWSER=/path/to/one) the board is tested in it too, unless -m "not browser".
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
+bash scripts/setup.sh test
 
 clients_environment() {
   local wanted stamp=".venv-clients/.installed"
@@ -17,9 +20,19 @@ clients_environment() {
 }
 
 in_clients_environment() {
-  bash scripts/setup.sh test
   clients_environment
   exec .venv-clients/bin/python -m pytest -q -p no:cacheprovider --confcutdir tests/clients "$@"
+}
+
+whole_suite() {
+  local status=0
+  .venv/bin/ruff check .
+  .venv/bin/ruff format --check .
+  .venv/bin/python -m pytest "$@" || status=$?
+  if [ -z "${KOIR_BROWSER:-}" ] && ! command -v chromium chromium-browser >/dev/null; then
+    echo "SKIPPED: the board in a browser; there is no chromium (Debian: apt-get install -y chromium fonts-noto-cjk)" >&2
+  fi
+  return "$status"
 }
 
 case "${1:-}" in
@@ -29,12 +42,14 @@ case "${1:-}" in
     ;;
   --fuzz)
     shift
+    .venv/bin/python tests/fuzz_input.py
     in_clients_environment tests/clients/test_fuzz.py -s "$@"
     ;;
+  --faults)
+    shift
+    exec .venv/bin/python benchmarks/faults.py "$@"
+    ;;
   *)
-    bash scripts/setup.sh test
-    .venv/bin/ruff check .
-    .venv/bin/ruff format --check .
-    exec .venv/bin/python -m pytest "$@"
+    whole_suite "$@"
     ;;
 esac

@@ -46,7 +46,11 @@ def train(version, rows, folder, batch, accumulation, stage=0, keep=0, chunk_tok
 
 
 if __name__ == "__main__":
-    out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if "stage" in (settings := json.loads(sys.argv[2])):
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a minute of C++ that gloo does without
+    out = Path(sys.argv[1])
     weights = train(folder=out.parent / out.stem, **settings)
     if rank() == 0:
         torch.save({name: tensor.detach().float().cpu().clone() for name, tensor in weights.items()}, out)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir import arguments, runs
+from koir import arguments, run_folder, runs
 from koir.arguments import (
     NOT_OURS,
     CacheArguments,
@@ -21,6 +21,7 @@ from koir.arguments import (
     parse,
 )
 from koir.errors import FlagError
+from koir.flags import REASONS
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
@@ -224,14 +225,16 @@ def test_nothing_is_reported_unless_asked():
 
 @pytest.mark.parametrize("flag", sorted(NOT_OURS))
 def test_a_flag_that_would_do_nothing_is_refused(flag, recipe):
-    said = f"--{flag}: found an unknown flag of this trainer; expected one that --help_all lists"
+    why = f" ({REASONS[flag]})" if flag in REASONS else ""
+    said = f"--{flag}: found an unknown flag of this trainer{why}; expected one that --help_all lists"
     assert refused(f"--{flag}", "1").startswith(said)
     path = recipe(f"{flag}: 1\n")
-    assert refused(path).startswith(f"recipe {path}, key {flag}: found an unknown key; expected a flag's name")
+    assert refused(path).startswith(f"recipe {path}, key {flag}: found an unknown key{why}; expected a flag's name")
 
 
 def test_every_flag_that_is_not_ours_is_one_of_the_trainers():
     assert NOT_OURS - {f.name for f in dataclasses.fields(HfTrainingArguments)} == set()
+    assert REASONS.keys() <= NOT_OURS
 
 
 def helped(capsys, flag):
@@ -328,7 +331,7 @@ def test_the_recipe_a_run_writes_repeats_the_run(tmp_path):
     groups = parsed("--train_data", "가.jsonl", "나.jsonl", "--temperature", "0.07", "--learning_rate", "3e-4",
                     "--eval_tasks", "demo", "--eval_steps", "7", "--query_prompt", "질의: ", "--max_steps", "9",
                     "--output_dir", str(tmp_path))  # fmt: skip
-    runs._write_recipe(tmp_path, {name: groups[name] for name in KINDS} | {"dev_tasks": []})
+    run_folder.write_recipe(tmp_path, {name: groups[name] for name in KINDS} | {"dev_tasks": []})
     text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
     assert "query_prompt: '질의: '" in text
     again = parsed(str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path))
@@ -344,6 +347,23 @@ CONTRADICTIONS = {
     "temperature 0": (["--temperature", "0"], "--temperature: found 0.0; expected above 0"),
     "temperature below 0": (["--temperature", "-0.1"], "--temperature: found -0.1; expected above 0"),
     "a temperature that is none": (["--temperature", "nan"], "--temperature: found nan; expected above 0"),
+    "a weight below 0": (["--symmetric_weight", "-1"], "--symmetric_weight: found -1.0; expected 0 or more"),
+    "a margin of nobody's": (["--false_negative_margin", "0.1"], "--false_negative_margin: found no guide; expected"),
+    "a kind of margin of nobody's": (["--margin_type", "relative"], "--false_negative_margin: found no guide"),
+    "a weight of no term": (["--distillation_weight", "2"], "--distillation_weight: found no --distillation; expected"),
+    "a teacher's weight 0": (
+        ["--distillation", "kl", "--distillation_weight", "0"],
+        "--distillation_weight: found 0.0",
+    ),
+    "a teacher without term": (["--teacher_temperature", "2"], "--teacher_temperature: found no --distillation"),
+    "a size twice": (["--matryoshka_dimensions", "8", "8"], "--matryoshka_dimensions: found 8 8; expected different"),
+    "a size of 0": (["--matryoshka_dimensions", "0"], "--matryoshka_dimensions: found 0; expected different numbers"),
+    "weights of no sizes": (["--matryoshka_weights", "1"], "--matryoshka_weights: found 1.0; expected one above 0 for"),
+    "alpha of no sources": (["--source_alpha", "0.5"], "--source_alpha: found --batch_by random; expected --batch_by"),
+    "alpha above 1": (["--batch_by", "source", "--source_alpha", "2"], "--source_alpha: found 2.0; expected 0 ("),
+    "rank 0": (["--lora_rank", "0"], "--lora_rank: found 0; expected at least 1"),
+    "alpha without rank": (["--lora_alpha", "8"], "--lora_alpha: found no --lora_rank; expected --lora_rank too"),
+    "targets without rank": (["--lora_targets", "query"], "--lora_targets: found no --lora_rank; expected --lora_rank"),
     "no chunk tokens": (["--chunk_tokens", "0"], "--chunk_tokens: found 0; expected auto or a whole number from 1"),
     "negative hard negatives": (["--max_hard_negatives", "-1"], "--max_hard_negatives: found -1; expected 0 or more"),
     "length below special tokens": (["--max_seq_length", "7"], "--max_seq_length: found 7; expected at least 8 tokens"),
@@ -390,7 +410,7 @@ def test_what_the_trainer_refuses_is_a_flag_error():
 def test_without_output_dir_a_run_goes_under_outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KOIR_STARTED", "20260101-000000")
-    folder, checkpoint = runs._folders(parsed()["training"], "v1.1-demo")
+    folder, checkpoint = run_folder.run_folder(parsed()["training"], "v1.1-demo")
     assert (folder, checkpoint) == ("outputs/v1.1-demo-20260101-000000", None)
 
 

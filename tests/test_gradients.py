@@ -6,6 +6,7 @@ from one_step import gradients, tiny_encoder
 from toy import torchrun
 
 from koir.gradcache import GradientCache
+from koir.losses import info_nce
 from koir.tokens import pad
 
 
@@ -62,14 +63,80 @@ def test_each_setting_changes_the_gradients(rows, tmp_path, setting):
     assert any(not torch.allclose(before[name], after[name], rtol=1e-3) for name in before)
 
 
-@pytest.mark.parametrize(("version", "accumulation"), [("v1", 1), ("v1.1", 1), ("v1.1", 2)])
-def test_two_processes_equal_one_on_the_joined_batch(rows, tmp_path, version, accumulation):
+@pytest.fixture(scope="module")
+def two_processes(teacher_rows, tmp_path_factory):
+    """What each of SPREAD gives on two processes, all from one launch."""
+    settings = [setting | {"rows": str(teacher_rows)} for setting in SPREAD.values()]
+    found = torchrun("one_step.py", 2, tmp_path_factory.mktemp("two") / "out.pt", settings)
+    return dict(zip(SPREAD, found, strict=True))
+
+
+SPREAD = {
+    "plain": {"version": "v1", "chunk_tokens": 50, "batch": 4},
+    "cached": {"version": "v1.1", "chunk_tokens": 50, "batch": 4},
+    "accumulated": {"version": "v1.1", "chunk_tokens": 50, "batch": 2, "accumulation": 2},
+    "of one source": {"version": "v1.1", "chunk_tokens": 50, "batch": 2, "batch_by": "source"},
+    "LoRA": {"version": "v1.1", "chunk_tokens": 50, "batch": 4, "lora_rank": 2},
+    "count, one chunk": {"version": "v1.1", "chunk_tokens": 4096, "batch": 4, "count": True},
+    "count, many chunks": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "count": True},
+    "count, many chunks kept": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "keep": 100, "count": True},
+    "count, accumulated": {"version": "v1.1", "chunk_tokens": 24, "batch": 2, "accumulation": 2, "count": True},
+}
+
+
+@pytest.mark.parametrize("name", ["plain", "cached", "accumulated", "of one source", "LoRA"])
+def test_two_processes_equal_one_on_the_joined_batch(teacher_rows, tmp_path, two_processes, name):
     """Documents, queries and siblings repeat across the two; the chunk plans differ between them."""
-    settings = {"version": version, "rows": str(rows), "chunk_tokens": 50, "accumulation": accumulation}
-    batch = 8 // accumulation
-    one = gradients(folder=tmp_path / "one", batch=batch, **settings)
-    two = torchrun("one_step.py", 2, tmp_path / "two.pt", settings | {"batch": batch // 2})
-    assert_equal(two, one)
+    one = gradients(rows=teacher_rows, folder=tmp_path / "one", **SPREAD[name] | {"batch": 2 * SPREAD[name]["batch"]})
+    assert_equal(two_processes[name], one)
+
+
+def test_collectives_are_a_fixed_number(two_processes):
+    """Sizes, hashes and embeddings go out, the embeddings' gradients come back, one bucket of gradients is reduced."""
+    a_batch = {"c10d::_allgather_base_": 3, "c10d::_reduce_scatter_base_": 1}
+    for name in ("one chunk", "many chunks", "many chunks kept"):
+        assert two_processes[f"count, {name}"] == a_batch | {"c10d::allreduce_": 1}
+    twice = {kind: 2 * number for kind, number in a_batch.items()}
+    assert two_processes["count, accumulated"] == twice | {"c10d::allreduce_": 1}
+
+
+def test_half_precision_is_as_near_as_it_can_be(rows, tmp_path):
+    same = {"rows": rows, "dropout": 0.1, "chunk_tokens": 40}
+    exact, plain, cached = (
+        torch.cat([g.flatten() for g in gradients(version, folder=tmp_path / name, bf16=bf16, **same).values()])
+        for name, version, bf16 in (("exact", "v1", False), ("plain", "v1", True), ("cached", "v1.1", True))
+    )
+    assert (plain - exact).norm() > 1e-4 * exact.norm()  # it is half precision
+    assert (cached - exact).norm() < 1.5 * (plain - exact).norm() < 0.1 * exact.norm()
+
+
+def test_a_scaled_backward_reaches_every_chunk():
+    """What --fp16 does on a GPU, with the scaler that a CPU has."""
+    chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1)]
+    encoder = tiny_encoder(dropout=0.1).train()
+
+    def step(scaler, keep):
+        encoder.zero_grad()
+        torch.manual_seed(4)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
+
+        def encode(chunk):
+            with torch.autocast("cpu", torch.float16, enabled=scaler.is_enabled()):
+                return encoder([chunk])
+
+        cache = GradientCache(encode, lambda value: scaler.scale(value).backward(), keep)
+        cache(chunks, lambda vectors: info_nce(vectors, vectors, torch.tensor([1, 2, 0]), 0.1))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        return torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+
+    exact = step(torch.amp.GradScaler("cpu", enabled=False), 0)
+    for keep in (0, 4, 10**9):
+        scaled = step(torch.amp.GradScaler("cpu", init_scale=2.0**10), keep)
+        assert 0 < (scaled - exact).norm() < 0.02 * exact.norm()
+    overflowing = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    assert not torch.isfinite(step(overflowing, 0)).all() and overflowing.get_scale() == 2.0**39
 
 
 def test_replay_draws_the_same_masks_and_leaves_the_generator_alone():

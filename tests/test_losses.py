@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from koir.losses import info_nce, right_answers
-from koir.training import mean_negatives, merged_answers
+from koir.contrast import merged_answers
+from koir.losses import contrastive_loss, info_nce, right_answers
 
 
 def test_two_by_two_by_hand():
@@ -79,9 +79,10 @@ def test_strips_change_neither_loss_nor_gradients(tile_bytes):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-def test_mean_negatives_counts_columns_that_are_no_answer():
+def test_negatives_are_the_columns_that_are_no_answer():
     known, hashes = torch.tensor([[1, 2], [3, 0]]), torch.tensor([1, 1, 2, 3, 4])
-    assert mean_negatives(known, hashes) == right_answers(known, hashes).logical_not().sum().item() / 2
+    _, counted = contrastive_loss(torch.randn(2, 3), torch.randn(5, 3), torch.tensor([0, 3]), 1.0, known, hashes)
+    assert counted.item() == right_answers(known, hashes).logical_not().sum().item() == 6
 
 
 def test_right_answers_compares_hashes_and_pads_match_nothing_real():

@@ -1,11 +1,13 @@
 """Morphemes: the cache changes how long it takes, never what is found."""
 
+import random
 import sqlite3
 import unicodedata
 
 import pytest
 
 from koir.manifest import cache_folder
+from koir.retrieval import bm25
 from koir.retrieval import morphemes as module
 from koir.retrieval.morphemes import morphemes
 
@@ -14,10 +16,10 @@ TEXTS = [
     "",
     "!!",
     "서울시는 2024년에 예산을 늘렸다",
-    "Python으로 짠 프로그램",
+    "Python으로 만든 프로그램",
     "휴가를 받았습니다.",
 ]
-WORDS = [["휴가", "받"], [], [], ["서울시", "2024", "년", "예산", "늘리"], ["python", "짜", "프로그램"], ["휴가", "받"]]
+WORDS = [["휴가"], [], [], ["서울시", "2024", "예산"], ["python", "프로그램"], ["휴가"]]
 
 
 @pytest.fixture
@@ -65,3 +67,16 @@ def test_a_broken_cache_is_said_and_done_without(asked, capsys):
     (cache_folder() / "morphemes.sqlite").write_bytes(b"no database" * 100)
     assert morphemes(TEXTS) == WORDS
     assert "tokenised anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [1, 5, 40, 1000])
+def test_where_bm25_begins_to_rank_changes_nothing(monkeypatch, depth):
+    generator = random.Random(0)
+    words = [f"낱말{number}" for number in range(50)]
+    texts = [" ".join(generator.choices(words, weights=range(50, 0, -1), k=20)) for _ in range(300)]
+    monkeypatch.setattr(bm25, "morphemes", lambda texts: [text.split() for text in texts])
+    index = bm25.BM25({str(number): text for number, text in enumerate(texts)})
+    queries = [" ".join(generator.sample(words, 4)) for _ in range(30)] + [words[-1], "없음", ""]
+    found = index.search(queries, depth)
+    monkeypatch.setattr(index, "_floor", lambda *_: 0.0)
+    assert [list(run.items()) for run in found] == [list(run.items()) for run in index.search(queries, depth)]

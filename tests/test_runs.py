@@ -12,6 +12,7 @@ import pytest
 from one_step import tiny_encoder, trainer_class
 
 from koir import runs
+from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
 from koir.errors import RunError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,8 +123,9 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsy
     broken = tiny_encoder()
     broken.transformer.embeddings.word_embeddings.weight.data.zero_()
     broken.save(tmp_path / "run" / "model")
-    device = broken.transformer.device
-    scores = runs._base_against_tuned(tiny_encoder, [str(task)], "base", tmp_path / "run", device)
+    *groups, _ = parse([ModelArguments, EvaluationArguments, TrainingArguments], ["--eval_tasks", str(task)])
+    groups = dict(zip(("model", "evaluation", "training"), groups, strict=True))
+    scores = runs._base_against_tuned(tiny_encoder, groups, tmp_path / "run")
     assert scores["task"]["difference"] < 0 and scores["task"]["p"] < 0.05
     assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out
 

@@ -86,7 +86,7 @@ COMMAND = re.compile(
     r"|(?P<shell>scripts/(?!finetune)\w+\.sh)|(?P<torchrun>torchrun)"
 )
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*", re.ASCII)  # in Korean a particle may follow without a space
-SHOWN_BY_ALL = {"--help", "--help_all", "--flag"}  # --flag stands for any flag in usage lines
+SHOWN_BY_ALL = {"--help", "--help_all", "--flag", "--auto_retry"}  # any flag in usage lines; launch.sh's own
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +98,14 @@ def known():
         if file == "torchrun":
             source = Path(sysconfig.get_path("purelib"), "torch/distributed/run.py").read_text()  # slow to import
             return set(re.findall(r'"(--[\w-]+)"', source))
-        if file.endswith(".sh"):
+        if file.endswith(".sh") or file.startswith(("leaderboard", "benchmarks")):  # parsers of their own kind
             return set(FLAG.findall((ROOT / file).read_text()))
         spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", file), ROOT / file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
             module.main(["--help_all"])
-        return set(FLAG.findall(out.getvalue()))
+        return set(FLAG.findall(out.getvalue())) | SHOWN_BY_ALL
 
     return flags
 
@@ -385,9 +385,23 @@ def test_a_root_with_a_space_and_hangul_in_its_name(tmp_path):
     assert root.called == direct(root, "v1", f"{root.folder}/v1/recipes/demo.yaml", "--seed", "1")
 
 
-def test_quickstart_trains_and_then_evaluates(root):
-    done = root.run("scripts/quickstart.sh")
+def test_quickstart_goes_from_rows_to_a_joint_evaluation(root):
+    root.write(".venv/bin/python", STUB.replace('> "$STUB_LOG"', '>> "$STUB_LOG"'))
+    done = root.run("scripts/quickstart.sh", "첫째")
     assert done.returncode == 0, done.stderr
-    assert root.called == ["python", "evaluate.py"]
+    steps = [line for line in root.log.read_text().splitlines() if line.endswith(".py")]
+    steps = [step.removeprefix(f"{root.folder}/") for step in steps]
+    wanted = [
+        "scripts/prepare_data.py",
+        "v1.1/train.py",
+        "scripts/mine_negatives.py",
+        "reranker/train.py",
+        "evaluate.py",
+    ]
+    assert steps == wanted
+    assert "outputs/첫째-reranker" in root.log.read_text()
+
+
+def test_quickstart_stops_at_what_failed(root):
     assert root.run("scripts/quickstart.sh", STUB_EXIT="3").returncode == 3
-    assert root.called[1].endswith("v1.1/train.py"), "a failed training is not evaluated"
+    assert "scripts/prepare_data.py" in root.called, "nothing goes on without rows"

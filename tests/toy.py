@@ -41,6 +41,21 @@ def rows(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def teacher_rows(rows, tmp_path_factory):
+    """The same pairs with a teacher's scores and two sources."""
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(lines):
+        row["source"] = "법령" if number % 3 else "위키"
+        for field in ("document", "hard_negative"):
+            texts = [row[field]] if isinstance(row.get(field), str) else row.get(field) or []
+            row[field] = texts
+            row[field + "_score"] = [len(text) % 7 - 2.5 * (field == "hard_negative") + number % 3 for text in texts]
+    file = tmp_path_factory.mktemp("scored") / "rows.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
+    return file
+
+
 def torchrun(script, processes, out, settings):
     """Run tests/<script> OUT SETTINGS in several gloo processes; what rank 0 saved."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}

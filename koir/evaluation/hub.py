@@ -1,12 +1,15 @@
 """Korean tasks of mteb by name: from the hub, or from copies of their dataset repositories under --data_root."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from koir.errors import TaskError
+from koir.manifest import cache_folder
 
 # name -> mteb's subset, and the splits it reports on
 KOREAN = {
@@ -53,7 +56,8 @@ def load_korean(name: str, split: str, data_root: str | None) -> tuple[dict, dic
     elif os.environ.get("HF_HUB_OFFLINE") == "1":
         raise TaskError(f"task {name}", "HF_HUB_OFFLINE=1 and no --data_root", f"the hub, or --data_root and {get}")
     try:
-        task.load_data()
+        with _own_cache(copy) if data_root else contextlib.nullcontext():
+            task.load_data()
         task.convert_v1_dataset_format_to_v2(None)
         data = task.dataset[subset][split]
     except Exception as error:  # readers of many formats and the hub client raise many kinds
@@ -63,17 +67,34 @@ def load_korean(name: str, split: str, data_root: str | None) -> tuple[dict, dic
     return _plain(data)
 
 
+@contextlib.contextmanager
+def _own_cache(copy: Path) -> Iterator[None]:
+    """Let `datasets` convert this copy into a cache of its own; its usual one takes copies of one name for the same."""
+    import datasets
+
+    files = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in copy.resolve().rglob("*"))
+    usual = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = (
+        cache_folder() / "datasets" / hashlib.sha256(repr(files).encode()).hexdigest()[:24]
+    )
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = usual
+
+
 def _plain(data: dict) -> tuple[dict, dict, dict, dict | None]:
     qrels = {
         query: {document: int(grade) for document, grade in answers.items() if grade > 0}
         for query, answers in data["relevant_docs"].items()
     }
-    qrels = {query: answers for query, answers in qrels.items() if answers}
-    queries = {row["id"]: unicodedata.normalize("NFC", row["text"]) for row in data["queries"]}
+    texts = {row["id"]: unicodedata.normalize("NFC", row["text"]) for row in data["queries"]}
+    queries = {query: texts[query] for query in sorted(texts) if qrels.get(query)}  # mteb's order changes between runs
+    qrels = {query: qrels[query] for query in queries}
     corpus = {
         row["id"]: unicodedata.normalize("NFC", f"{row.get('title') or ''} {row['text']}".strip())
         for row in data["corpus"]
     }
     candidates = data.get("top_ranked")
     candidates = {query: list(candidates[query]) for query in qrels} if candidates else None
-    return {query: queries[query] for query in qrels}, corpus, qrels, candidates
+    return queries, corpus, qrels, candidates

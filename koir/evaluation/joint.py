@@ -163,6 +163,9 @@ class Joint:
     def _compared(self, row: Evaluated, others: Sequence[Evaluated], task: Task) -> Evaluated:
         koir = row.content["koir"]
         koir["comparisons"] = [comparison(row, other, other.content["koir"]["name"]) for other in others]
+        spec, path = koir["pipeline"]["first_stage"], koir["pipeline"]["reranker"]
+        koir["parameters"] = {"first_stage": _size(self.stage(spec).encoder)}
+        koir["parameters"]["reranker"] = _size(self.reranker(path)[0] if path else None)
         write_result(self.output_dir / koir["name"], row.content, row.run, task.qrels, top=self.settings.kept)
         return row
 
@@ -210,6 +213,11 @@ class Joint:
             progress = f"{path} on {task.name}/{task.split}" if self.settings.progress else None
             found.append((task, run, rerank(self.reranker(path)[0], task, run, self.settings.depths, progress)))
         return found
+
+
+def _size(model: torch.nn.Module | None) -> int:
+    """How many parameters a model has; BM25 and no reranker have none."""
+    return sum(weights.numel() for weights in model.parameters()) if model else 0
 
 
 def sampled(task: Task, queries: int) -> Task:

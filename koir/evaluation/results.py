@@ -1,7 +1,8 @@
 """Results on disk in mteb's format with a block of our own, and the tables people read.
 
     results/<pipeline>/<task>.json            one pipeline on one task
-    results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]}
+    results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]},
+                                              and grades, beside relevant, where not every answer's is 1
     results/<pipeline>/pipeline.json          what `--pipeline FILE` and `scripts/serve.py` read
     results/<pipeline>/run.json               written last: command, versions, wall seconds
 
@@ -20,6 +21,7 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
     candidate_recall  share of right answers among the `depth` candidates: what no reranker can exceed
     latency           {index_seconds, first_stage_ms, reranker_ms (null without), total_ms: a query; pairs_per_second}
     milliseconds_per_query   latency.total_ms again
+    parameters        {first_stage, reranker}: how many weights; 0 for BM25 and without a reranker
     tied_queries      queries with two equal float32 scores among their first eleven (order by id there, as trec_eval)
     intervals         {ndcg_at_10, recall_at_10, mrr_at_10: [low, high]}, 95% bootstrap
     comparisons       [{against: a pipeline's name, metric: ndcg_at_10, difference, interval: [low, high], p, won, lost,
@@ -66,6 +68,8 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
         for query, answers in qrels.items():
             ranked = sorted(run.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:top]
             row = {"query_id": query, "relevant": sorted(answers)}
+            if set(answers.values()) != {1}:
+                row["grades"] = [answers[document] for document in row["relevant"]]
             row |= {"top": [document for document, _ in ranked], "scores": [score for _, score in ranked]}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_json(file, content)

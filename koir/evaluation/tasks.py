@@ -65,7 +65,9 @@ def load_corpus(path: str) -> dict[str, str]:
     """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text."""
     folder = DEMO / "beir" if path == "demo" else Path(path)
     if not folder.exists():
-        raise TaskError(f"corpus {path}", "no such file or folder", "a BEIR folder, demo, or a .jsonl[.gz] file")
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest(folder.name, beside)
+        raise TaskError(f"corpus {path}", "no such file or folder", wanted)
     corpus = {}
     for row in _rows(_file(folder, "corpus.jsonl") if folder.is_dir() else folder):
         title = row.get("title") or ""

@@ -58,7 +58,23 @@ class BM25:
                 found.append({})
                 continue
             scores = self.index.get_scores_from_ids(known)  # [N]
-            matching = np.flatnonzero(scores)
+            floor = self._floor(known, scores, depth)
+            matching = np.flatnonzero(scores >= floor if floor > 0 else scores)
             order = best(scores[matching], depth)
             found.append(as_run(self.ids, matching[order], scores[matching][order]))
         return found
+
+    def _floor(self, known: list[int], scores: np.ndarray, depth: int) -> float:
+        """A score that at least `depth` documents reach, so that ranking can begin there; 0 where none is known.
+
+        It is the depth-th best score among the documents of the rarest word that so many have: those of a rare word
+        score high, and to look at them alone costs little.
+        """
+        ends = self.index.scores["indptr"]
+        word = min(
+            (w for w in known if ends[w + 1] - ends[w] >= depth), key=lambda w: ends[w + 1] - ends[w], default=None
+        )
+        if word is None or depth < 1:
+            return 0.0
+        of_word = scores[self.index.scores["indices"][ends[word] : ends[word + 1]]]
+        return np.partition(of_word, -depth)[-depth]

@@ -36,7 +36,8 @@ class Dense:
         With `parts` and several processes (torchrun), each embeds every so manieth shard; all return once all are done.
         """
         ids = sorted(corpus)
-        texts = list(dict.fromkeys(corpus[document] for document in ids))  # equal texts get one vector, so they tie
+        corpus = dict(zip(ids, valid([corpus[document] for document in ids]), strict=True))
+        texts = list(dict.fromkeys(corpus.values()))  # equal texts get one vector, so they tie
         row = {text: number for number, text in enumerate(texts)}
         shown = "documents" if progress else None
         vectors = encoder.encode(texts, "document", progress=shown) if parts is None else _shards(
@@ -58,7 +59,7 @@ class Dense:
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine."""
-        vectors = self.encoder.encode(queries, "query", progress="queries" if self.progress else None)  # [Q, D]
+        vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)  # [Q, D]
         found, waiting, wanted = {}, np.arange(len(queries)), depth
         while len(waiting):  # a tie that reaches beyond what was fetched is fetched whole
             wanted = min(wanted + 8, len(self.ids))
@@ -73,6 +74,11 @@ class Dense:
                 found[query] = as_run(self.ids, positions[order], values[order])
             waiting, wanted = np.array(undecided, dtype=int), 2 * wanted
         return [found[query] for query in range(len(queries))]
+
+
+def valid(texts: Sequence[str]) -> list[str]:
+    """Texts without halves of surrogate pairs, which no tokenizer takes."""
+    return [text.encode("utf-8", "ignore").decode() for text in texts]
 
 
 def _nearest(queries: np.ndarray, documents: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:

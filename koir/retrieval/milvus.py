@@ -19,7 +19,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 from koir.encoder import Encoder
 from koir.errors import RunError
 from koir.retrieval.bm25 import BM25, morphemes
-from koir.retrieval.dense import Dense
+from koir.retrieval.dense import Dense, valid
 from koir.retrieval.ranking import as_run, best
 
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what it also raises
@@ -198,5 +198,5 @@ class DenseMilvus(_Part):
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine."""
-        vectors = self.encoder.encode(queries, "query", progress="queries" if self.progress else None)  # [Q, D]
+        vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)  # [Q, D]
         return self.found(list(vectors), depth)

@@ -13,6 +13,7 @@ run.json.
 import datetime
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -64,7 +65,12 @@ class FirstStage:
     def __post_init__(self):
         dense = encoder_fingerprint(self.encoder) if self.encoder else ""
         self.kind = self.spec.partition(":")[0]
-        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS), "dense": dense}
+        self._keys = {
+            "bm25": _digest(
+                "bm25", CONTENT_TAGS, *map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
+            ),
+            "dense": dense,
+        }
         self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property
@@ -164,7 +170,7 @@ def _digest(*values: object) -> str:
 @functools.lru_cache(maxsize=8)
 def _encoder(path: str) -> Encoder:
     device = torch.device("cuda", rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
-    return load_encoder(path).to(device)
+    return load_encoder(path).to(device).eval()  # what is not training takes the sooner forward pass
 
 
 def first_stage(

@@ -1,0 +1,1 @@
+"""What leaderboard.py is made of; nothing here imports torch."""

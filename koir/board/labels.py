@@ -1,0 +1,180 @@
+"""Every word of the board in Korean and in English."""
+
+LANGUAGES = {"en": "English", "ko": "한국어"}
+WORDS = {
+    "title": ("Which pipeline should I ship?", "어떤 파이프라인을 쓸까?"),
+    "subtitle": (
+        "Korean retrieval: first stage and reranker, scored together, beside published numbers.",
+        "한국어 검색: 1단계 검색과 리랭커를 함께 평가하고 공개된 수치와 나란히 놓는다.",
+    ),
+    "language": ("Language", "언어"),
+    "view": ("View", "화면"),
+    "overview": ("Overview", "개요"),
+    "cost": ("Quality against cost", "품질과 비용"),
+    "pipeline": ("Pipeline", "파이프라인"),
+    "compare": ("Compare two", "둘 비교"),
+    "training": ("Training", "학습"),
+    "group": ("Tasks", "과제 묶음"),
+    "own": ("Own results", "우리 결과"),
+    "metric": ("Metric", "지표"),
+    "k": ("k", "k"),
+    "filters": ("Search and filters", "검색과 거르기"),
+    "search": ("Search by name", "이름으로 찾기"),
+    "kind": ("Kind", "종류"),
+    "size": ("Parameters", "파라미터"),
+    "origin": ("Whose", "출처"),
+    "ours": ("ours", "우리"),
+    "published": ("published", "공개"),
+    "depth": ("Depth", "깊이"),
+    "no_depth": ("no reranker", "리랭커 없음"),
+    "complete_rows": ("Only rows with every task", "모든 과제가 있는 행만"),
+    "partial": ("{n} rows lack some: {names}", "일부 과제가 없는 행 {n}개: {names}"),
+    "task": ("Task", "과제"),
+    "rank": ("Rank", "순위"),
+    "name": ("Pipeline", "파이프라인"),
+    "mean": ("Mean", "평균"),
+    "interval": ("95%", "95%"),
+    "coverage": ("Tasks", "과제"),
+    "milliseconds": ("ms a query", "질의당 ms"),
+    "parameters": ("Parameters", "파라미터"),
+    "pairs_per_second": ("pairs/s", "쌍/초"),
+    "sources": ("Sources", "출처"),
+    "tied": ("tied with", "동률"),
+    "notes": ("Notes", "주석"),
+    "printed": ("printed", "원문"),
+    "common": (
+        "Mean over the {n} of {m} tasks that every ranked row has: {tasks}.",
+        "순위에 든 모든 행이 가진 과제의 평균({m}개 중 {n}개): {tasks}.",
+    ),
+    "common_none": (
+        "No task is common to all rows. {n} rows stand below the others without a mean and a rank: {names}. "
+        "One task or a filter brings them together.",
+        "모든 행에 공통인 과제가 없다. {n}개 행은 평균과 순위 없이 아래에 둔다: {names}. "
+        "과제 하나를 고르거나 행을 거르면 견줄 수 있다.",
+    ),
+    "ranks": (
+        "= : tied. A paired test over the common tasks' queries does not tell the row from another one (p ≥ 0.05). "
+        "A rank is 1 + the rows that are better, significantly so where both have per-query results. "
+        "Published rows have none.",
+        "= : 동률. 공통 과제의 질의에 대한 짝지은 검정으로 다른 행과 구별되지 않는다(p ≥ 0.05). "
+        "순위는 더 나은 행의 수 + 1이며, 두 행 모두 질의별 결과가 있으면 유의하게 나은 행만 센다. "
+        "공개된 행에는 질의별 결과가 없다.",
+    ),
+    "testing": ("Testing which ranks are tied…", "동률을 검정하는 중…"),
+    "broken": ("{n} files could not be read and are left out", "읽을 수 없어 뺀 파일 {n}개"),
+    "clashes": (
+        "Other data under the same name, kept apart: {names}",
+        "이름은 같으나 데이터가 달라 따로 둔 과제: {names}",
+    ),
+    "empty": ("There are no results here yet.", "아직 결과가 없다."),
+    "empty_run": (
+        "Score something first; both commands use the bundled demo and no network:",
+        "먼저 평가를 실행한다. 두 명령 모두 들어 있는 데모를 쓰며 네트워크가 필요 없다.",
+    ),
+    "no_rows": ("No row fits these filters.", "조건에 맞는 행이 없다."),
+    "download": ("Download", "내려받기"),
+    "grid": ("Sortable grid", "정렬할 수 있는 표"),
+    "grid_help": (
+        "The plain table is for reading aloud, searching and copying; the grid sorts by any column.",
+        "일반 표는 화면 낭독기와 찾기, 복사에 맞고, 이 표는 열마다 정렬할 수 있다.",
+    ),
+    "cost_of": ("Cost", "비용"),
+    "pareto": ("Pareto front", "파레토 경계"),
+    "pareto_say": (
+        "On the front (nothing is both cheaper and better): {names}",
+        "경계에 있는 것(더 싸면서 더 좋은 것이 없다): {names}",
+    ),
+    "without_cost": ("{n} rows have no such cost and are left out.", "이 비용이 없는 {n}개 행은 뺐다."),
+    "first_stage": ("First stage", "1단계"),
+    "reranked": ("+ reranker", "+ 리랭커"),
+    "gain": ("Gain", "향상"),
+    "ceiling": ("Ceiling", "상한"),
+    "ceiling_say": (
+        "The ceiling is the metric if every right answer among the candidates came first; "
+        "candidate recall is the share of right answers there.",
+        "상한은 후보에 든 정답이 모두 맨 앞에 올 때의 지표이고, 후보 재현율은 후보에 든 정답의 비율이다.",
+    ),
+    "candidate_recall": ("Candidate recall", "후보 재현율"),
+    "won": ("Won", "이김"),
+    "lost": ("Lost", "짐"),
+    "same": ("Tied", "비김"),
+    "p": ("p", "p"),
+    "difference": ("Difference", "차이"),
+    "per_query": ("Per query", "질의별"),
+    "query": ("Query", "질의"),
+    "right": ("First right answer at", "첫 정답 순위"),
+    "show": ("Show", "보기"),
+    "all": ("all", "모두"),
+    "most": ("At most so many rows", "행 수 상한"),
+    "order": ("Documents of one query", "한 질의의 문서"),
+    "before": ("before", "이전"),
+    "after": ("after", "이후"),
+    "document": ("Document", "문서"),
+    "answer": ("right answer", "정답"),
+    "ids_only": (
+        "The task's folder is not at hand, so ids stand for texts.",
+        "과제 폴더가 없어 글 대신 id를 보인다.",
+    ),
+    "no_first_stage": (
+        "Its first stage alone has no result on these tasks: run it with --reranker none too.",
+        "이 과제들에 1단계만의 결과가 없다. --reranker none으로도 평가하라.",
+    ),
+    "baseline": ("Against", "비교 대상"),
+    "first": ("First", "첫째"),
+    "second": ("Second", "둘째"),
+    "wins": ("Biggest wins of the first", "첫째가 크게 이긴 질의"),
+    "losses": ("Biggest losses of the first", "첫째가 크게 진 질의"),
+    "queries": ("queries", "질의"),
+    "need_two": (
+        "Two pipelines of ours with a task in common are needed.",
+        "같은 과제를 가진 우리 파이프라인이 둘 있어야 한다.",
+    ),
+    "by_query_missing": ("No readable per-query rows", "읽을 수 있는 질의별 결과가 없다"),
+    "no_per_query": ("This metric has no value for a single query.", "이 지표는 질의 하나의 값이 없다."),
+    "runs": ("Runs", "학습 실행"),
+    "axis": ("Against", "가로축"),
+    "step": ("step", "스텝"),
+    "epoch": ("epoch", "에폭"),
+    "seconds": ("seconds", "초"),
+    "loss": ("Loss", "손실"),
+    "tokens_per_second": ("Tokens a second", "초당 토큰"),
+    "dev": ("Dev score", "개발 점수"),
+    "negatives": ("Negatives a query", "질의당 음성"),
+    "steps": ("Steps", "스텝"),
+    "trainer": ("Trainer", "학습기"),
+    "running": ("unfinished", "미완료"),
+    "state": ("State", "상태"),
+    "complete": ("complete", "완료"),
+    "skipped": (
+        "{n} broken lines of {name}/metrics.jsonl are left out.",
+        "{name}/metrics.jsonl의 깨진 줄 {n}개를 뺐다.",
+    ),
+    "no_runs": (
+        "No run folder with a metrics.jsonl under {folder}.",
+        "{folder} 아래에 metrics.jsonl이 있는 실행이 없다.",
+    ),
+    "value": ("Value", "값"),
+    "same_value": ("equal", "같음"),
+}  # fmt: skip
+METRICS = {
+    "ndcg": "nDCG",
+    "recall": "Recall",
+    "precision": "Precision",
+    "mrr": "MRR",
+    "hit_rate": "Hit rate",
+    "f1": "F1",
+}
+KS = (1, 3, 5, 10)
+HITS = {"en": "Hit rate (right in contexts)", "ko": "적중률 (문맥에 정답)"}
+
+
+def words(language: str) -> dict[str, str]:
+    """Key -> word in a language."""
+    column = list(LANGUAGES).index(language)
+    return {key: both[column] for key, both in WORDS.items()}
+
+
+def metric_label(metric: str) -> str:
+    """`ndcg_at_10` -> `nDCG@10`."""
+    name, _, k = metric.rpartition("_at_")
+    return f"{METRICS.get(name, name)}@{k}"

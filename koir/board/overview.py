@@ -1,0 +1,129 @@
+"""The ranking of a task group, and quality against cost."""
+
+import streamlit as st
+
+from koir.board import state, tables
+from koir.board.labels import metric_label
+from koir.board.page import Page, choose_rows, downloads, show_common, show_standings
+from koir.board.standing import Standing, mark_ties, pareto, standings
+
+BARS = 30
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _ties(stamp: str, metric: str, names: tuple, common: tuple, _found: list) -> list[tuple]:
+    """rank, tied and tested of each row; kept until a file or the choice of rows changes."""
+    mark_ties(_found, common, metric)
+    return [(one.rank, one.tied, one.tested) for one in _found]
+
+
+def _rank(page: Page, found: list[Standing], common: list[str], metric: str) -> None:
+    names = tuple(one.row.name for one in found)
+    marks = _ties(page.stamp, metric, names, tuple(common), found)
+    for one, mark in zip(found, marks, strict=True):
+        one.rank, one.tied, one.tested = mark
+
+
+def overview(page: Page) -> None:
+    """Pipelines and published models, ranked on their common tasks."""
+    word = page.word
+    group, rows, tasks, metric = choose_rows(page)
+    found, common = standings(rows, tasks, metric)
+    if not found:
+        st.info(word["no_rows"])
+        return
+    show_common(page, found, common, tasks)
+    chart, table, note = st.empty(), st.empty(), st.empty()
+    with table.container():  # painted first: the picture's library takes a while to load, and so do the tests
+        show_standings(page, found, tasks, common, metric, group)
+    state.switched(word["grid"], "grid", help=word["grid_help"])
+    from koir.board import charts
+
+    with chart:
+        st.altair_chart(charts.bars(_bars(found), metric_label(metric)), width="stretch")
+    if sum(common[0] in one.row.stored for one in found) > 1:
+        note.caption(word["testing"])
+        _rank(page, found, common, metric)
+        note.caption(word["ranks"])
+        with table.container():
+            show_standings(page, found, tasks, common, metric, group)
+    lines = tables.records(found, tasks, common)
+    facts = tables.facts(page.board, group, metric, tasks, common)
+    markdown = tables.as_markdown(found, tasks, common, word)
+    downloads(page, f"{group}-{metric}", tables.as_csv(lines), markdown, tables.as_json(facts, lines))
+    if protocol := page.board.protocol(group, page.language):
+        st.caption(protocol)
+
+
+def _bars(found: list[Standing]) -> list[dict]:
+    records = []
+    for one in [one for one in found if one.mean is not None][:BARS]:
+        low, high = one.interval or (None, None)
+        record = {"name": one.row.name, "mean": one.mean, "low": low, "high": high, "ours": one.row.ours}
+        record["text"] = f"{one.row.name}  {tables.number(one.mean)}"
+        records.append(record | {"coverage": one.coverage, "tied": ", ".join(one.tied) or "–"})
+    return records
+
+
+def cost(page: Page) -> None:
+    """Quality against milliseconds a query, parameters or depth, with the Pareto front."""
+    from koir.board import charts
+
+    word = page.word
+    group, rows, tasks, metric = choose_rows(page)
+    kinds = ["milliseconds", "parameters", "depth"]
+    by = state.pick(st.radio, word["cost_of"], kinds, "cost", shown=word.get, horizontal=True)
+    found, common = standings(rows, tasks, metric)
+    if not found:
+        st.info(word["no_rows"])
+        return
+    show_common(page, found, common, tasks)
+    price = {
+        "milliseconds": lambda row: row.milliseconds(common),
+        "parameters": lambda row: row.parameters,
+        "depth": lambda row: row.depth,
+    }[by]
+    points = [(one, price(one.row)) for one in found if one.mean is not None and price(one.row) is not None]
+    if len(points) < len(found):
+        st.caption(word["without_cost"].format(n=len(found) - len(points)))
+    if not points:
+        st.info(word["no_rows"])
+        return
+    records = [_point(page, one, paid, common) for one, paid in points]
+    front = [records[place] for place in pareto([(paid, one.mean) for one, paid in points])]
+    st.altair_chart(charts.cost(records, front, metric_label(metric), word[by]), width="stretch")
+    st.caption(word["pareto_say"].format(names=", ".join(record["name"] for record in front)))
+    on_front = {record["name"] for record in front}
+    shown = sorted(records, key=lambda record: record["cost"])
+    header = [word["name"], word[by], metric_label(metric), word["interval"], word["pareto"]]
+    lines = [
+        [record["name"], _price(by, record["cost"]), tables.number(record["mean"]), record["interval"],
+         "●" if record["name"] in on_front else ""]
+        for record in shown
+    ]  # fmt: skip
+    st.html(tables.simple_html(header, lines, f"{page.group_title(group)}, {word['cost']}"))
+    records = [record | {"pareto": record["name"] in on_front} for record in shown]
+    facts = tables.facts(page.board, group, metric, tasks, common) | {"cost": by}
+    markdown = tables.simple_markdown(header, lines)
+    downloads(page, f"{group}-{metric}-{by}", tables.as_csv(records), markdown, tables.as_json(facts, records))
+
+
+def _price(by: str, value: float) -> str:
+    return tables.count(value) if by == "parameters" else tables.number(value, 1 if by == "milliseconds" else 0)
+
+
+def _point(page: Page, one: Standing, paid: float, common: list[str]) -> dict:
+    row, word = one.row, page.word
+    between = f"{tables.number(one.interval[0])}–{tables.number(one.interval[1])}" if one.interval else "–"
+    return {
+        "name": row.name,
+        "cost": paid,
+        "mean": one.mean,
+        "interval": between,
+        "ms": tables.number(row.milliseconds(common), 1),
+        "parameters": tables.count(row.parameters),
+        "depth": str(row.depth or "–"),
+        "kind": "+".join(sorted(row.kinds)),
+        "coverage": one.coverage,
+        "origin": word["ours" if row.ours else "published"],
+    }

@@ -1,0 +1,107 @@
+"""Other people's numbers, each with its source: the tables of results/published/.
+
+    {"name": "koe5", "title": {"en", "ko"}, "protocol": {"en", "ko"}, "comparable": true, "group": true,
+     "tasks":   {"AutoRAGRetrieval": {"split": "test", "subset": "default", "queries": 114}},
+     "sources": {"readme": {"title", "url", "date"}},
+     "models": [{"name": "nlpai-lab/KoE5", "kind": "dense", "parameters": 560000000, "scores": {
+         "AutoRAGRetrieval": {"source": "readme", "ndcg_at_1": 0.7017, "ndcg_at_3":
+             {"value": 0.81985, "source": "kure", "printed": 0.4801, "note": {"en", "ko"}}}}}]}
+
+A cell is a number, whose source is its block's, or an object that says more: its own source, a note, and the value as
+it was printed where that one is wrong (value null: no right one is known). `file` in a block is a path below the
+source's URL. comparable: whether the protocol is a pipeline's, every query against the whole corpus. group: whether
+the board offers these tasks as a choice. decimals: how many the source printed (all, where absent).
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from koir.errors import ResultError
+
+METRIC = re.compile(r"(ndcg|recall|precision|mrr|hit_rate|f1)_at_\d+")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One published number. value: 0 to 1, None where none is right; note: by language; printed: a wrong original."""
+
+    value: float | None
+    source: str
+    url: str
+    note: dict[str, str] = field(default_factory=dict)
+    printed: float | None = None
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A row of a published table. cells: task -> metric -> Cell; parameters, depth, pairs_per_second where known."""
+
+    name: str
+    kind: str
+    cells: dict[str, dict[str, Cell]]
+    parameters: int | None = None
+    depth: int | None = None
+    pairs_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """One file of results/published/. tasks: name -> {split, subset, queries}."""
+
+    name: str
+    title: dict[str, str]
+    protocol: dict[str, str]
+    tasks: dict[str, dict]
+    models: list[PublishedModel]
+    comparable: bool
+    group: bool
+    decimals: int | None = None
+
+
+def read_published(file: Path) -> Published:
+    """One table. Raises ResultError with file and field for what is not as the module's text says."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(str(file), f"no readable JSON ({error})", "a published table") from None
+    try:
+        models = [_model(file, content, model) for model in content["models"]]
+        return Published(
+            content["name"], content["title"], content["protocol"], content["tasks"], models,
+            content["comparable"], content.get("group", True), content.get("decimals"),
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultError(str(file), f"missing or of another kind: {error!r}", "the keys of a table") from None
+
+
+def _model(file: Path, content: dict, model: dict) -> PublishedModel:
+    cells = {}
+    for task, block in model["scores"].items():
+        place = f"{file}, {model['name']}, {task}"
+        if task not in content["tasks"]:
+            raise ResultError(place, "a task that the table does not list", "one of its tasks")
+        inherited = {"source": block["source"], "file": block.get("file", "")}
+        metrics = {name: value for name, value in block.items() if name not in inherited}
+        cells[task] = {name: _cell(f"{place}, {name}", content, value, inherited) for name, value in metrics.items()}
+    speed = model.get("pairs_per_second") or {}
+    return PublishedModel(
+        model["name"], model["kind"], cells, model.get("parameters"), model.get("depth"), speed.get("value")
+    )
+
+
+def _cell(place: str, content: dict, value: object, inherited: dict) -> Cell:
+    said = inherited | (value if isinstance(value, dict) else {"value": value})
+    if isinstance(value, dict) and "source" in value:
+        said = {"file": ""} | value
+    number = said["value"]
+    if not METRIC.fullmatch(place.rpartition(", ")[2]):
+        raise ResultError(place, "an unknown metric", "ndcg, recall, precision, mrr, hit_rate or f1, _at_k")
+    if not (number is None and "note" in said) and not (isinstance(number, (int, float)) and 0 <= number <= 1):
+        raise ResultError(place, f"{number!r}", "a number from 0 to 1, or null with a note")
+    if said["source"] not in content["sources"]:
+        raise ResultError(place, f"the source {said['source']!r}", f"one of {', '.join(content['sources'])}")
+    source = content["sources"][said["source"]]
+    title = f"{source['title']} ({source['date']})"
+    return Cell(number, title, source["url"] + said["file"], said.get("note", {}), said.get("printed"))

@@ -1,0 +1,264 @@
+"""Raw releases become a folder of training rows: read, clean, mine, write in shards, each step resumable."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from koir.cleaning import Cleaner
+from koir.errors import RunError
+from koir.evaluation.tasks import load_task, splits
+from koir.manifest import DEMO, ROOT, cache_folder, write_json
+from koir.mining import Rules, Statistics
+from koir.negatives import Negatives
+from koir.retrieval.stages import first_stage
+from koir.shards import Shape, read_rows, write_rows
+from koir.sources.archives import walk
+from koir.sources.registry import Source, checked_rows
+from koir.sources.tally import Tally
+from koir.triplets import hub_revision
+
+SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
+CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "negatives.py", "preparation.py")
+
+
+@dataclass
+class Plan:
+    """What goes into a folder of rows. inputs: (source, path), in the order in which rows are written."""
+
+    inputs: list[tuple[Source, Path]]
+    output_dir: Path
+    splits: tuple[str, ...] = ("train", "dev", "test")
+    window: int = 1500
+    exclude_tasks: tuple[str, ...] = ()
+    exclude_by: str = "both"
+    cleaning: dict = field(default_factory=dict)  # keyword arguments of Cleaner
+    shard_rows: int = 50_000
+    negatives: str = "none"  # or a first stage
+    rules: Rules = field(default_factory=Rules)  # which candidates become hard negatives
+    depth: int = 100  # candidates a query
+    seed: int = 0
+
+
+@dataclass
+class Part:
+    """The rows of one source, checked, on disk. key: says what it was read from and how."""
+
+    source: Source
+    path: Path
+    file: Path
+    key: str
+    facts: dict
+
+
+def prepare(plan: Plan) -> dict | None:
+    """Write plan.output_dir's shards; returns what is known of every step, or None where the folder was complete.
+
+    A killed run is gone on with: sources that were read stay in the cache folder, keyed by the bytes they were read
+    from; finished shards stay in the folder, which has a name for each only once all are known. Raises RunError for a
+    folder that holds something else.
+    """
+    _check(plan)
+    parts = [read_part(source, path, plan) for source, path in tqdm(plan.inputs, "sources", disable=None)]
+    key = _plan_key(plan, parts)
+    folder = plan.output_dir
+    if claim(folder, key):
+        return None
+    shape = _shape(parts, plan)
+    cleaned = folder / ".cleaned"
+    if not (cleaned / "done.json").is_file():
+        _clean(parts, plan, shape, cleaned)
+    counts = json.loads((cleaned / "done.json").read_text(encoding="utf-8"))
+    statistics = _write_shards(plan, shape, cleaned)
+    facts = [
+        {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
+        | {"licence": part.source.licence, "where": part.source.where, **part.facts}
+        | {"dropped_in_cleaning": dropped, "kept": part.facts["rows"] - sum(dropped.values())}
+        for part, dropped in zip(parts, counts["dropped"], strict=True)
+    ]
+    mining = {"counts": dict(statistics.counts.most_common()), "scores": statistics.histogram()}
+    done = {"key": key, "parts": facts, "shape": vars(shape), "cleaning": counts["counts"]}
+    return done | {"mining": mining if plan.negatives != "none" else None}
+
+
+def _check(plan: Plan) -> None:
+    """Find out what cannot work before anything is read."""
+    for task in plan.exclude_tasks:
+        held_out = [split for split in splits(task) if split != "train"]
+        load_task(task, held_out[0] if held_out else "test")
+    if plan.negatives != "none":
+        first_stage(plan.negatives)
+    for source, path in plan.inputs:
+        if source.name != "hub" and str(path) != "demo" and not path.exists():
+            next(walk(path))
+
+
+def _write_shards(plan: Plan, shape: Shape, cleaned: Path) -> Statistics:
+    """The folder's shards, with mined negatives where the plan asks for them; those already there are left."""
+    shards, total, negatives = sorted(cleaned.glob("*.jsonl.gz")), Statistics(), None
+    for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
+        target = plan.output_dir / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
+        beside = cleaned / f"{number:05}.mined.json"
+        if not (target.exists() and beside.exists()):
+            statistics, rows = Statistics(), read_rows(shard)
+            if plan.negatives != "none":
+                everything = (row for file in shards for row in read_rows(file))
+                negatives = negatives or Negatives(everything, plan.negatives, plan.rules, plan.depth)
+                rows = negatives.fill(rows, statistics)
+            write_rows(target, map(shape, rows))
+            write_json(beside, vars(statistics))
+        total.add(Statistics(**json.loads(beside.read_text(encoding="utf-8"))))
+    return total
+
+
+def finish(folder: Path, run: dict) -> None:
+    """Write run.json, last, and remove what only a run under way needs."""
+    shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    for file in folder.glob(".*.partial"):  # of a process that was killed outright
+        file.unlink()
+    write_json(folder / "run.json", run)
+    (folder / ".plan.json").unlink(missing_ok=True)
+
+
+def claim(folder: Path, key: str) -> bool:
+    """Make the folder this plan's own: empty, or begun by the same plan; True where it is complete already.
+
+    What another plan left unfinished is removed. Raises RunError for a folder that holds anything else.
+    """
+    begun = folder / ".plan.json"
+    if (folder / "run.json").is_file():
+        if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("key") == key:
+            return True
+        raise RunError(str(folder), "a complete folder of other rows", "a new --output_dir")
+    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8"))["key"] == key:
+        return False
+    left = [file for file in folder.glob("*") if SHARD.fullmatch(file.name)] if folder.is_dir() else []
+    if folder.is_dir() and not begun.is_file() and any(folder.iterdir()):
+        raise RunError(str(folder), "files of something else", "a new or empty --output_dir")
+    for file in left:
+        file.unlink()
+    shutil.rmtree(folder / ".cleaned", ignore_errors=True)
+    write_json(begun, {"key": key})
+    return False
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_part(source: Source, path: Path, plan: Plan) -> Part:
+    """The checked rows of one source, from the cache folder where the same bytes were read before."""
+    code = content_key([ROOT / "koir" / name for name in CODE[:2]])
+    settings = f"{source.name} {plan.splits} {plan.window} {code}"
+    content = hub_revision(str(path), "--hub") if source.name == "hub" else content_key([path])
+    key = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:24]
+    file = cache_folder() / "sources" / f"{source.name}-{key}.jsonl.gz"
+    about = file.with_name(f"{file.name}.json")
+    if not (file.is_file() and about.is_file()):
+        tally = Tally(plan.splits, plan.window)
+        most = Counter()
+        write_rows(file, _counted(checked_rows(source, path, tally), most))
+        write_json(about, {"rows": most.pop("rows"), "most": dict(most), **tally.content()})
+    return Part(source, path, file, key, json.loads(about.read_text(encoding="utf-8")))
+
+
+def _counted(rows: Iterable[dict], most: Counter) -> Iterator[dict]:
+    """The rows, while counting them and the most texts of any list."""
+    for row in rows:
+        most["rows"] += 1
+        for name in ("document", "hard_negative"):
+            texts = row.get(name)
+            most[name] = max(most[name], len(texts) if isinstance(texts, list) else int(texts is not None))
+        most["scores"] |= "document_score" in row or "hard_negative_score" in row
+        yield row
+
+
+def content_key(paths: Iterable[Path]) -> str:
+    """A hash over names and bytes of files and of folders' files."""
+    key = hashlib.sha256()
+    for path in paths:
+        root = DEMO / "beir" if str(path) == "demo" else path
+        for file in sorted(f for f in [root, *root.rglob("*")] if f.is_file() and "__pycache__" not in f.parts):
+            key.update(str(file.relative_to(root.parent)).encode("utf-8", "surrogateescape"))
+            with file.open("rb") as stream:
+                key.update(hashlib.file_digest(stream, "sha256").digest())
+    return key.hexdigest()
+
+
+def _plan_key(plan: Plan, parts: list[Part]) -> str:
+    told = [options(plan), [part.key for part in parts], content_key(ROOT / "koir" / name for name in CODE)]
+    told += [content_key([Path(task)]) for task in plan.exclude_tasks]
+    told += [_weights(plan.negatives.partition(":")[2])]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _weights(path: str) -> list:
+    """Names, sizes and times of a model's files: a model trained anew under the same path is another."""
+    folder = Path(path)
+    return sorted((f.name, f.stat().st_size, f.stat().st_mtime) for f in folder.rglob("*.safetensors")) if path else []
+
+
+def options(plan: Plan) -> dict:
+    """What decides about the rows besides the inputs."""
+    told = {name: value for name, value in vars(plan).items() if name not in ("inputs", "output_dir")}
+    return told | {"rules": vars(plan.rules)}
+
+
+def _shape(parts: list[Part], plan: Plan) -> Shape:
+    """The shape that holds every row of the parts and what will be mined."""
+    most = {name: max(part.facts["most"].get(name, 0) for part in parts) for name in ("document", "hard_negative")}
+    mined = plan.rules.num_negatives if plan.negatives != "none" else 0
+    scores = any(part.facts["most"].get("scores") for part in parts)
+    return Shape(most["document"] > 1, max(most["hard_negative"], mined) > 1, bool(scores))
+
+
+# --- cleaning --------------------------------------------------------------------------------------------------------
+
+
+def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
+    """Write the kept rows of all parts in order to folder/00000.jsonl.gz and on, done.json last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    cleaner = Cleaner(exclude=[task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)],
+                      seed=plan.seed, **plan.cleaning)  # fmt: skip
+    dropped = [Counter() for _ in parts]
+
+    def kept() -> Iterator[dict]:
+        total = sum(part.facts["rows"] for part in parts)
+        with tqdm(total=total, desc="cleaning", unit="row", disable=None, mininterval=1) as bar:
+            for part, of_part in zip(parts, dropped, strict=True):
+                for row in read_rows(part.file):
+                    reason = cleaner.keep(row)
+                    bar.update()
+                    if reason is None:
+                        yield row
+                    else:
+                        of_part[reason] += 1
+
+    rows, number = kept(), 0
+    while (first := next(rows, None)) is not None:
+        block = (row for _, row in zip(range(plan.shard_rows - 1), rows))  # noqa: B905 (the shorter ends it)
+        write_rows(folder / f"{number:05}.jsonl.gz", (shape(row) for row in _chained(first, block)))
+        number += 1
+    if not number:
+        raise RunError(str(plan.output_dir), f"no row left after cleaning ({dict(cleaner.counts)})", "gentler bounds")
+    write_json(folder / "done.json", {"counts": dict(cleaner.counts), "dropped": dropped})
+
+
+def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(name, queries, documents) of each split of a task but train; documents: the right ones, none by "queries"."""
+    for split in splits(path):
+        if split != "train":
+            task = load_task(path, split)
+            right = {document for answers in task.qrels.values() for document in answers}
+            documents = [task.corpus[document] for document in sorted(right)] if by == "both" else []
+            yield f"{task.name}/{split}", list(task.queries.values()), documents
+
+
+def _chained(first: dict, rest: Iterable[dict]) -> Iterator[dict]:
+    yield first
+    yield from rest

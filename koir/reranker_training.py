@@ -1,0 +1,119 @@
+"""What reranker/train.py needs around its step: groups, the loss over processes, scores of reranked candidates."""
+
+import sys
+
+import torch
+
+from koir.arguments import TrainingArguments
+from koir.batches import require_scores
+from koir.evaluation.metrics import evaluate_run, mean_scores
+from koir.evaluation.reranking import final_run, rerank
+from koir.evaluation.tasks import Task
+from koir.gather import gather_sizes, world_size
+from koir.groups import Curriculum, Groups, PairCollator, mine_groups
+from koir.interruptions import refuse_broken_loss
+from koir.losses import kl_divergence
+from koir.mining import Statistics
+from koir.ranking_losses import POINTWISE, cross_entropy
+from koir.reranker import Reranker
+from koir.reranker_arguments import TAUGHT, check_together
+from koir.retrieval.stages import first_stage
+from koir.trainer import RunTrainer
+from koir.triplets import Triplets
+
+
+class RerankerTrainer(RunTrainer):
+    """The Trainer around a cross-encoder; reranker/train.py adds the step."""
+
+    def __init__(self, reranker: Reranker, args: TrainingArguments, triplets: Triplets, groups: dict):
+        check_together(groups)
+        self.loss_arguments, self.step_arguments = groups["loss"], groups.get("step")
+        self.data_arguments, self.evaluation = groups["data"], groups["evaluation"]
+        taught = self.loss_arguments.loss in TAUGHT
+        if taught:
+            require_scores(triplets, f"--loss {self.loss_arguments.loss}")
+        mined = self._mined(triplets) if self.data_arguments.negatives_from != "rows" else None
+        rows = Groups(triplets.pairs, self.data_arguments.group_size, args.seed, mined, fill=not taught)
+        collator = PairCollator(reranker, groups["chunks"].chunk_tokens, taught)
+        super().__init__(reranker, args, rows, collator, groups["dev_tasks"])
+        self.queries = self.negatives = self.filled = 0
+        self._candidates: dict[str, dict] = {}  # of each dev task, found once
+
+    def _mined(self, triplets: Triplets) -> list[list[str]]:
+        """Negatives out of a first stage's candidates, and one line on what was found."""
+        data, statistics = self.data_arguments, Statistics()
+        stage = first_stage(data.negatives_from)
+        mined = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, statistics)
+        self.mining = dict(statistics.counts)
+        none = sum(not texts for texts in mined)
+        print(f"mined:   {sum(map(len, mined)):,} negatives from {data.negatives_from}; {none:,} rows without one",
+              file=sys.stderr)  # fmt: skip
+        return mined
+
+    def judge(self, scores: torch.Tensor, batch: dict) -> torch.Tensor:
+        """A loss over groups: scores [n or more] in the chunks' order -> W * (sum over local queries) / B.
+
+        Its mean over the W processes is the mean over all B queries, and so with its gradients.
+        """
+        grouped, there = scores[batch["column"]], batch["there"]  # [b, M] each
+        if self.loss_arguments.loss == "cross_entropy":
+            total = cross_entropy(grouped, there)
+        else:
+            teacher = batch["teacher"].to(grouped.dtype) / self.loss_arguments.teacher_temperature
+            total = kl_divergence(grouped, teacher, there)
+        return total / self.normalizer(batch)
+
+    def judge_chunk(self, scores: torch.Tensor, batch: dict, start: int) -> torch.Tensor:
+        """A pointwise loss's part of one chunk, whose scores [m] begin at `start` in the chunks' order."""
+        target, weight = (batch[name][start : start + len(scores)] for name in ("target", "weight"))
+        scores = scores[: len(target)]  # a repeat that keeps ranks in step has no target
+        return POINTWISE[self.loss_arguments.loss](scores, target, weight) / self.normalizer(batch)
+
+    def normalizer(self, batch: dict) -> float:
+        """B / W: all processes' queries in this batch, shared among W."""
+        if "queries" not in batch:
+            batch["queries"] = sum(n for (n,) in gather_sizes(len(batch["column"]), device=self.args.device))
+        return batch["queries"] / world_size()
+
+    def account(self, loss: torch.Tensor, batch: dict) -> None:
+        """Count a batch; raise RunError for a loss that is not finite."""
+        refuse_broken_loss(self.state.global_step + 1, loss)
+        self.steps += 1
+        self.tokens += batch["tokens"]
+        self.queries += len(batch["column"])
+        self.negatives += batch["negatives"]
+        self.filled += batch["filled"]
+
+    def facts(self) -> dict:
+        """What run.json says of the training itself."""
+        negatives = {"negatives_per_query": self.negatives / max(self.queries, 1)}
+        negatives |= {"random_negatives": self.filled, "negatives": self.negatives}
+        return negatives | {"mining": getattr(self, "mining", None)} | super().facts()
+
+    def dev_scores(self) -> dict[str, float]:
+        """nDCG@10 of the dev tasks' candidates, reranked by the model as it is now."""
+        reranker, depth, scores = self.accelerator.unwrap_model(self.model), self.evaluation.eval_depth, {}
+        for task in self.dev_tasks:
+            if task.name not in self._candidates:
+                self._candidates[task.name] = candidates(self.evaluation.first_stage, task, depth)
+            run = reranked(reranker, task, self._candidates[task.name], depth)
+            scores[f"{task.name}/ndcg_at_10"] = mean_scores(evaluate_run(task.qrels, run))["ndcg_at_10"]
+        return scores
+
+    def _get_train_sampler(self, train_dataset: object = None) -> Curriculum:
+        args = self.args
+        step = args.train_batch_size * world_size() * args.gradient_accumulation_steps
+        until, epoch = self.data_arguments.random_negatives_until, lambda: int(self.state.epoch or 0)
+        return Curriculum(len(self.train_dataset), args.seed, epoch, until, lambda: self.state.max_steps * step)
+
+
+def candidates(spec: str, task: Task, depth: int) -> dict[str, dict[str, float]]:
+    """A first stage's candidates on a task: query id -> {document id: score}; no right answer is slipped in."""
+    index = first_stage(spec, progress=False)(task.corpus)
+    return dict(zip(task.queries, index.search(list(task.queries.values()), depth), strict=True))
+
+
+def reranked(reranker: Reranker, task: Task, run: dict, depth: int, progress: str | None = None) -> dict:
+    """The final run: each query's `depth` best candidates by the reranker's raw logits."""
+    logits = rerank(reranker, task, run, [depth], progress).logits
+    return {query: final_run(run[query], logits[query], depth, None, "") for query in task.queries}

@@ -1,0 +1,1 @@
+"""One file per corpus family: an official release on disk becomes rows."""

@@ -1,0 +1,49 @@
+"""Exobrain (ETRI): reading comprehension, and short questions with evidence.
+
+MRC: question -> paragraph. Short questions (단문질문, an Excel file; CSV is read too): question -> every evidence
+sentence (columns that begin with 정답 근거). Quiz sets (객관식, 주관식, 연상형) have no passage: dropped and
+counted, as is a footer.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from koir.sources.archives import walk
+from koir.sources.mrc import questions
+from koir.sources.records import converted
+from koir.sources.registry import Source
+from koir.sources.tally import Tally
+
+LICENCE = "ETRI terms: research use on application; not to be passed on"
+WHERE = "https://aiopen.etri.re.kr (corpus download, ETRI QA Datasets)"
+
+
+def _evidence(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    if any(name.startswith("질문(") for name in record):
+        tally.drop("a quiz question without a passage", place)
+        return
+    evidence = [text for name, text in record.items() if name.startswith("정답 근거") and text]
+    if record["질문"] and evidence:
+        yield {"query": record["질문"], "document": list(dict.fromkeys(evidence)), "source": "exobrain-evidence"}
+    else:
+        tally.drop("no question or no evidence", place)
+
+
+def _read_mrc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    return converted(walk(path), r"\.json", partial(questions, source="exobrain-mrc"), tally)
+
+
+def _read_evidence(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    return converted(walk(path), r"\.(xlsx|csv)", _evidence, tally)
+
+
+SOURCES = [
+    Source(
+        "exobrain-mrc", "Exobrain", "ETRI MRC: question -> paragraph", WHERE, LICENCE, "etri_mrc/*.json", _read_mrc
+    ),
+    Source(
+        "exobrain-evidence", "Exobrain", "short questions: question -> evidence sentences", WHERE, LICENCE,
+        "단문질문 QA dataset(...).xlsx; the quiz CSV files beside it give no rows", _read_evidence,
+    ),
+]  # fmt: skip

@@ -1,0 +1,108 @@
+"""Shapes of users' own data: SQuAD, BGE, CSV, triplets (MS MARCO among them), BEIR folders.
+
+squad: question -> paragraph. bge: {query, pos, neg}. csv: a table with a query and a document column, and perhaps hard
+negatives; ko-reranker's evaluation set (question, answer, doc_id, doc) gives question -> doc. triplets: {query,
+document, hard_negative} as training reads them, or lines of query, document, hard negative divided by tabs. beir:
+queries of the train split -> their right documents (`demo` is the bundled one).
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from koir.errors import SourceError
+from koir.evaluation.tasks import load_task
+from koir.sources.archives import walk
+from koir.sources.mrc import questions
+from koir.sources.records import converted
+from koir.sources.registry import Source
+from koir.sources.tally import Tally
+from koir.triplets import hub_records
+
+COLUMNS = {  # header names, lower case, that mean the same; the first that is there counts
+    "query": ("query", "question", "q", "질문", "질의"),
+    "document": ("document", "doc", "positive", "pos", "passage", "context", "text", "문서", "본문", "지문"),
+    "hard_negative": ("hard_negative", "negative", "neg"),
+}
+ROWS = r"\.(jsonl|ndjson|json|parquet)"
+
+
+def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
+    record = {name.lower(): value for name, value in record.items()}
+    row = {field: next((record[n] for n in names if n in record), None) for field, names in COLUMNS.items()}
+    for field in ("query", "document"):
+        if row[field] is None:
+            columns = f"the columns {', '.join(record)}"
+            raise SourceError(place, columns, f"one of {', '.join(COLUMNS[field])} for the {field}")
+    yield {**row, "hard_negative": row["hard_negative"] or None, "source": source, "id": record.get("id")}
+
+
+def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
+    if "query" not in record:
+        raise SourceError(place, f"the fields {', '.join(record)}"[:160], "query and document, or query, pos and neg")
+    yield record | {"source": record.get("source") or source}
+
+
+def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    negatives = [record[key] for key in record if key not in ("0", "1")]
+    yield {"query": record["0"], "document": record["1"], "hard_negative": negatives, "source": "triplets"}
+
+
+def _read(path: Path, tally: Tally, wanted: str, convert: object) -> Iterator[tuple[dict, str]]:
+    return converted(walk(path), wanted, convert, tally)
+
+
+def _read_triplets(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    yield from converted(walk(path), ROWS, partial(_row, source="triplets"), tally)
+    aside = tally.ignored
+    tally.ignored = []
+    yield from converted(walk(path), r"\.(tsv|txt)", _numbered, tally, header=False)
+    tally.ignored = [name for name in tally.ignored if name in aside]
+
+
+def _read_beir(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    task = load_task(str(path), "train")
+    tally.files.append("qrels/train.tsv")
+    for query, answers in task.qrels.items():
+        tally.records["train"] += 1
+        documents = [task.corpus[document] for document in answers]
+        place = f"{path}/qrels/train.tsv, query {query}"
+        yield {"query": task.queries[query], "document": documents, "source": f"{task.name}/train", "id": query}, place
+
+
+def _read_hub(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    tally.files.append(str(path))
+    for record, place in hub_records(str(path), "--hub"):
+        tally.records["train"] += 1
+        for row in _row(record, place, tally, str(path)):
+            yield row, place
+
+
+YOURS = ("your own data", "as you got it")
+SOURCES = [
+    Source(
+        "squad", "General", "SQuAD-shaped: question -> paragraph", *YOURS, "any .json of SQuAD's shape",
+        partial(_read, wanted=ROWS, convert=partial(questions, source="squad")),
+    ),
+    Source(
+        "bge", "General", "BGE-shaped: {query, pos: [...], neg: [...]}", *YOURS, ".jsonl, .json or .parquet",
+        partial(_read, wanted=ROWS, convert=partial(_row, source="bge")),
+    ),
+    Source(
+        "csv", "General", "a table with query and document columns", *YOURS,
+        ".csv, .tsv or .xlsx with a header (question, answer, doc_id, doc among others)",
+        partial(_read, wanted=r"\.(csv|tsv|xlsx)", convert=partial(_table_row, source="csv")),
+    ),
+    Source(
+        "triplets", "General", "{query, document, hard_negative}, or such lines divided by tabs (translated MS MARCO)",
+        *YOURS, ".jsonl, .json, .parquet, or .tsv without a header", _read_triplets,
+    ),
+    Source(
+        "beir", "General", "a BEIR folder (or demo): query -> right documents of the train split", *YOURS,
+        "corpus.jsonl, queries.jsonl, qrels/train.tsv", _read_beir,
+    ),
+    Source(
+        "hub", "General", "--hub NAME: rows of a hub dataset, such as the published corpus",
+        "https://huggingface.co/datasets/nlpai-lab/ko-triplet-v1.0", "as its card says", "columns of rows", _read_hub,
+    ),
+]  # fmt: skip

@@ -1,0 +1,57 @@
+"""KLUE: MRC question -> paragraph; NLI premise -> entailed hypothesis, contradicted ones as hard negatives; STS pairs
+with a real-label of at least 4.0 of 5. Questions without an answer, neutral hypotheses and lesser pairs are dropped."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from koir.sources.archives import walk
+from koir.sources.mrc import questions
+from koir.sources.pairs import inferences, similar
+from koir.sources.records import converted
+from koir.sources.registry import Source
+from koir.sources.tally import Tally
+
+WHERE, LICENCE = "https://github.com/KLUE-benchmark/KLUE (or klue/klue of the hub, as Parquet)", "CC BY-SA 4.0"
+FILES = "klue-{task}-v1.1_train.json and _dev.json, or their tar.gz"
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def _read_mrc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    return converted(walk(path), r"mrc.*\.(json|parquet)", partial(questions, source="klue-mrc"), tally)
+
+
+def _inference(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    label = record["gold_label"] if "gold_label" in record else LABELS[record["label"]]
+    yield {"premise": record["premise"], "hypothesis": record["hypothesis"], "label": label}
+
+
+def _read_nli(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    return inferences(converted(walk(path), r"nli.*\.(json|parquet)", _inference, tally), "klue-nli", tally)
+
+
+def _similarity(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    score = record["labels"]["real-label"]
+    yield from similar(record["sentence1"], record["sentence2"], score, place, tally, "klue-sts", record["guid"])
+
+
+def _read_sts(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
+    return converted(walk(path), r"sts.*\.(json|parquet)", _similarity, tally)
+
+
+SOURCES = [
+    Source(
+        f"klue-{task}",
+        "KLUE",
+        what,
+        WHERE,
+        LICENCE,
+        FILES.format(task=task),
+        read,
+    )
+    for task, what, read in (
+        ("mrc", "KLUE-MRC: question -> paragraph", _read_mrc),
+        ("nli", "KLUE-NLI: premise -> entailment, contradictions as hard negatives", _read_nli),
+        ("sts", "KLUE-STS: pairs of at least 4.0 of 5", _read_sts),
+    )
+]

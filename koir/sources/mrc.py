@@ -1,0 +1,114 @@
+"""Reading comprehension becomes rows: question -> paragraph, where the answer stands where the file says it stands."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterator
+
+from koir.sources.tally import Tally
+
+TAG = re.compile(r"<[^<>]*>")
+BLOCK = re.compile(r"</(?:p|div|tr|li|ul|ol|h\d|table|caption|dd|dt|title)>|<br\s*/?>", re.IGNORECASE)
+CELL = re.compile(r"</t[dh]>\s*<t[dh]\b[^<>]*>", re.IGNORECASE)
+UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<!--.*?-->|<!DOCTYPE[^>]*>", re.IGNORECASE | re.DOTALL)
+
+
+def questions(record: dict, place: str, tally: Tally, source: str, answered: bool = True) -> Iterator[dict]:
+    """Rows of one entry of a SQuAD-like file, whichever of its spellings: `paragraphs` or one `context` or `passage`;
+    `qas`, `qa_pairs` or a flat row; `answers` as a list, an object, or lists in an object; `answer`.
+
+    A question is dropped, and counted, when it is unanswerable, has no answer (unless `answered` is False: a release
+    without them), or none of its answers or clues stands in the context at the offset given (offsets may count the
+    context as it is or as NFC; an answer without any offset must occur). A context longer than `tally.window`
+    characters becomes a window around the first answer, begun by the title. HTML becomes text, cells divided by " | ".
+    """
+    title = record.get("title") or record.get("doc_title") or ""
+    for paragraph in record.get("paragraphs", [record]):
+        context = paragraph["passage"] if "passage" in paragraph else paragraph["context"]
+        context = context or ""
+        asked = paragraph.get("qas", paragraph.get("qa_pairs"))
+        for qa in [paragraph] if asked is None else asked:
+            number = qa.get("question_id") or qa.get("guid") or qa.get("id") or ""
+            reason, start, end = _span(qa, context, answered)
+            if reason and not unicodedata.is_normalized("NFC", context):  # a macOS copy: offsets count composed text
+                context = unicodedata.normalize("NFC", context)
+                reason, start, end = _span(qa, context, answered)
+            if reason:
+                tally.drop(reason, f"{place}, question {number}")
+                continue
+            if len(context) > tally.window:
+                tally.notes["paragraphs cut to a window around the answer"] += 1
+            document = excerpt(context, start, end, tally.window, title)
+            yield {"query": qa["question"].strip(), "document": document, "source": source, "id": str(number)}
+
+
+def _span(qa: dict, context: str, answered: bool) -> tuple[str, int, int]:
+    """Why the question is dropped ("" when it is not), and where its answer starts and ends in the context."""
+    if qa.get("is_impossible"):
+        return "unanswerable", 0, 0
+    if not (qa["question"] or "").strip():
+        return "empty question", 0, 0
+    if not context.strip():
+        return "empty paragraph", 0, 0
+    spans = _answers(qa)
+    for start, text in spans:
+        start = context.find(text) if start is None else start
+        if start >= 0 and context.startswith(unicodedata.normalize("NFC", text), start):
+            return "", start, start + len(text)
+        if start >= 0 and context.startswith(text, start):
+            return "", start, start + len(text)
+    if spans:
+        return "the answer is not at its offset", 0, 0
+    return ("no answer" if answered else ""), 0, 0
+
+
+def _answers(qa: dict) -> list[tuple[int | None, str]]:
+    """(offset or None, text) of every answer or, where answers have no offset, of the clue."""
+    found = qa.get("answers") or qa.get("answer") or []
+    if isinstance(found, dict) and isinstance(found.get("text"), list):  # as dataset libraries flatten it
+        found = [{"text": t, "answer_start": s} for t, s in zip(found["text"], found["answer_start"], strict=True)]
+    spans = []
+    for answer in [found] if isinstance(found, dict) else found:
+        if answer.get("clue_text") and answer.get("answer_start") is None:
+            spans.append((answer.get("clue_start"), answer["clue_text"]))
+        elif answer.get("text"):
+            spans.append((answer.get("answer_start"), str(answer["text"])))
+    return spans
+
+
+def excerpt(context: str, start: int, end: int, window: int, title: str = "") -> str:
+    """The context as text; when longer than `window` characters, the title and a window with [start, end) in it.
+
+    The window has the answer in its middle, or its first `window` characters where the answer is longer, and begins and
+    ends at white space.
+    """
+    if len(context) <= window:
+        return plain(context)
+    marked = re.search(r"<[a-zA-Z/!]", context) is not None
+    margin = window * (8 if marked else 1)  # markup takes room that the text does not
+    low, high = max(0, start - margin), min(len(context), end + margin)
+    before, answer, after = context[low:start], context[start:end], context[end:high]
+    if marked:
+        before = before[max(0, before.find(">") + 1 if low else 0) :]
+        before, answer, after = plain(before, False), plain(answer, False), plain(re.sub(r"<[^<>]*$", "", after), False)
+    answer = answer[:window]
+    room = window - len(answer)
+    side = room - min(len(after), room // 2)  # what the other side does not need
+    left = before[max(0, len(before) - side) :]
+    right = after[: room - len(left)]
+    if len(left) < len(before) or low:
+        left = re.sub(r"^\S*\s", "", left)
+    if len(right) < len(after) or high < len(context):
+        right = re.sub(r"\s\S*$", "", right)
+    text = (left + answer + right).strip()
+    return text if not title or text.startswith(title) else f"{title}\n{text}"
+
+
+def plain(text: str, stripped: bool = True) -> str:
+    """HTML as text: rows on lines of their own, cells divided by " | "; other text as it is."""
+    if re.search(r"<[a-zA-Z/!]", text):
+        text = UNSEEN.sub(" ", text)
+        text = TAG.sub("", BLOCK.sub("\n", CELL.sub(" | ", text)))
+        text = html.unescape(text).replace("\xa0", " ")
+        text = re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*", "\n", text))
+    return text.strip() if stripped else text

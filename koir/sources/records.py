@@ -1,0 +1,268 @@
+"""Records of one data file, streamed: JSON, JSON Lines, CSV, TSV, Excel and Parquet, in the encodings met in Korea."""
+
+import codecs
+import csv
+import json
+import re
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+from xml.etree import ElementTree
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from koir.errors import SourceError
+from koir.sources.archives import BROKEN, File, bound, unreadable
+from koir.sources.tally import Tally, split_of
+
+CHUNK = 2**20  # bytes read at once
+LISTS = ("data", "document", "Instances")  # keys of a JSON file's one long list
+csv.field_size_limit(2**27)
+
+
+def records(file: File, tally: Tally, header: bool = True, quoted: bool | None = None) -> Iterator[tuple[dict, str]]:
+    """Each record of a file with its place (file and row, counted from 1 without the header).
+
+    JSON: the elements of its list, or of the list under one of LISTS, or its objects one after another (JSON Lines
+    under any name). Tables: header names (NFC) to texts; without a header the keys are "0", "1", ... quoted: whether
+    '"' quotes cells (default: in .csv alone). A table's line with another number of cells than the first is dropped and
+    counted. Raises SourceError naming file and row for what cannot be read.
+    """
+    kind = file.name.rpartition(".")[2].lower()
+    number = 0
+    try:
+        with file.open() as stream:
+            if kind == "xlsx":
+                found = _table(_sheet(stream, file.place), file.place, tally, header)
+            elif kind == "parquet":
+                found = _parquet(stream)
+            elif kind in ("csv", "tsv", "txt"):
+                quoted = kind == "csv" if quoted is None else quoted
+                found = _table(_cells(stream, file.place, kind, quoted), file.place, tally, header)
+            else:
+                found = json_records(decoded(stream, file.place), file.place)
+            for number, record in enumerate(found, 1):
+                if record is not None:
+                    yield record, f"{file.place}, row {number}"
+    except (*BROKEN, pa.ArrowException, csv.Error, ElementTree.ParseError, KeyError, UnicodeDecodeError) as error:
+        raise unreadable(f"{file.place}, after row {number}", error) from None
+
+
+def decoded(stream: BinaryIO, place: str) -> Iterator[str]:
+    """The text of a stream in pieces: UTF-8 or UTF-16 by its mark, else UTF-8, else CP949 (decided at the first
+    character beyond ASCII). Raises SourceError where neither fits."""
+    block = stream.read(CHUNK)
+    utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if utf16 else "utf-8-sig"
+    decoder, ascii_so_far, position = codecs.getincrementaldecoder(encoding)(), True, 0
+    while True:
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            try:
+                if not block:
+                    raise SourceError(place, "a file that ends within a character", "a whole file") from None
+                if not ascii_so_far or encoding != "utf-8-sig":
+                    raise error
+                encoding, decoder = "cp949", codecs.getincrementaldecoder("cp949")()
+                text = decoder.decode(error.object)  # with what the last block left over
+            except UnicodeDecodeError:
+                where = f"byte 0x{error.object[error.start]:02x} at {position + error.start:,}"
+                raise SourceError(place, where, "UTF-8 or CP949 text") from None
+        ascii_so_far = ascii_so_far and text.isascii()
+        position += len(block)
+        if text:
+            yield text
+        if not block:
+            return
+        block = stream.read(CHUNK)
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+class _Window:
+    """A text that is read on as needed: `at` points into `text`, what lies before it may be thrown away."""
+
+    def __init__(self, pieces: Iterator[str], place: str):
+        self.pieces, self.place, self.text, self.at, self.count = pieces, place, "", 0, 0
+        self.decode = json.JSONDecoder().raw_decode
+
+    def more(self) -> bool:
+        wanted, pieces = max(1, len(self.text) - self.at), []  # double, so that a long value is tried few times
+        while wanted > 0 and (piece := next(self.pieces, None)) is not None:
+            pieces.append(piece)
+            wanted -= len(piece)
+        self.text, self.at = self.text[self.at :] + "".join(pieces), 0
+        return bool(pieces)
+
+    def peek(self) -> str:
+        """The next character that is no white space, "" at the end."""
+        while True:
+            self.at = re.compile(r"\s*").match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def take(self, wanted: str) -> str:
+        character = self.peek()
+        if not character or character not in wanted:
+            place = f"{self.place}, after row {self.count}"
+            raise SourceError(place, f"broken JSON ({character or 'the file ends'!r})", " or ".join(wanted))
+        self.at += 1
+        return character
+
+    def value(self) -> object:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+                length = end - self.at
+                if end + 3 <= len(self.text) or not self.more():  # a number might go on, as 1 does in 1e+5
+                    self.at += length
+                    return value
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, RecursionError) or not self.more():
+                    place = f"{self.place}, after row {self.count}"
+                    raise SourceError(place, f"broken JSON ({error})", "a whole JSON file") from None
+
+
+def json_records(pieces: Iterator[str], place: str) -> Iterator[object]:
+    """Records of a JSON text, of which only one is held at a time. Raises SourceError with the row before the error."""
+    window = _Window(pieces, place)
+    start = window.peek()
+    if not start:
+        raise SourceError(place, "an empty file", "JSON")
+    while window.peek():
+        opening = window.take("[{")
+        yield from _elements(window) if opening == "[" else _members(window)
+
+
+def _elements(window: _Window) -> Iterator[object]:
+    if window.peek() == "]":
+        window.take("]")
+        return
+    while True:
+        value = window.value()
+        window.count += 1
+        yield value
+        if window.take(",]") == "]":
+            return
+
+
+def _members(window: _Window) -> Iterator[object]:
+    """An object is a record, unless it holds one of LISTS, whose elements are the records."""
+    record, listed = {}, False
+    if window.peek() == "}":
+        window.take("}")
+        return
+    while True:
+        key = window.value()
+        window.take(":")
+        if key in LISTS and window.peek() == "[":
+            window.take("[")
+            listed = True
+            yield from _elements(window)
+        else:
+            record[key] = window.value()
+        if window.take(",}") == "}":
+            break
+    if not listed:
+        window.count += 1
+        yield record
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _lines(pieces: Iterator[str]) -> Iterator[str]:
+    rest = ""
+    for piece in pieces:
+        lines = (rest + piece).split("\n")
+        rest = lines.pop()
+        yield from (line + "\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def _cells(stream: BinaryIO, place: str, kind: str, quoted: bool) -> Iterator[list[str]]:
+    lines = _lines(decoded(stream, place))
+    delimiter = "," if kind == "csv" else "\t"
+    yield from csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+
+
+def _sheet(stream: BinaryIO, place: str) -> Iterator[list[str]]:
+    """Cells of every sheet of an Excel file, one sheet after another."""
+    archive = zipfile.ZipFile(stream)
+    total = 0
+    for info in archive.infolist():
+        total += info.file_size
+        bound(place, info.file_size, info.compress_size, total, 0)
+    for sheet in openpyxl.load_workbook(stream, read_only=True, data_only=True).worksheets:
+        for row in sheet.iter_rows(values_only=True):
+            yield ["" if cell is None else str(cell) for cell in row]
+
+
+def _table(rows: Iterator[list[str]], place: str, tally: Tally, header: bool) -> Iterator[dict | None]:
+    names: list[str] | None = None
+    for number, row in enumerate(rows):
+        if not any(cell.strip() for cell in row):
+            if names is not None:
+                yield None
+            continue
+        if names is None:
+            names = _distinct(row) if header else [str(i) for i in range(len(row))]
+            if header:
+                continue
+        if len(row) != len(names):
+            tally.drop("a line with too many or too few cells", f"{place}, row {number}")
+            yield None
+            continue
+        yield dict(zip(names, (cell.strip() for cell in row), strict=True))
+
+
+def _distinct(header: list[str]) -> list[str]:
+    """Header names, NFC; a name that is there again gets ".2", ".3"."""
+    names: list[str] = []
+    for cell in header:
+        name = unicodedata.normalize("NFC", cell.strip())
+        before = sum(known.partition("\0")[0] == name for known in names)
+        names.append(f"{name}\0{before + 1}" if before else name)
+    return [name.replace("\0", ".") for name in names]
+
+
+def _parquet(stream: BinaryIO) -> Iterator[dict]:
+    for batch in pq.ParquetFile(stream).iter_batches(1024):
+        yield from batch.to_pylist()
+
+
+def converted(
+    files: Iterator[File],
+    wanted: str,
+    convert: Callable[[dict, str, Tally], Iterator[dict]],
+    tally: Tally,
+    **reading: bool,
+) -> Iterator[tuple[dict, str]]:
+    """Rows of every record of the files whose name matches `wanted` (a regular expression, at the name's end).
+
+    A record without a field that `convert` needs, or with one of another type, is a SourceError with file and row.
+    """
+    for file in files:
+        if not re.search(f"(?:{wanted})$", file.name, re.IGNORECASE):
+            tally.ignored.append(file.name)
+            continue
+        split = split_of(file.name)
+        if not tally.opens(file.name, split):
+            continue
+        for record, place in records(file, tally, **reading):
+            tally.records[split] += 1
+            try:
+                for row in convert(record, place, tally):
+                    yield row, place
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+                why = f"no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+                raise SourceError(place, why[:160], "the shape that this source documents (--list)") from None

@@ -1,0 +1,155 @@
+"""The Hugging Face Trainer as every run uses it: one reduction a step, dev scores, metrics.jsonl, checkpoints."""
+
+import contextlib
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import ProgressCallback, Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_callback import PrinterCallback
+
+from koir.arguments import TrainingArguments
+from koir.evaluation.tasks import Task
+from koir.gather import average_gradients, gather_sizes, world_size
+
+
+class RunTrainer(Trainer):
+    """What encoders and rerankers share. A subclass has the loss, counts `tokens` and `steps`, and has `dev_scores`.
+
+    model: an Encoder or Reranker: a module with `transformer`, `tokenizer` and `save`. rows: what the collator is given
+    records of.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        rows: Dataset,
+        collator: Callable[[list[dict]], dict],
+        dev_tasks: list[Task],
+    ):
+        self.dev_tasks = dev_tasks
+        super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=dev_tasks, data_collator=collator)
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.add_callback(_Progress)
+        self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
+        self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
+        self.started = self.ticked = time.perf_counter()
+        self.tokens = self.all_tokens = self.steps = 0
+        self.training_seconds = 0.0
+        self.paused = 0.0  # seconds spent on dev scores since the last line, not to be counted as training
+
+    @contextlib.contextmanager
+    def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
+        """Yields a backward to be called any number of times; gradients meet other processes' once, at the step's end.
+
+        Inside, gradients only add up locally, over accumulated batches too. At the end of the last of them they are
+        averaged bucket by bucket, or, under DeepSpeed, reduced and partitioned in one pass before its step.
+        """
+        if not self.is_deepspeed_enabled:
+            yield self.accelerator.backward
+            if self.accelerator.sync_gradients:
+                average_gradients(list(self.model.parameters()))
+            return
+        if self._reduction is None:
+            self._reduction = contextlib.ExitStack()
+            model.set_gradient_accumulation_boundary(True)  # we call its step at boundaries only
+            self._reduction.enter_context(model.coalesce_grad_reduction())
+        yield functools.partial(model.backward, scale_wrt_gas=False)
+        if self.accelerator.sync_gradients:
+            self._reduction.close()
+            self._reduction = None
+            model.step()
+
+    def same_number_of_chunks(self, chunks: list[dict]) -> list[dict]:
+        """Chunks, and under ZeRO 3, where every forward is a collective, as many one-text repeats as other ranks need.
+
+        The loss never sees the repeats, so their gradient is zero.
+        """
+        if not is_deepspeed_zero3_enabled():
+            return chunks
+        most = max(count for (count,) in gather_sizes(len(chunks), device=self.args.device))
+        filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
+        return chunks + [filler] * (most - len(chunks))
+
+    def facts(self) -> dict:
+        """What run.json says of the training itself."""
+        speed = self.all_tokens * world_size() / max(self.training_seconds, 1e-9)
+        return {"steps": self.state.global_step, "tokens_per_second": speed}
+
+    def dev_scores(self) -> dict[str, float]:
+        """`<task>/ndcg_at_10` of each dev task with the model as it is now."""
+        raise NotImplementedError
+
+    def evaluate(self, *_, **__) -> dict[str, float]:
+        """Scores of the dev tasks and their mean; the Trainer calls it as --eval_strategy says."""
+        paused = time.perf_counter()
+        found = self.dev_scores()
+        if len(found) > 1:
+            found["mean/ndcg_at_10"] = sum(found.values()) / len(found)
+        scores = {f"eval_{name}": value for name, value in found.items()}
+        self.paused += time.perf_counter() - paused
+        self.log(scores)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add speed, then to the Trainer's reporters and one line to metrics.jsonl."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            spent = max(now - self.ticked - self.paused, 1e-9)
+            logs["tokens_per_second"] = self.tokens * world_size() / spent
+            self.all_tokens, self.training_seconds = self.all_tokens + self.tokens, self.training_seconds + spent
+            self.ticked, self.tokens, self.paused = now, 0, 0.0
+        super().log(logs, start_time)
+        if self.is_world_process_zero() and "train_runtime" not in logs:
+            line = {"step": self.state.global_step, "epoch": self.state.epoch}
+            line |= {name.removeprefix("eval_"): value for name, value in logs.items() if name != "epoch"}
+            line["seconds"] = time.perf_counter() - self.started
+            with self.metrics_file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+
+    def _get_output_dir(self, trial: object = None) -> str:
+        return str(Path(self.args.output_dir) / "checkpoints")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save(Path(output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        from safetensors.torch import load_file
+
+        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        self.model.transformer.load_state_dict(weights)
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _Progress(ProgressCallback):
+    """One bar: steps, time left, loss, tokens a second, the newest dev scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown: dict[str, str] = {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.shown |= {"loss": f"{logs['loss']:.3f}", "tokens/s": f"{logs['tokens_per_second']:,.0f}"}
+        scores = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        if scores:
+            line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            self.training_bar.write(f"step {state.global_step}: {line}", file=sys.stderr)
+        self.training_bar.set_postfix(self.shown)

@@ -1,0 +1,227 @@
+"""Mine hard negatives for training rows: a first stage finds passages near the query, rules leave out right answers.
+
+    python scripts/mine_negatives.py --train_data rows.jsonl.gz --first_stage bm25 --output_dir outputs/mined
+    python scripts/mine_negatives.py --train_data rows.jsonl.gz --first_stage dense:outputs/v1.1-demo
+        --reranker outputs/reranker-demo --num_negatives 4 --output_dir outputs/mined-2
+
+Writes part-NNNNN.jsonl.gz (rows; give them to --train_data), report.json and, last, run.json. The same command again
+goes on after the last whole part. With --reranker its raw logits judge the candidates, and are written as
+document_score and hard_negative_score.
+"""
+
+import collections
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+try:
+    from koir.arguments import parse
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh")
+
+import torch
+from tqdm import tqdm
+
+from koir.errors import FlagError, RunError, exit_on_user_error
+from koir.evaluation.tasks import load_corpus
+from koir.manifest import model_folder, origin, write_json, written_aside
+from koir.mining import Rules, Statistics
+from koir.negatives import Negatives
+from koir.reranker import load_reranker
+from koir.retrieval.stages import corpus_fingerprint
+from koir.triplets import Triplets, load_triplets, report
+
+MARGIN = 1.0  # logits: the positive is e times likelier by the reranker's odds
+
+
+@dataclass
+class MiningArguments:
+    """What is mined for, from where, and what may become a hard negative."""
+
+    train_data: list[str] = field(default_factory=lambda: ["demo"], metadata={"help": "files of rows, hub names, demo"})
+    first_stage: str = field(default="bm25", metadata={"help": "bm25, dense:PATH, hybrid:PATH or milvus:PATH"})
+    index_uri: str | None = field(
+        default=None, metadata={"help": "folder that keeps the index, or a Milvus URI; default: the cache folder"}
+    )
+    reranker: str | None = field(
+        default=None, metadata={"help": "PATH: judge candidates by its logits, and write them; default: none"}
+    )
+    output_dir: str = field(default="outputs/mined", metadata={"help": "a new folder, or one to go on with"})
+    corpus: list[str] = field(
+        default_factory=list,
+        metadata={"help": "passages beside the rows' documents: BEIR folders, or .jsonl[.gz] of {_id, text}"},
+    )
+    depth: int = field(default=100, metadata={"help": "candidates taken from the first stage for a query"})
+    skip_top: int = field(default=0, metadata={"help": "best candidates passed over, right answers not counted"})
+    num_negatives: int = field(default=1, metadata={"help": "mined hard negatives a row, at most"})
+    max_ratio: float | None = field(
+        default=None,
+        metadata={"help": "a candidate above this share of the positive's score is left out; default: 0.95"},
+    )
+    margin: float | None = field(
+        default=None,
+        metadata={"help": f"instead: candidates score so much below the positive; default: {MARGIN} with --reranker"},
+    )
+    sampling: str = field(
+        default="top", metadata={"choices": ["top", "random"], "help": "top, or random among those left"}
+    )
+    near_duplicate_threshold: float = field(
+        default=0.8, metadata={"help": "share of common character 3-grams that makes a passage equal a right answer"}
+    )
+    given: str = field(
+        default="replace",
+        metadata={
+            "choices": ["replace", "add", "keep"],
+            "help": "rows' own hard negatives; keep: mine for rows without",
+        },
+    )
+    rows_per_part: int = field(default=10_000, metadata={"help": "rows in one file of the output"})
+    seed: int = field(default=0, metadata={"help": "of --sampling random"})
+    json: str | None = field(default=None, metadata={"help": "also write the report to this file"})
+
+    def rules(self) -> Rules:
+        """The flags as rules; FlagError where they contradict each other."""
+        if self.max_ratio is not None and (self.margin is not None or self.reranker):
+            raise FlagError("--max_ratio", "--margin or --reranker beside it (logits can be negative)", "one rule")
+        for name in ("depth", "rows_per_part"):
+            if getattr(self, name) < 1:
+                raise FlagError(f"--{name}", str(getattr(self, name)), "1 or more")
+        margin = MARGIN if self.reranker and self.margin is None else self.margin
+        ratio = 0.95 if self.max_ratio is None else self.max_ratio
+        return Rules(self.num_negatives, self.skip_top, ratio, margin, self.sampling,
+                     self.near_duplicate_threshold, self.seed)  # fmt: skip
+
+
+def rows_of(triplets: Triplets) -> Iterator[dict]:
+    """The rows that the pairs were made of: documents of one row beside each other again."""
+    pairs = (pair for batch in triplets.pairs.iter(1000) for pair in _records(batch))
+    apart = itertools.count()
+
+    def of_one_row(pair: dict) -> object:
+        several = len(pair["right_answers"]) > 1
+        return (
+            [pair[name] for name in ("query", "right_answers", "hard_negatives", "source")] if several else next(apart)
+        )
+
+    for _, of_row in itertools.groupby(pairs, of_one_row):
+        of_row = list(of_row)
+        row, several = of_row[0], len(of_row) > 1
+        found = {"query": row["query"]}
+        found["document"] = [pair["document"] for pair in of_row] if several else row["document"]
+        found["hard_negative"] = row["hard_negatives"] or None
+        if row["document_score"] is not None:
+            scores = [pair["document_score"] for pair in of_row]
+            found["document_score"] = scores if several else scores[0]
+        if row["hard_negative_scores"] is not None:
+            found["hard_negative_score"] = row["hard_negative_scores"]
+        yield found | {"source": row["source"]}
+
+
+def _records(batch: dict) -> Iterator[dict]:
+    return (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def write_part(file: Path, rows: Iterable[dict], statistics: Statistics) -> None:
+    """One file of rows, and beside it, last, what was counted meanwhile; both appear whole or not at all."""
+    with written_aside(file) as aside, aside.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    write_json(statistics_file(file), vars(statistics))
+
+
+def statistics_file(part: Path) -> Path:
+    """Where a part's statistics lie; without them the part is not whole."""
+    return part.with_name(part.name.replace(".jsonl.gz", ".json"))
+
+
+def open_folder(folder: Path, plan: dict) -> None:
+    """Begin an output folder, or go on with one of the same plan. Raises RunError where it holds anything else."""
+    if (folder / "run.json").exists():
+        raise RunError(f"--output_dir {folder}", "a complete run", "a new folder")
+    file = folder / "plan.json"
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differing = [name for name in plan if before.get(name) != plan[name]]
+        if differing:
+            raise RunError(
+                f"--output_dir {folder}", f"parts mined with other settings ({', '.join(differing)})", "a new folder"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"--output_dir {folder}", "files of something else", "a new folder")
+    write_json(file, plan)
+
+
+def weights_of(path: str | None) -> str | None:
+    """Names, sizes and times of a model's files, so that parts of two models never meet."""
+    if path is None or not Path(model_folder(path)).is_dir():
+        return path
+    files = sorted(file for file in Path(model_folder(path)).rglob("*") if file.is_file())
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def summary(statistics: Statistics) -> dict:
+    """The report's content."""
+    counts = statistics.counts
+    return {"counts": dict(counts.most_common()), "scores": statistics.histogram()}
+
+
+def show(content: dict) -> None:
+    """The report for people: counts, and the histogram as bars."""
+    for name, count in content["counts"].items():
+        print(f"{count:>12,}  {name}")
+    edges, positives, negatives = (content["scores"][name] for name in ("edges", "positives", "negatives"))
+    most = max(1, *positives, *negatives)
+    print(f"\n{'score from':>12}  {'right answers':<30}  hard negatives")
+    for edge, right, wrong in zip(edges, positives, negatives, strict=False):
+        print(f"{edge:>12.3f}  {'#' * round(30 * right / most):<30}  {'#' * round(30 * wrong / most)}")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> dict:
+    """Mine, write rows and report; returns the report's content."""
+    (arguments,) = parse([MiningArguments], argv, __doc__, recipes=False)
+    rules, started, folder = arguments.rules(), time.perf_counter(), Path(arguments.output_dir)
+    reranker = load_reranker(arguments.reranker) if arguments.reranker else None
+    if reranker and torch.cuda.is_available():
+        reranker.to("cuda")
+    triplets = load_triplets(arguments.train_data)
+    print(report(triplets.counts))
+    passages = (text for path in arguments.corpus for text in load_corpus(path).values())
+    negatives = Negatives(rows_of(triplets), arguments.first_stage, rules, arguments.depth, arguments.given, passages,
+                          reranker, arguments.index_uri)  # fmt: skip
+    plan = {"rows": triplets.fingerprint, "corpus": corpus_fingerprint(negatives.texts),
+            "first_stage": negatives.stage.fingerprint, "reranker": weights_of(arguments.reranker),
+            "rules": dataclasses.asdict(rules), "given": arguments.given, "depth": arguments.depth,
+            "rows_per_part": arguments.rows_per_part}  # fmt: skip
+    open_folder(folder, plan)
+    count = sum(1 for _ in rows_of(triplets))
+    print(f"{count:,} rows, {len(negatives.texts):,} passages")
+    total, rows, size = Statistics(), rows_of(triplets), arguments.rows_per_part
+    for start in tqdm(range(0, count, size), desc="parts", unit="part"):
+        part, some = folder / f"part-{start // size:05d}.jsonl.gz", itertools.islice(rows, size)
+        if statistics_file(part).exists():
+            collections.deque(some, maxlen=0)  # passed over
+        else:
+            statistics = Statistics()
+            write_part(part, negatives.fill(some, statistics), statistics)
+        total.add(Statistics(**json.loads(statistics_file(part).read_text(encoding="utf-8"))))
+    content = summary(total)
+    show(content)
+    for file in [folder / "report.json", *([Path(arguments.json)] if arguments.json else [])]:
+        write_json(file, content)
+    facts = {"kind": "mining", "arguments": dataclasses.asdict(arguments), "plan": plan, "rows": count}
+    write_json(folder / "run.json", facts | {"wall_seconds": time.perf_counter() - started} | origin())
+    print(f"\nrows: {folder}/part-*.jsonl.gz, for --train_data")
+    return content
+
+
+if __name__ == "__main__":
+    main()

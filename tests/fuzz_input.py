@@ -1,0 +1,252 @@
+"""Mutated files through every reader: only errors of our own, each with place and expectation, may come out.
+
+    .venv/bin/python tests/fuzz_input.py [--inputs 20000] [--seed 0]
+
+Good files (the demo's rows, recipes, task, results, small archives) are damaged: bytes flipped, cut, doubled, swapped;
+JSON values and keys replaced by others of any type. The last line printed is JSON for benchmarks/faults.py.
+"""
+
+import argparse
+import contextlib
+import gzip
+import io
+import json
+import random
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from koir import arguments  # noqa: E402
+from koir.arguments import parse  # noqa: E402
+from koir.errors import UserError  # noqa: E402
+from koir.evaluation.pipeline import read_pipeline  # noqa: E402
+from koir.evaluation.stored import query_rows, read_result, read_results  # noqa: E402
+from koir.evaluation.tasks import load_task  # noqa: E402
+from koir.sources.registry import checked_rows, find  # noqa: E402
+from koir.sources.tally import Tally  # noqa: E402
+from koir.triplets import _records, check_row  # noqa: E402
+
+DEMO = ROOT / "koir" / "demo"
+STRANGE = [
+    None,
+    True,
+    0,
+    -1,
+    1e308,
+    "",
+    " ",
+    "\ufeff",
+    "가" * 5000,
+    "\ud800",
+    "\0",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    ["", None],
+    10**30,
+]
+KINDS = [arguments.ModelArguments, arguments.DataArguments, arguments.LossArguments, arguments.ChunkArguments]
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    """One to a few damages to bytes."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        how = rng.randrange(6)
+        if how == 0 and data:
+            data[at % len(data)] = rng.randrange(256)
+        elif how == 1:
+            del data[at:]
+        elif how == 2:
+            data[at:at] = data[at : at + rng.randrange(50)]
+        elif how == 3:
+            data[at:at] = rng.choice(
+                [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n\n", b"{", b"]", b'"', b"\t", b":"]
+            )
+        elif how == 4:
+            del data[at : at + rng.randrange(1, 30)]
+        else:
+            data[at : at + 2] = rng.choice(["가", "é", "𝒳", "ᄀ"]).encode("cp949", "replace")
+    return bytes(data)
+
+
+def replaced(content, rng: random.Random):
+    """JSON with one value or key, somewhere, put in the place of another."""
+    if isinstance(content, dict) and content and rng.random() < 0.8:
+        key = rng.choice(list(content))
+        how, copy = rng.randrange(4), dict(content)
+        if how == 0:
+            copy[key] = rng.choice(STRANGE)
+        elif how == 1:
+            del copy[key]
+        elif how == 2:
+            copy[str(rng.choice(STRANGE))] = copy.pop(key)
+        else:
+            copy[key] = replaced(content[key], rng)
+        return copy
+    if isinstance(content, list) and content and rng.random() < 0.8:
+        copy, at = list(content), rng.randrange(len(content))
+        copy[at] = replaced(copy[at], rng)
+        return copy
+    return rng.choice(STRANGE)
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bytes damaged, or, where they are JSON (lines), a value replaced."""
+    if rng.random() < 0.5:
+        return flipped(data, rng)
+    for lines in (False, True):
+        with contextlib.suppress(ValueError):
+            parts = data.decode().splitlines() if lines else [data.decode()]
+            at = rng.randrange(len(parts))
+            parts[at] = json.dumps(replaced(json.loads(parts[at]), rng), ensure_ascii=True)
+            return "\n".join(parts).encode()
+    return flipped(data, rng)
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(file: Path) -> None:
+    """Training rows of one file."""
+    for row, place in _records(file):
+        check_row(row, place)
+
+
+def read_recipe(file: Path) -> None:
+    """A recipe, through the parser."""
+    parse(KINDS, [str(file)], "")
+
+
+def read_source(name: str) -> Callable[[Path], None]:
+    """A raw release through a source."""
+
+    def read(file: Path) -> None:
+        for _ in checked_rows(find(name), file, Tally()):
+            pass
+
+    return read
+
+
+def read_task(file: Path) -> None:
+    """A BEIR folder, one file of which is damaged."""
+    folder = file.parent.parent if file.parent.name == "qrels" else file.parent
+    load_task(str(folder), "test")
+
+
+def read_results_folder(file: Path) -> None:
+    """A results folder: broken files are returned as errors, never raised; and one file by itself."""
+    for error in read_results(file.parent.parent)[2]:
+        if not isinstance(error, UserError):
+            raise TypeError(f"{error!r} among the errors")
+    if file.suffix == ".json":
+        query_rows(read_result(file))
+
+
+def seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
+    """Good files to start from: (name, file, reader)."""
+    rows = (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(("\n".join(rows)).encode()))
+    shutil.copy(ROOT / "v1.1" / "recipes" / "demo.yaml", folder / "recipe.yaml")
+    recipe = "train_data: [demo]\ntemperature: 0.05\nmax_seq_length: 64\ndropout: 0.1\nchunk_tokens: auto\n"
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    task = folder / "task"
+    (task / "qrels").mkdir(parents=True)
+    corpus = (DEMO / "beir" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    ids = [json.loads(line)["_id"] for line in corpus]
+    (task / "corpus.jsonl").write_text("\n".join(corpus) + "\n", encoding="utf-8")
+    queries = [{"_id": f"q{n}", "text": f"질문 {n}"} for n in range(3)]
+    text = "".join(json.dumps(query, ensure_ascii=False) + "\n" for query in queries)
+    (task / "queries.jsonl").write_text(text, encoding="utf-8")
+    lines = "".join(f"q{n}\t{ids[n]}\t1\n" for n in range(3))
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines, encoding="utf-8")
+    qas = [{"id": "1", "question": "수도는 어디인가요?", "answers": [{"text": "서울", "answer_start": 0}]}]
+    paragraphs = [{"context": "서울은 수도이다. 한강이 흐른다.", "qas": qas}]
+    squad = {"data": [{"title": "제목", "paragraphs": paragraphs}]}
+    (folder / "squad.json").write_text(json.dumps(squad, ensure_ascii=False), encoding="utf-8")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("안/squad.json", json.dumps(squad, ensure_ascii=False))
+    (folder / "squad.zip").write_bytes(packed.getvalue())
+    (folder / "rows.csv").write_text("question,answer,doc_id,doc\n수도는?,서울,1,서울은 수도이다\n", encoding="utf-8")
+    pipeline = {"first_stage": "bm25", "reranker": None, "depth": 10}
+    (folder / "pipeline.json").write_text(json.dumps(pipeline), encoding="utf-8")
+    found = [
+        ("rows", folder / "rows.jsonl", read_rows),
+        ("rows, gzipped", folder / "rows.jsonl.gz", read_rows),
+        ("recipes", folder / "recipe.yaml", read_recipe),
+        ("tasks: corpus", task / "corpus.jsonl", read_task),
+        ("tasks: queries", task / "queries.jsonl", read_task),
+        ("tasks: qrels", task / "qrels" / "test.tsv", read_task),
+        ("sources: json", folder / "squad.json", read_source("squad")),
+        ("sources: zip", folder / "squad.zip", read_source("squad")),
+        ("sources: csv", folder / "rows.csv", read_source("csv")),
+        ("pipelines", folder / "pipeline.json", lambda file: read_pipeline(str(file))),
+    ]
+    return found + result_seeds(folder / "results")
+
+
+def result_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
+    """A published table, and the result of one first stage."""
+    published = folder / "published"
+    shutil.copytree(ROOT / "results" / "published", published)
+    table = sorted(published.glob("*.json"))[0]
+    from koir.evaluation import pipeline
+    from koir.evaluation.results import write_result
+    from koir.retrieval import stages
+
+    task = load_task("demo", "dev")
+    done = pipeline.evaluate_first_stage(stages.first_stage("bm25"), task, "bm25")
+    file = write_result(folder / "bm25", done.content, done.run, task.qrels)
+    return [
+        ("results: published", table, lambda file: read_results_folder(file)),
+        ("results: ours", file, read_results_folder),
+        ("results: queries", folder / "bm25" / "demo.queries.jsonl", read_results_folder),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a table of outcomes; 1 when a foreign exception came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    settings = parser.parse_args(argv)
+    rng, counts, foreign = random.Random(settings.seed), {}, {}
+    with tempfile.TemporaryDirectory() as place:
+        known = seeds(Path(place))
+        for number in range(settings.inputs):
+            name, file, read = known[number % len(known)]
+            good = file.read_bytes()
+            file.write_bytes(damaged(good, rng))
+            outcome = "read"
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    read(file)
+            except UserError as error:
+                outcome = "refused" if error.place and error.expected else "refused without a word"
+            except Exception as error:
+                outcome = "FOREIGN"
+                foreign.setdefault(f"{name}: {type(error).__name__}: {str(error)[:120]}", file.read_bytes()[:300])
+            counts.setdefault(name, Counter())[outcome] += 1
+            file.write_bytes(good)
+    for name, outcomes in counts.items():
+        print(f"{name:<24}", ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items())))
+    for words, data in foreign.items():
+        print(f"  {words}\n    {data!r}")
+    lost = [*foreign, *(f"{n}: an error without place" for n, c in counts.items() if c["refused without a word"])]
+    print(json.dumps({"what": "mutated input", "tried": settings.inputs, "losses": lost}, ensure_ascii=False))
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""One step of reranker/train.py as a command under torchrun: python reranker_run.py OUT.pt '{"loss": "kl", ...}'."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from test_reranker_training import load_trainer, step  # noqa: E402
+
+if __name__ == "__main__":
+    out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    found, trainer = step(load_trainer(), settings.pop("rows"), out.parent, **settings)
+    if trainer.args.process_index == 0:
+        torch.save(found, out)

@@ -1,0 +1,383 @@
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_results import TASKS, write_results, write_run
+from streamlit.testing.v1 import AppTest
+
+from koir.board import export
+from koir.board.labels import WORDS, words
+from koir.board.rows import read_board
+from koir.board.standing import mark_ties, pareto, standings, values_of
+from koir.board.tables import as_csv, as_markdown, records
+from koir.errors import ResultError
+from koir.evaluation.stored import per_query, query_rows, read_result, training_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+METRIC = "ndcg_at_10"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A results folder where every pipeline has every task, and what was written to it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, write_results(folder)
+
+
+@pytest.fixture(scope="module")
+def made(whole, tmp_path_factory):
+    """A folder with results, where bm25 lacks a task, and runs; and what was written to the results."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(whole[0], folder / "results")
+    (folder / "results/bm25/AutoRAGRetrieval.json").unlink()
+    write_run(folder / "outputs/v1.1-demo")
+    write_run(folder / "outputs/v1-demo", cut_short=True)
+    lacking = {name: dict(tasks) for name, tasks in whole[1].items()}
+    del lacking["bm25"]["AutoRAGRetrieval"]
+    return folder, lacking
+
+
+@pytest.fixture
+def results(whole, tmp_path):
+    """A copy of the whole folder that a test may damage."""
+    return shutil.copytree(whole[0], tmp_path / "results")
+
+
+def value(contents, name, task, metric=METRIC):
+    return contents[name][task]["scores"]["test"][0][metric]
+
+
+def page(made, monkeypatch, **query):
+    folder = made[0] if isinstance(made, tuple) else made
+    argv = ["leaderboard.py", "--results", str(folder / "results"), "--outputs", str(folder / "outputs")]
+    monkeypatch.setattr(sys, "argv", argv)
+    app = AppTest.from_file(str(ROOT / "leaderboard.py"), default_timeout=60)
+    for key, text in query.items():
+        app.query_params[key] = text
+    app.run()
+    assert not app.exception
+    return app
+
+
+def tables_of(app):
+    return [element.proto.body for element in app.get("html") if "<table>" in element.proto.body]
+
+
+def words_of(app):
+    kinds = (app.caption, app.warning, app.info, app.markdown, app.code, app.text, app.error)
+    return "\n".join(element.value for kind in kinds for element in kind)
+
+
+def lines_of(table):
+    """The rows of an HTML table as lists of texts."""
+    rows = re.findall(r"<tr.*?</tr>", table, re.DOTALL)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_back_is_what_was_scored(made):
+    folder, contents = made
+    stored = read_result(folder / "results/dense-v1.1-demo+ko@50/사내규정.json")
+    values = values_of(stored, METRIC)
+    assert sum(values.values()) / len(values) == pytest.approx(value(contents, stored.name, stored.task), abs=1e-12)
+
+
+def test_the_ceiling_is_what_a_perfect_reranker_would_reach(made):
+    stored = read_result(made[0] / "results/dense-v1.1-demo/사내규정.json")
+    rows = query_rows(stored)
+    best = per_query(rows, 5)
+    within = [float(row["relevant"][0] in row["top"][:5]) for row in rows]
+    assert [best[row["query_id"]][METRIC] for row in rows] == within
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda text: text[:200], "no readable JSON"),
+        (lambda text: text.replace('"koir"', '"other"'), "KeyError"),
+        (lambda text: text.replace('"ndcg_at_10": 0.', '"ndcg_at_10": 7.'), "from 0 to 1"),
+        (lambda text: text.replace('"mrr_at_10": 0.', '"mrr": 0.'), "mrr_at_10"),
+        (lambda text: "[]", "list"),
+    ],
+)
+def test_a_broken_result_is_named_and_left_out(results, damage, said):
+    file = results / "bm25/사내규정.json"
+    file.write_text(damage(file.read_text(encoding="utf-8")), encoding="utf-8")
+    board = read_board(results)
+    assert [str(file) in str(error) and said in str(error) for error in board.broken] == [True]
+    (row,) = [row for row in board.ours if row.name == "bm25"]
+    assert list(row.cells) == ["AutoRAGRetrieval"]
+
+
+def test_per_query_rows_that_are_cut_short_are_not_used(results):
+    stored = read_result(results / "bm25/사내규정.json")
+    text = stored.queries_file.read_text(encoding="utf-8")
+    stored.queries_file.write_text("".join(text.splitlines(keepends=True)[:-1]), encoding="utf-8")
+    with pytest.raises(ResultError, match="39 queries"):
+        query_rows(stored)
+    board = read_board(results)
+    found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+    mark_ties(found, common, METRIC)
+    assert {one.row.name: one.tested for one in found}["bm25"] is False
+
+
+def test_other_data_or_another_split_under_one_name_is_another_task(results):
+    for name, change in (("bm25", ("test", "dev")), ("dense-v1.1-demo", ("사내규정", "바뀐자료"))):
+        file = results / name / "사내규정.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if name == "bm25":
+            content["scores"] = {"dev": content["scores"]["test"]}
+        else:
+            content["koir"]["task_fingerprint"] = change[1]
+        file.write_text(json.dumps(content), encoding="utf-8")
+    board = read_board(results)
+    assert {"사내규정", "사내규정 (dev)", "사내규정 #바뀐자료"} <= set(board.groups["own"])
+    assert board.clashes == ["사내규정"]
+
+
+def test_a_run_that_was_cut_short_is_read_up_to_there(made):
+    runs = {run.name: run for run in training_runs(made[0] / "outputs")}
+    assert (runs["v1-demo"].skipped, len(runs["v1-demo"].lines), runs["v1-demo"].facts) == (1, 7, {})
+    assert runs["v1.1-demo"].facts["negatives_per_query"] == 511
+
+
+# --- who stands where ------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_over_common_tasks_alone(made):
+    folder, contents = made
+    board = read_board(folder / "results")
+    found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+    assert common == ["사내규정"]
+    for one in found:
+        assert one.mean == value(contents, one.row.name, "사내규정")
+        assert one.coverage == ("1/2" if one.row.name == "bm25" else "2/2")
+    found, common = standings([row for row in board.ours if row.name != "bm25"], board.groups["own"], METRIC)
+    assert sorted(common) == sorted(TASKS)
+    assert found[0].mean == pytest.approx(sum(value(contents, found[0].row.name, task) for task in TASKS) / 2)
+
+
+def test_without_a_common_task_the_rest_stands_below_unranked(results):
+    (results / "bm25/사내규정.json").unlink()
+    for name in ("dense-v1.1-demo", "dense-v1.1-demo+ko@10", "dense-v1.1-demo+ko@50"):
+        (results / name / "AutoRAGRetrieval.json").unlink()
+    board = read_board(results)
+    found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+    assert common == ["사내규정"]
+    assert (found[-1].row.name, found[-1].mean, found[-1].rank) == ("bm25", None, None)
+
+
+def test_ranks_that_a_paired_test_cannot_tell_apart_are_tied(made, results):
+    board = read_board(results)
+    twin = results / "twin"
+    twin.mkdir()
+    for file in (results / "dense-v1.1-demo+ko@50").iterdir():
+        (twin / file.name).write_bytes(file.read_bytes())
+    board = read_board(results)
+    found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+    mark_ties(found, common, METRIC)
+    by_name = {one.row.name: one for one in found}
+    assert (by_name["twin"].rank, by_name["dense-v1.1-demo+ko@50"].rank) == (1, 1)
+    assert "twin" in by_name["dense-v1.1-demo+ko@50"].tied
+    assert by_name["dense-v1.1-demo"].rank > 2 and "twin" not in by_name["dense-v1.1-demo"].tied
+
+
+def test_published_rows_come_with_the_groups_own_table_first(made):
+    board = read_board(made[0] / "results", ROOT / "results")
+    (koe5,) = [row for row in board.rows("koe5") if row.name == "nlpai-lab/KoE5"]
+    assert koe5.cells["AutoRAGRetrieval"]["ndcg_at_1"].value == 0.7017  # KURE's file says 0.7193
+    assert koe5.cells["AutoRAGRetrieval"]["ndcg_at_10"].value == 0.84339  # from KURE's file: the README has none
+    assert not any(row.ours for row in board.rows("rerankers"))
+    assert not any("reranker" in row.kinds for row in board.rows("kor-v2") if not row.ours)
+
+
+def test_the_pareto_front_holds_what_nothing_beats():
+    assert pareto([(1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (9, 0.9)]) == [0, 2, 4]
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_the_csv_holds_the_numbers_of_the_json_files(made):
+    folder, contents = made
+    board = read_board(folder / "results")
+    found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+    lines = list(csv.DictReader(io.StringIO(as_csv(records(found, board.groups["own"], common)))))
+    for line in lines:
+        for task in contents[line["name"]]:
+            assert float(line[task]) == value(contents, line["name"], task)
+        low, high = contents[line["name"]]["사내규정"]["koir"]["intervals"][METRIC]
+        assert (float(line["low"]), float(line["high"])) == (low, high)
+
+
+def test_the_export_needs_no_browser_and_fills_the_readme_between_its_markers(made, tmp_path):
+    folder, contents = made
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- leaderboard -->\nold\n<!-- /leaderboard -->\nafter\n", encoding="utf-8")
+    board = read_board(folder / "results", ROOT / "results")
+    export.write(board, str(tmp_path / "docs/leaderboard.md"), "ko", readme)
+    text = (tmp_path / "docs/leaderboard.md").read_text(encoding="utf-8")
+    assert f"{value(contents, 'bm25', '사내규정'):.4f}" in text and "KURE의 여덟 과제" in text
+    assert "https://github.com/yjoonjang/embedding-train" in text
+    told = readme.read_text(encoding="utf-8")
+    assert told.startswith("before\n<!-- leaderboard -->\n| ") and told.endswith("<!-- /leaderboard -->\nafter\n")
+    assert "old" not in told
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [(["--exprot", "x"], "did you mean --export"), ([], "streamlit run"), (["--lang", "fr"], "en or ko")],
+)
+def test_the_command_says_what_it_wants(flags, said):
+    done = subprocess.run([sys.executable, ROOT / "leaderboard.py", *flags], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_shows_the_numbers_of_the_files(made, monkeypatch):
+    app = page(made, monkeypatch)
+    header, *rows = lines_of(tables_of(app)[0])
+    assert header[:4] == ["Rank", "Pipeline", "Whose", "Mean"]
+    shown = {row[1]: row for row in rows}
+    for name, tasks in made[1].items():
+        for task, content in tasks.items():
+            printed = shown[name][header.index(task)]
+            assert printed == f"{content['scores']['test'][0][METRIC]:.4f}"
+    assert shown["bm25"][header.index("Tasks")] == "1/2"
+    assert "None" not in words_of(app)
+    assert '<th scope="row"' in tables_of(app)[0] and "<caption>" in tables_of(app)[0]
+
+
+def test_controls_change_the_table_and_the_url(made, monkeypatch):
+    app = page(made, monkeypatch)
+    app.selectbox(key="metric").set_value("mrr").run()
+    app.radio(key="k").set_value(5).run()
+    app.text_input(key="search").set_value("ko@").run()
+    assert not app.exception
+    (table, *_) = tables_of(app)
+    assert "MRR@5" in table and [row[1] for row in lines_of(table)[1:]] == [
+        "dense-v1.1-demo+ko@50",
+        "dense-v1.1-demo+ko@10",
+    ]
+    url = {key: app.query_params[key] for key in ("metric", "k", "search")}
+    assert url == {"metric": "mrr", "k": "5", "search": "ko@"}
+    again = page(made, monkeypatch, metric="mrr", k="5", search="ko@")
+    assert lines_of(tables_of(again)[0]) == lines_of(table)
+
+
+def test_the_language_changes_words_and_nothing_else(made, monkeypatch):
+    app = page(made, monkeypatch, metric="recall", kind="reranker")
+    before = lines_of(tables_of(app)[0])
+    app.radio(key="lang").set_value("ko").run()
+    assert not app.exception
+    after = lines_of(tables_of(app)[0])
+    assert (app.title[0].value, after[0][0]) == ("어떤 파이프라인을 쓸까?", "순위")
+    assert [row[3:] for row in after[1:]] == [row[3:] for row in before[1:]]
+    assert (app.query_params["lang"], app.query_params["metric"]) == ("ko", "recall")
+
+
+def test_what_an_url_asks_for_in_vain_is_left_out(made, monkeypatch):
+    app = page(made, monkeypatch, view="nowhere", metric="bleu", k="7", group="mars", depth="3")
+    assert app.radio(key="view").value == "overview" and len(lines_of(tables_of(app)[0])) == 5
+
+
+@pytest.mark.parametrize("group", ["koe5", "kure", "kor-v2", "rerankers"])
+def test_published_groups_show_sources_and_notes(made, monkeypatch, group):
+    app = page(made, monkeypatch, group=group, k="3" if group == "koe5" else "10", lang="ko")
+    (table,) = tables_of(app)
+    assert 'href="https://' in table and "공개" in table
+    assert ("README에는 48.01로" in table) == (group == "koe5")
+
+
+def test_a_grid_can_take_the_tables_place(made, monkeypatch):
+    app = page(made, monkeypatch, grid="1")
+    assert not tables_of(app)
+    frame = app.dataframe[0].value.set_index("name")
+    assert frame.loc["bm25", "사내규정"] == value(made[1], "bm25", "사내규정")
+
+
+@pytest.mark.parametrize("cost, dearest", [("milliseconds", "130.0"), ("depth", "50")])
+def test_quality_against_cost_names_the_front(made, monkeypatch, cost, dearest):
+    app = page(made, monkeypatch, view="cost", cost=cost)
+    rows = lines_of(tables_of(app)[0])[1:]
+    assert (rows[-1][0], rows[-1][1], rows[-1][-1]) == ("dense-v1.1-demo+ko@50", dearest, "●")
+    assert ("2 rows have no such cost" in words_of(app)) == (cost == "depth")
+
+
+def test_a_pipelines_view_says_what_evaluation_said(made, monkeypatch):
+    name = "dense-v1.1-demo+ko@50"
+    app = page(made, monkeypatch, view="pipeline", pipeline=name, on="사내규정", outcome="lost")
+    ladder, depths, queries, documents = tables_of(app)
+    header, *rows = lines_of(ladder)
+    (line,) = [dict(zip(header, row, strict=True)) for row in rows if row[0] == "사내규정"]
+    (said,) = made[1][name]["사내규정"]["koir"]["comparisons"]
+    assert (line["Gain"], line["p"]) == (f"{said['difference']:+.4f}", f"{said['p']:.4f}")
+    assert line["95%"] == "{:+.4f} – {:+.4f}".format(*said["interval"])
+    assert line["+ reranker"] == f"{value(made[1], name, '사내규정'):.4f}"
+    assert line["First stage"] == f"{value(made[1], 'dense-v1.1-demo', '사내규정'):.4f}"
+    assert len(lines_of(queries)) - 1 == int(line["Lost"])
+    assert lines_of(depths)[0][1:] == ["10", "50"] and len(lines_of(documents)) == 11
+    assert "ids stand for texts" in words_of(app)
+
+
+def test_two_pipelines_are_compared_query_by_query(made, monkeypatch):
+    names = {"a": "dense-v1.1-demo+ko@50", "b": "dense-v1.1-demo"}
+    app = page(made, monkeypatch, view="compare", on="사내규정", **names)
+    (line,) = lines_of(tables_of(app)[0])[1:]
+    (said,) = made[1][names["a"]]["사내규정"]["koir"]["comparisons"]
+    assert line[1] == f"{said['difference']:+.4f}" and line[3] == f"{said['p']:.4f}"
+    assert sum(map(int, line[4:])) == 40
+    app.selectbox(key="a").set_value("bm25").run()
+    assert not app.exception and app.query_params["a"] == "bm25"
+
+
+def test_training_runs_stand_side_by_side(made, monkeypatch):
+    app = page(made, monkeypatch, view="training")
+    rows = {row[0]: row for row in lines_of(tables_of(app)[0])[1:]}
+    assert rows["v1.1-demo"][1:5] == ["complete", "v1.1", "511", "6"]
+    assert rows["v1-demo"][1:4] == ["unfinished", "–", "–"]
+    assert "1 broken lines of v1-demo/metrics.jsonl" in words_of(app)
+    app.multiselect(key="run").set_value(["v1.1-demo"]).run()
+    assert len(lines_of(tables_of(app)[0])) == 2 and app.query_params["run"] == "v1.1-demo"
+
+
+def test_a_broken_file_is_named_on_the_page(results, monkeypatch):
+    (results / "bm25/사내규정.json").write_text("{", encoding="utf-8")
+    app = page(results.parent, monkeypatch)
+    assert "bm25/사내규정.json" in words_of(app) and len(lines_of(tables_of(app)[0])) == 5
+
+
+@pytest.mark.parametrize("view", ["overview", "cost", "pipeline", "compare", "training"])
+def test_an_empty_folder_shows_what_to_run(tmp_path, monkeypatch, view):
+    app = page(tmp_path, monkeypatch, view=view)
+    assert ("finetune.sh" if view == "training" else "evaluate.py") in words_of(app)
+    assert not app.error
+
+
+def test_another_programs_flags_do_not_reach_the_page(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "-q", "--results", "/nowhere", "--durations=8"])
+    app = AppTest.from_file(str(ROOT / "leaderboard.py"), default_timeout=60).run()
+    assert not app.exception and not app.error
+
+
+def test_the_markdown_has_as_many_cells_in_every_line(made):
+    board = read_board(made[0] / "results")
+    found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+    lines = as_markdown(found, board.groups["own"], common, words("en") | {"name": "a|b"}).splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_every_word_has_both_languages():
+    assert all(len(both) == 2 and all(both) for both in WORDS.values())
+    for english, korean in WORDS.values():
+        assert re.findall(r"{\w+}", english).sort() == re.findall(r"{\w+}", korean).sort()

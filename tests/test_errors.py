@@ -1,0 +1,52 @@
+"""Errors that are the user's or the machine's are one line; ours keep their traceback."""
+
+import errno
+
+import pytest
+
+from koir.errors import UserError, exit_on_user_error, refused_by_machine
+
+
+def failing(error, cause=None):
+    @exit_on_user_error
+    def main():
+        raise error from cause
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/모델/model"), "/모델/model: found no space"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out: found permission denied; expected a place"),
+        (OSError(errno.EROFS, "Read-only file system", "out"), "out: found read-only file system"),
+        (OSError(errno.EMFILE, "Too many open files"), "the disk: found too many open files; expected a higher limit"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk: found no space left on device"),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), "the disk: found a write"),
+        (UserError("file, line 3", "nothing", "a text"), "file, line 3: found nothing; expected a text"),
+    ],
+)  # fmt: skip
+def test_one_line_and_status_2(error, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        failing(error)()
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.startswith(f"error: {words}") and told.count("\n") == 1
+
+
+def test_a_refusal_behind_another_error_is_found():
+    try:
+        raise ValueError("could not save") from OSError(errno.ENOSPC, "No space left on device", "x")
+    except ValueError as error:
+        assert refused_by_machine(error).found == "no space left on device"
+
+
+def test_ctrl_c_is_one_line_and_130(capsys):
+    with pytest.raises(SystemExit) as left:
+        failing(KeyboardInterrupt())()
+    assert left.value.code == 130 and capsys.readouterr().err == "stopped by the keyboard\n"
+
+
+def test_our_own_defects_keep_their_traceback():
+    with pytest.raises(ValueError, match="a defect"):
+        failing(ValueError("a defect"))()

@@ -1,0 +1,115 @@
+import json
+import sys
+
+import pytest
+
+from koir.encoder import load_encoder
+from koir.errors import TaskError
+from koir.evaluation.hub import BENCHMARKS, KOREAN
+from koir.evaluation.metrics import KS
+from koir.evaluation.pipeline import evaluate_first_stage
+from koir.evaluation.tasks import load_task, splits
+from koir.retrieval.stages import in_memory
+
+pytest.importorskip("mteb", reason="mteb is not installed")
+
+CORPUS = [
+    {"_id": f"d{n}", "title": title, "text": text}
+    for n, (title, text) in enumerate(
+        [("연차", "한 해를 일하면 열닷새를 쉰다."), ("", "임금은 매달 정한 날에 준다."), ("세금", "부가세를 신고한다."),
+         ("", "근로계약서를 만든다."), ("", "퇴직금은 한 달 치이다."), ("", "임금은 매달 정한 날에 준다.")]
+    )
+]  # fmt: skip
+QUERIES = [
+    {"_id": f"q{n}", "text": text} for n, text in enumerate(["연차는 며칠?", "임금은 언제?", "세금 신고", "안 쓰임"])
+]
+QRELS = [("q0", "d0"), ("q1", "d1"), ("q1", "d4"), ("q2", "d2")]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """Two dataset repositories as `hf download` leaves them: one of configs, one that mteb reshapes itself."""
+    root = tmp_path_factory.mktemp("hub")
+    folder = root / "taeminlee/Ko-StrategyQA"
+    (folder / "qrels").mkdir(parents=True)
+    qrels = [{"query-id": query, "corpus-id": document, "score": 1} for query, document in QRELS]
+    for name, rows in (("corpus", CORPUS), ("queries", QUERIES), ("qrels/dev", qrels)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "README.md").write_text(card(default=("dev", "qrels/dev.jsonl"), corpus=("corpus", "corpus.jsonl"),
+                                           queries=("queries", "queries.jsonl")), encoding="utf-8")  # fmt: skip
+    folder = root / "xhluca/publichealth-qa"
+    folder.mkdir(parents=True)
+    (folder / "korean.csv").write_text("question,answer\n코로나란?,감염병이다.\n손은?,자주 씻는다.\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(korean=("test", "korean.csv")), encoding="utf-8")
+    return str(root)
+
+
+def card(**configs):
+    files = [f"- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {path}\n"
+             for name, (split, path) in configs.items()]  # fmt: skip
+    return "---\nconfigs:\n" + "".join(files) + "---\n"
+
+
+def test_a_task_is_read_from_a_copy_of_its_repository(data_root):
+    task = load_task("Ko-StrategyQA", "test", data_root)
+    assert (task.name, task.split, list(task.queries)) == ("Ko-StrategyQA", "dev", ["q0", "q1", "q2"])
+    assert task.corpus["d0"] == "연차 한 해를 일하면 열닷새를 쉰다." and task.corpus["d1"].startswith("임금은")
+    assert task.qrels == {"q0": {"d0": 1}, "q1": {"d1": 1, "d4": 1}, "q2": {"d2": 1}} and task.candidates is None
+
+
+def test_a_task_in_a_shape_of_its_own_is_read_too(data_root):
+    task = load_task("PublicHealthQA", "test", data_root)
+    assert list(task.queries.values()) == ["코로나란?", "손은?"] and len(task.corpus) == 2
+
+
+def test_without_hub_and_copy_the_line_says_how_to_get_one(data_root):
+    for root in (data_root, None):
+        with pytest.raises(TaskError, match="hf download --repo-type dataset on-and-on/lawgov_ir-ko --revision"):
+            load_task("LawIRKo", "test", root)
+
+
+def test_a_broken_copy_is_refused(tmp_path):
+    (tmp_path / "on-and-on/lawgov_ir-ko").mkdir(parents=True)
+    with pytest.raises(TaskError, match="the dataset repository whole"):
+        load_task("LawIRKo", "test", str(tmp_path))
+
+
+def test_the_benchmarks_name_known_tasks_of_mteb():
+    import mteb
+
+    for name, (subset, of_task) in KOREAN.items():
+        metadata = mteb.get_task(name).metadata
+        assert set(of_task) <= set(metadata.eval_splits) and splits(name) == of_task
+        assert subset in (metadata.hf_subsets if metadata.is_multilingual else ["default"])
+    assert {name for names in BENCHMARKS.values() for name in names} <= set(KOREAN)
+    assert (len(BENCHMARKS["koe5"]), len(BENCHMARKS["kor-v2"])) == (3, 9)
+
+
+def test_scores_are_mtebs_own(data_root, tmp_path, monkeypatch):
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_encoder("demo", num_hidden_layers=1)
+    encoder.save(tmp_path / "model")
+    theirs = mteb.get_task("Ko-StrategyQA")
+    path = f"{data_root}/taeminlee/Ko-StrategyQA"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    theirs.metadata = theirs.metadata.model_copy(update={"dataset": {"path": path, "revision": "local"}})
+    model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    found = mteb.evaluate(model, theirs, cache=None, show_progress_bar=False)
+    (row,) = found.task_results[0].scores["dev"]
+    done = evaluate_first_stage(in_memory(encoder), load_task("Ko-StrategyQA", "dev", data_root), "dense")
+    (ours,) = done.content["scores"]["dev"]
+    for metric in ("ndcg", "recall", "precision", "mrr", "hit_rate"):
+        for k in KS:
+            assert ours[f"{metric}_at_{k}"] == pytest.approx(row[f"{metric}_at_{k}"], abs=1e-4), f"{metric}@{k}"
+    assert ours["main_score"] == pytest.approx(row["main_score"], abs=1e-4)
+
+
+def test_mteb_is_not_imported_for_other_tasks():
+    import subprocess
+
+    code = "import sys\nfrom koir.evaluation.tasks import load_task\nload_task('demo')\nprint('mteb' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=None)
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,351 @@
+import json
+import xml.dom.minidom
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from koir.errors import FlagError
+from koir.evaluation import fitting, joint, reproduction
+from koir.evaluation.fitting import GRID, choose_weight
+from koir.evaluation.joint import Joint, Settings, sampled
+from koir.evaluation.metrics import evaluate_run, mean_ndcg, mean_scores
+from koir.evaluation.picture import picture
+from koir.evaluation.pipeline import Pipeline, candidate_recall, is_tied, read_pipeline
+from koir.evaluation.report import markdown, terminal
+from koir.evaluation.reranking import final_run, rerank
+from koir.evaluation.tasks import Task, load_task
+from koir.reranker import load_reranker
+from koir.retrieval.ranking import align, ranked
+
+
+class Fake:
+    """A reranker whose logits a function gives, and which remembers what it was asked."""
+
+    def parameters(self):
+        return []
+
+    def __init__(self, logit):
+        self.logit, self.asked = logit, []
+
+    def score(self, pairs, progress=None):
+        self.asked += pairs
+        return np.array([self.logit(*pair) for pair in pairs], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return sampled(load_task("demo", "dev"), 12)
+
+
+@pytest.fixture(scope="module")
+def reranker_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reranker") / "model"
+    load_reranker("demo", new_head=True, num_hidden_layers=1).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Every Joint gets this reranker: the right answers score 1 above the rest, by their texts."""
+    oracle = Fake(lambda query, document: float(document in right.get(query, ())))
+    right: dict[str, list[str]] = {}
+    for split in ("dev", "test"):
+        whole = load_task("demo", split)
+        right |= {whole.queries[q]: [whole.corpus[d] for d in answers] for q, answers in whole.qrels.items()}
+    monkeypatch.setattr(Joint, "reranker", lambda self, path: (oracle, f"fake {path}"))
+    return oracle
+
+
+def run_of(task):
+    """Each query's first 30 documents by id, the scores falling."""
+    return {
+        query: {document: -float(n) for n, document in enumerate(sorted(task.corpus)[:30])} for query in task.queries
+    }
+
+
+# --- reranking -------------------------------------------------------------------------------------------------------
+
+
+def test_each_pair_is_scored_once_and_only_candidates_are(task):
+    reranker = Fake(lambda query, document: len(document))
+    run = run_of(task)
+    done = rerank(reranker, task, run, [10, 3, 25])
+    assert len(reranker.asked) == len(set(reranker.asked)) == 25 * len(task.queries)
+    assert all(set(done.logits[q]) == set(ranked(run[q])[:25]) for q in run)  # no right answer is slipped in
+    assert done.pairs == {depth: depth * len(task.queries) for depth in (3, 10, 25)}
+    assert done.seconds[3] <= done.seconds[10] <= done.seconds[25]
+
+
+def test_a_constant_reranker_gains_nothing_but_the_order_of_ids(task):
+    run = run_of(task)
+    done = rerank(Fake(lambda *_: 1.0), task, run, [10])
+    final = {q: final_run(run[q], done.logits[q], 10, None, "minmax") for q in run}
+    assert all(ranked(final[q]) == sorted(ranked(run[q])[:10], reverse=True) for q in run)
+    assert all(is_tied(final[q]) for q in run) and not any(is_tied(run[q]) for q in run)
+    by_id = {q: {d: 1.0 for d in ranked(run[q])[:10]} for q in run}
+    assert mean_ndcg(task.qrels, final) == mean_ndcg(task.qrels, by_id)
+
+
+def test_the_mixture_ends_at_both_parts(task):
+    first = {"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.0}
+    logits = {"a": -5.0, "b": 0.0, "c": 5.0, "d": 9.0}
+    assert list(final_run(first, logits, 3, 0.0, "minmax")) == ["a", "b", "c"]
+    assert list(final_run(first, logits, 3, 1.0, "z")) == ["c", "b", "a"]
+    assert final_run(first, logits, 3, None, "minmax") == {"a": -5.0, "b": 0.0, "c": 5.0}
+
+
+def test_the_ceiling_is_the_recall_of_the_candidates():
+    qrels = {"q": {"a": 1, "b": 1}, "r": {"c": 2}, "s": {"x": 1}}
+    run = {"q": {"a": 3.0, "z": 2.0, "b": 1.0}, "r": {"c": 1.0}}
+    assert candidate_recall(qrels, run, 2) == pytest.approx((0.5 + 1 + 0) / 3)
+    assert candidate_recall(qrels, run, 3) == pytest.approx(2 / 3)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_weight_is_the_best_on_the_grid_and_the_smallest_of_equals():
+    qrels = {"q": {"a": 1}, "r": {"b": 1}}
+    good, bad = {"a": 1.0, "b": 0.0, "c": 0.5}, {"a": 0.0, "b": 0.4, "c": 1.0}
+    pairs = {"q": align(bad, good), "r": align({"b": 2.0, "a": 1.0}, {"b": 2.0, "a": 1.0})}
+    weight, scores = choose_weight([(qrels, pairs)])
+    assert list(scores) == list(GRID) and scores[weight] == max(scores.values()) == 1
+    assert weight == next(w for w in GRID if scores[w] == 1) < 1
+    whole = {q: pairs[q].mixed(weight, 10) for q in qrels}
+    assert scores[weight] == mean_scores(evaluate_run(qrels, whole))["ndcg_at_10"]
+
+
+def test_a_weight_is_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path))
+    assert fitting.remembered(["a"], lambda: (0.3, {0.3: 1.0})) == 0.3
+    assert fitting.remembered(["a"], None) == 0.3
+    with pytest.raises(TypeError):
+        fitting.remembered(["b"], None)
+
+
+# --- every combination -----------------------------------------------------------------------------------------------
+
+
+def test_every_combination_is_scored_against_its_own_first_stage(task, fake, tmp_path):
+    settings = Settings(["bm25", "hybrid:demo"], ["oracle"], [5, 20], progress=False)
+    rows = Joint(settings, [], tmp_path).evaluate(task)
+    contents = [row.content for row in rows]
+    assert [c["koir"]["name"] for c in contents] == [
+        f"{first}{rest}" for first in ("bm25", "hybrid-demo") for rest in ("", "+oracle@5", "+oracle@20")
+    ]
+    for first, *reranked in (contents[:3], contents[3:]):
+        for content, depth in zip(reranked, (5, 20), strict=True):
+            koir, (scores,) = content["koir"], content["scores"]["dev"]
+            (found,) = koir["comparisons"]
+            gain = scores["ndcg_at_10"] - first["scores"]["dev"][0]["ndcg_at_10"]
+            assert found["against"] == first["koir"]["name"] and found["difference"] == pytest.approx(gain)
+            assert found["won"] + found["lost"] + found["tied"] == 12 and found["lost"] == 0 and 0 < found["p"] <= 1
+            assert scores["hit_rate_at_10"] == scores["mrr_at_10"]  # what the oracle is given, it puts first
+            assert scores["recall_at_10"] == pytest.approx(koir["candidate_recall"])
+            assert koir["pipeline"]["depth"] == depth and koir["latency"]["pairs_per_second"] > 0
+            assert koir["latency"]["total_ms"] > koir["latency"]["first_stage_ms"]
+    assert contents[3]["koir"]["comparisons"][0]["against"] == "bm25"
+    assert len(fake.asked) == len(rows[0].run) * 0 + sum(
+        min(20, len(r)) for row in (rows[0], rows[3]) for r in row.run.values()
+    )
+    file = json.loads((tmp_path / "bm25+oracle@5/demo.json").read_text())
+    assert file["koir"]["comparisons"] and file["scores"] == contents[1]["scores"]
+
+
+def test_what_is_done_is_not_done_again_but_for_other_weights_or_data(task, fake, tmp_path, monkeypatch):
+    settings = Settings(["bm25"], ["oracle"], [5], progress=False)
+    first = Joint(settings, [], tmp_path).evaluate(task)
+    asked = len(fake.asked)
+    again = Joint(settings, [], tmp_path).evaluate(task)
+    assert len(fake.asked) == asked
+    assert [row.scores for row in again] == [row.scores for row in first] and [r.run for r in again] == [
+        r.run for r in first
+    ]
+    monkeypatch.setattr(Joint, "reranker", lambda self, path: (fake, "other weights"))
+    Joint(settings, [], tmp_path).evaluate(task)
+    assert len(fake.asked) == 2 * asked
+    query = next(iter(task.queries))
+    Joint(settings, [], tmp_path).evaluate(replace(task, queries=task.queries | {query: "세금"}))
+    assert len(fake.asked) > 2 * asked
+    (tmp_path / "bm25+oracle@5/demo.queries.jsonl").write_text('{"que')
+    assert len(Joint(settings, [], tmp_path).evaluate(task)) == 2
+
+
+def test_shares_are_chosen_on_dev_and_recorded(task, fake, tmp_path):
+    settings = Settings(["hybrid:demo"], ["oracle"], [20], None, "weighted", "auto", "auto", progress=False)
+    with pytest.raises(FlagError, match="no task with a dev split"):
+        Joint(settings, [], tmp_path)
+    first, whole, mixed = Joint(settings, [task], tmp_path).evaluate(task)
+    names = [row.content["koir"]["name"] for row in (first, whole, mixed)]
+    assert names == ["hybrid-demo-weighted", "hybrid-demo-weighted+oracle@20", "hybrid-demo-weighted+oracle@20~mixed"]
+    chosen = mixed.content["koir"]["pipeline"]
+    assert chosen["weight"] in GRID and chosen["interpolate"] in GRID and chosen["chosen_on"] == ["demo/dev"]
+    assert chosen["normalise"] == "minmax" and whole.content["koir"]["pipeline"]["interpolate"] is None
+    scores = [row.content["scores"]["dev"][0]["ndcg_at_10"] for row in (first, whole, mixed)]
+    assert scores[2] >= max(scores[:2]) - 1e-9  # chosen on what it is scored on here
+
+
+def test_a_reranking_tasks_own_candidates_are_ranked(task, fake, tmp_path):
+    given = {query: [*answers, *sorted(task.corpus)[:9]] for query, answers in task.qrels.items()}
+    fixed = Task("고정", task.split, task.queries, task.corpus, task.qrels, given)
+    first, done = Joint(Settings(["bm25"], ["oracle"], [100], progress=False), [], tmp_path).evaluate(fixed)
+    assert all(set(first.run[q]) == set(done.run[q]) == set(given[q]) for q in given)
+    assert done.content["scores"]["dev"][0]["mrr_at_10"] == 1
+
+
+def test_sampled_queries_are_always_the_same():
+    whole = load_task("demo", "dev")
+    assert list(sampled(whole, 9).queries) == list(sampled(whole, 9).qrels)
+    assert len(sampled(whole, 9).queries) == 9 and sampled(whole, 1000).queries == whole.queries
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_tables_pictures_and_pipelines(reranker_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_task", lambda *of: sampled(load_task(*of), 6))
+    out = tmp_path / "결과"
+    words = [
+        "--first_stage",
+        "bm25",
+        "--reranker",
+        "none",
+        reranker_path,
+        "--depth",
+        "2",
+        "10",
+        "--output-dir",
+        str(out),
+    ]
+    contents = evaluate.main([*words, "--interpolate", "0.3", "--json", str(tmp_path / "all.json")])
+    assert json.loads((tmp_path / "all.json").read_text()) == json.loads(json.dumps(contents)) and len(contents) == 5
+    printed = capsys.readouterr().out
+    assert all(content["koir"]["name"] in printed for content in contents) and "won/lost/tied" in printed
+    text = (out / "report.md").read_text()
+    assert "| ndcg | @1 | @3 | @5 | @10 |" in text and text.count("| bm25 |") >= 7
+    xml.dom.minidom.parseString((out / "demo.svg").read_text())
+    for content in contents:
+        folder = out / content["koir"]["name"]
+        assert json.loads((folder / "pipeline.json").read_text()) == content["koir"]["pipeline"]
+        assert json.loads((folder / "run.json").read_text())["kind"] == "evaluation"
+    mixed = out / contents[-1]["koir"]["name"] / "pipeline.json"
+    assert read_pipeline(str(mixed)).interpolate == 0.3
+    (first, *_, last) = evaluate.main(["--pipeline", str(mixed), "--output_dir", str(out)])
+    assert last["scores"] == contents[-1]["scores"] and first["scores"] == contents[0]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["--fusion", "rff"], "--fusion rff"),
+        (["--weight", "0.5"], "--weight"),
+        (["--fusion", "weighted"], "--weight"),
+        (["--interpolate", "1.5"], "--interpolate 1.5"),
+        (["--depth", "0"], "--depth"),
+        (["--benchmark", "koe6"], "--benchmark koe6"),
+        (["--benchmark", "koe5", "--tasks", "demo"], "--benchmark and --tasks"),
+        (["--pipeline", "없다.json"], "--pipeline"),
+        (["--pipeline", "x", "--depth", "5"], "--pipeline"),
+        (["--first_stage", "bm25", "--interpolate", "auto", "--split", "dev"], "--split dev"),
+        (["--check", "없다.json"], "없다.json"),
+        (["--reranking", "x"], "--reranking"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_said_in_one_line(words, place, capsys):
+    with pytest.raises(SystemExit) as left:
+        evaluate.main(words)
+    assert left.value.code == 2 and capsys.readouterr().err.startswith(f"error: {place}")
+
+
+# --- expected and published scores -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(task, tmp_path):
+    return [row.content for row in Joint(Settings(["bm25", "dense:demo"], progress=False), [], tmp_path).evaluate(task)]
+
+
+def test_cells_are_ok_or_off_by_so_much(measured, tmp_path):
+    cells = reproduction.as_expected(measured)
+    cells[0] = cells[0] | {"value": cells[0]["value"] + 0.01}
+    file = tmp_path / "expected.json"
+    file.write_text(json.dumps({"tolerance": 0.005, "cells": [*cells, cells[1] | {"split": "test"}]}), encoding="utf-8")
+    read, tolerance = reproduction.read_cells(str(file))
+    rows = reproduction.compared(read, measured, tolerance)
+    assert [row["ok"] for row in rows] == [False, *[True] * 5] and rows[0]["off"] == pytest.approx(-0.01, abs=1e-5)
+    lines = reproduction.lines(rows, len(read))
+    assert "off by -0.0100" in lines[0] and lines[1].endswith("OK") and lines[-1].startswith("5 of 6 cells OK; 1 of 7")
+
+
+def test_bm25_on_the_demo_scores_as_it_did(tmp_path, capsys):
+    expected = Path(evaluate.__file__).parent / "results/expected/demo.json"
+    words = ["--first_stage", "bm25", "--output_dir", str(tmp_path)]
+    evaluate.main([*words, "--check", str(expected)])
+    assert "3 of 3 cells OK" in capsys.readouterr().out
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(expected.read_text(encoding="utf-8").replace('"value": 0.', '"value": 0.9'), encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        evaluate.main([*words, "--check", str(wrong)])
+    assert left.value.code == 1
+
+
+def test_published_tables_are_read_by_hub_name(measured, tmp_path):
+    score = measured[1]["scores"]["dev"][0]["ndcg_at_10"]
+    block = {
+        "source": "x",
+        "ndcg_at_10": score,
+        "ndcg_at_3": {"value": None, "note": {}},
+        "recall_at_10": {"value": 0.99},
+    }
+    table = {"tasks": {"demo": {"split": "dev"}}, "models": [{"name": "demo", "scores": {"demo": block}}]}
+    (tmp_path / "published.json").write_text(json.dumps(table))
+    cells, tolerance = reproduction.read_cells(str(tmp_path / "published.json"))
+    assert [row["ok"] for row in reproduction.compared(cells, measured, tolerance)] == [True, False]
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def test_a_reranker_that_harms_is_named(measured):
+    worse = json.loads(json.dumps(measured[0]))
+    against = {
+        "against": "bm25",
+        "difference": -0.2,
+        "p": 0.01,
+        "won": 0,
+        "lost": 5,
+        "tied": 7,
+        "interval": [-0.3, -0.1],
+    }
+    worse["koir"] |= {"name": "bm25+나쁜@10", "comparisons": [against]}
+    worse["koir"]["pipeline"] |= {"reranker": "나쁜", "depth": 10}
+    assert "WARNING: bm25+나쁜@10 is worse than its own first stage on demo (-0.200, p = 0.0100)" in terminal(
+        [*measured, worse]
+    )
+    assert "| bm25+나쁜@10 | bm25 | -0.200 | 0.0100 | 0/5/7 | [-0.300, -0.100] |" in markdown([[*measured, worse]])
+    drawn = xml.dom.minidom.parseString(picture([*measured, worse]))
+    assert len(drawn.getElementsByTagName("polyline")) == 3
+
+
+def test_names_of_pipelines():
+    assert Pipeline("bm25").name == "bm25"
+    assert Pipeline("hybrid:demo", fusion="rrf", reranker="a/b", depth=50).name == "hybrid-demo+a-b@50"
+    assert (
+        Pipeline("hybrid:demo", fusion="weighted", reranker="b", interpolate=0.0).name
+        == "hybrid-demo-weighted+b@100~mixed"
+    )
+
+
+def test_reranker_fingerprints_tell_weights_apart(reranker_path, tmp_path):
+    model = load_reranker(reranker_path)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    model.save(tmp_path / "other")
+    both = Joint(Settings(["bm25"], progress=False), [], tmp_path)
+    assert both.reranker(reranker_path)[1] != both.reranker(str(tmp_path / "other"))[1]
+    assert joint.digest("a") != joint.digest("b")

@@ -1,0 +1,102 @@
+"""Equal gradients of every option of the loss: tiled, cached and spread over processes, against whole matrices."""
+
+import json
+
+import pytest
+import torch
+from one_step import tiny_encoder
+from options import OPTIONS, cached, plain
+from test_gradients import assert_equal
+from toy import torchrun
+
+from koir import losses
+from koir.batches import Collator, require_scores
+from koir.errors import RowError
+from koir.triplets import load_triplets
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_equals_plain_autograd(teacher_rows, option, monkeypatch):
+    expected = plain(teacher_rows, option, dropout=0.2)
+    monkeypatch.setattr(losses.contrastive_loss, "__defaults__", _with_tiles_of(600))
+    for keep in (0, 120, 10**9):
+        assert_equal(cached(teacher_rows, option, dropout=0.2, keep=keep), expected, double=True)
+    if option != "plain":
+        other = plain(teacher_rows, "plain", dropout=0.2)
+        assert any((other[name] - gradient).norm() > 1e-3 * gradient.norm() for name, gradient in expected.items())
+
+
+def _with_tiles_of(size):
+    return tuple(size if value == losses.TILE_BYTES else value for value in losses.contrastive_loss.__defaults__)
+
+
+@pytest.mark.parametrize("keep", [0, 60])
+def test_options_accumulate(teacher_rows, keep):
+    same = {"rows": teacher_rows, "option": "everything", "dropout": 0.2, "accumulation": 2}
+    assert_equal(cached(keep=keep, **same), plain(**same), double=True)
+
+
+@pytest.fixture(scope="module")
+def alone(teacher_rows):
+    """option -> the gradients of one process."""
+    found = {option: plain(teacher_rows, option) for option in OPTIONS}
+    return found | {"accumulated": plain(teacher_rows, "everything", accumulation=2)}
+
+
+@pytest.fixture(scope="module")
+def together(teacher_rows, tmp_path_factory):
+    """processes -> option -> gradients."""
+    out = tmp_path_factory.mktemp("together") / "out.pt"
+    return torchrun("options.py", 3, out, {"rows": str(teacher_rows)})
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_options_over_processes_equal_one(alone, together, processes):
+    """Documents, queries and siblings repeat across the processes; their numbers of rows and chunk plans differ."""
+    for option, expected in alone.items():
+        assert_equal(together[processes][option], expected, double=True)
+
+
+def test_a_rows_candidates_carry_their_scores(tmp_path):
+    lines = [{"query": "가", "document": "나", "document_score": 3, "hard_negative": ["다", "라"],
+              "hard_negative_score": [1, -2]}, {"query": "마", "document": "바", "document_score": 5},
+             {"query": "사", "document": "아", "document_score": 4, "hard_negative": "자",
+              "hard_negative_score": 0.5}]  # fmt: skip
+    pairs = list(_triplets(tmp_path, lines).pairs)
+    batch = Collator(tiny_encoder(), 50, distillation=True)(pairs)
+    assert batch["teacher_columns"].tolist() == [[0, 3, 4], [1, -1, -1], [2, 5, -1]]
+    assert batch["teacher_scores"].tolist() == [[3, 1, -2], [5, 0, 0], [4, 0.5, 0]]
+    batch = Collator(tiny_encoder(), 50, max_hard_negatives=1, distillation=True)(pairs)
+    assert batch["teacher_columns"].tolist() == [[0, 3], [1, -1], [2, 4]]
+    assert batch["teacher_scores"].tolist() == [[3, 1], [5, 0], [4, 0.5]]
+
+
+def _triplets(folder, lines):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return load_triplets([str(file)])
+
+
+def test_distillation_without_scores_is_refused_at_the_door(rows, teacher_rows, tmp_path):
+    require_scores(load_triplets([str(teacher_rows)]), "--distillation kl")
+    with pytest.raises(RowError, match="--distillation kl: found 16 of 16 pairs without a teacher's scores"):
+        require_scores(load_triplets([str(rows)]), "--distillation kl")
+    with pytest.raises(RowError, match="no hard negatives"):
+        require_scores(load_triplets([str(teacher_rows)]), "--distillation kl", max_hard_negatives=0)
+    half = [{"query": "가", "document": "나", "document_score": 1, "hard_negative": "다"}]
+    with pytest.raises(RowError, match="1 of 1 pairs .* the first of query '가'"):
+        require_scores(_triplets(tmp_path, half), "--distillation kl")
+
+
+def test_masks_are_counted():
+    queries = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
+    guide = losses.Guide(torch.eye(4), torch.ones(4, 4) / 2)  # everything as likely as the target: nothing is left out
+    _, negatives = losses.contrastive_loss(queries, queries, torch.arange(4), 0.1, guide=guide)
+    assert negatives == 12
+    _, negatives = losses.contrastive_loss(queries, queries, torch.arange(4), 0.1, guide=guide._replace(margin=0.1))
+    assert negatives == 0
+    aside = losses.Guide(torch.eye(4), torch.full((4, 4), -0.5) - torch.eye(4) / 10)  # targets at -0.6, others at -0.5
+    _, negatives = losses.contrastive_loss(
+        queries, queries, torch.arange(4), 0.1, guide=aside._replace(margin=-0.5, relative=True)
+    )
+    assert negatives == 12

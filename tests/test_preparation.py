@@ -1,0 +1,264 @@
+"""From downloads to a folder of rows: the command, resuming, reports, what `datasets` and training read."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import datasets
+import pytest
+
+from koir import corpus_report, preparation
+from koir.manifest import DEMO
+from koir.preparation import content_key
+from koir.sources import general
+from koir.triplets import load_triplets
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import prepare_data  # noqa: E402
+
+FIRST = ["한강은 서울을 가로질러 흐른다.", "한라산은 제주도에 있는 화산이다.", "경복궁은 조선의 으뜸 궁궐이다."]
+LAST = ["김치는 배추를 절여 담근다.", "두부는 콩을 갈아 굳힌 먹거리다.", "떡국은 설날에 먹는 음식이다."]
+
+
+def rows_file(file, documents, **more):
+    rows = [{"query": f"{text[:4]} 무엇인가요", "document": text, **more} for text in documents]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Two files of rows: plain ones, and ones with lists of hard negatives."""
+    rows_file(tmp_path / "first.jsonl", FIRST, source="first")
+    rows_file(tmp_path / "last.jsonl", LAST, source="last", hard_negative=["하늘은 푸르다.", "바다는 넓다."])
+    return [f"triplets={tmp_path / 'first.jsonl'}", f"triplets={tmp_path / 'last.jsonl'}"]
+
+
+def run(*words):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        content = prepare_data.main([*map(str, words)])
+    return content, said.getvalue()
+
+
+def fails(*words):
+    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code == 2
+    return said.getvalue()
+
+
+def read(folder):
+    return [row for file in sorted(folder.glob("train-*")) for row in preparation.read_rows(file)]
+
+
+def test_a_folder_of_rows_its_reports_and_who_reads_it(given, tmp_path):
+    out = tmp_path / "rows"
+    content, said = run("--source", given[0], "--source", given[1], "--output-dir", out, "--shard_rows", 4)
+    names = ["README.md", "lengths.svg", "report.json", "report.md", "run.json"]
+    shards = ["train-00000-of-00002.jsonl.gz", "train-00001-of-00002.jsonl.gz"]
+    assert sorted(file.name for file in out.iterdir()) == sorted([*names, *shards])
+    assert [row["document"] for row in read(out)] == FIRST + LAST
+    assert [row["hard_negative"] for row in read(out)][2:4] == [None, ["하늘은 푸르다.", "바다는 넓다."]]
+    assert (content["rows"], content["pairs"], content["rows_without_hard_negative"]) == (6, 6, 3)
+    assert "rows without a hard negative: 3" in said and "| triplets | 3 | 0 | 3 | 0 | 3 | train 3 |" in said
+    assert {f["family"]: f["rows"] for f in content["families"]}["General"] == 6
+    assert content["families"][-1] == {
+        "family": "all of KoE5's", "rows": 0, "koe5": 723_428, "difference": -723_428}  # fmt: skip
+    report = (out / "report.md").read_text(encoding="utf-8")
+    for part in (
+        "Rows beside KoE5's",
+        "What was dropped",
+        "| first | 3 |",
+        "### last\n\n- query:",
+        "lengths.svg",
+        "as you got it",
+    ):
+        assert part in report
+    ElementTree.parse(out / "lengths.svg")
+    facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert facts["fingerprint"] == content["fingerprint"] and facts["wall_seconds"] > 0
+    loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "hf"))
+    assert loaded[0]["hard_negative"] is None and loaded[5]["hard_negative"] == ["하늘은 푸르다.", "바다는 넓다."]
+    triplets = load_triplets([str(out / name) for name in shards])
+    assert triplets.counts["sources"] == {"first": 3, "last": 3}
+
+
+def test_the_same_command_says_that_it_is_done_and_another_is_refused(given, tmp_path):
+    run("--source", *given, "--output_dir", tmp_path / "rows")
+    assert run("--source", *given, "--output_dir", tmp_path / "rows") == (
+        None, f"complete already: {tmp_path / 'rows'}\n")  # fmt: skip
+    assert "a complete folder of other rows" in fails("--source", given[0], "--output_dir", tmp_path / "rows")
+    assert "files of something else" in fails("--source", given[0], "--output_dir", tmp_path)
+
+
+def test_equal_arguments_give_equal_bytes(given, tmp_path):
+    fingerprints = [
+        run("--source", *given, "--output_dir", tmp_path / name, "--seed", 3)[0]["fingerprint"] for name in "ab"
+    ]
+    shard = "train-00000-of-00001.jsonl.gz"
+    assert fingerprints[0] == fingerprints[1]
+    assert (tmp_path / "a" / shard).read_bytes() == (tmp_path / "b" / shard).read_bytes()
+
+
+@pytest.mark.parametrize("at", ["reading", "cleaning", "shards", "report"])
+def test_a_run_that_is_killed_goes_on(at, given, tmp_path, monkeypatch):
+    """What was done before is not done again, and nothing half done looks whole."""
+    whole, _ = run("--source", *given, "--output_dir", tmp_path / "whole", "--shard_rows", 2)
+    out, words = tmp_path / "rows", ["--source", *given, "--output_dir", tmp_path / "rows", "--shard_rows", 2]
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
+    written, calls = preparation.write_rows, []
+
+    def dying(file, rows):
+        calls.append(file.name)
+        stop = {"reading": "triplets-", "cleaning": "00001.jsonl", "shards": "train-00001"}.get(at, "none")
+        if file.name.startswith(stop) and len(calls) > 1:
+            written(file, (row for number, row in enumerate(rows) if number < 1 or 1 / 0))
+        written(file, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write_rows", dying)
+        if at == "report":
+            patch.setattr(corpus_report, "measure", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*words)
+    assert not (out / "run.json").exists()
+    assert not [file for file in tmp_path.rglob("*.partial")]
+    done = {"reading": 0, "cleaning": 0, "shards": 1, "report": 3}[at]
+    assert len(list(out.glob("train-*"))) == done
+    again = []
+    monkeypatch.setattr(preparation, "write_rows", lambda file, rows: (again.append(file.name), written(file, rows)))
+    assert run(*words)[0]["fingerprint"] == whole["fingerprint"]
+    assert read(out) == read(tmp_path / "whole")
+    assert len(again) == {"reading": 7, "cleaning": 6, "shards": 2, "report": 0}[at]
+    assert not (out / ".cleaned").exists() and (out / "run.json").exists()
+
+
+def test_a_source_that_changed_is_read_again_and_one_that_did_not_is_not(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
+    run("--source", *given, "--output_dir", tmp_path / "a")
+    rows_file(tmp_path / "last.jsonl", LAST[:2])
+    content, _ = run("--source", *given, "--output_dir", tmp_path / "b")
+    assert content["rows"] == 5
+    assert len(list((tmp_path / "cache" / "sources").glob("*.jsonl.gz"))) == 3
+
+
+def test_what_an_unfinished_other_plan_left_is_removed(given, tmp_path, monkeypatch):
+    out = tmp_path / "rows"
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_report, "measure", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("--source", *given, "--output_dir", out, "--shard_rows", 1)
+    content, _ = run("--source", given[0], "--output_dir", out)
+    assert (content["rows"], len(read(out))) == (3, 3)
+
+
+def test_a_hub_dataset_is_read_by_its_revision(tmp_path, monkeypatch):
+    rows = [{"query": f"{text[:4]} 무엇인가요", "document": text, "hard_negative": LAST[0]} for text in FIRST]
+    records = [(row, f"someone/rows, row {number}") for number, row in enumerate(rows, 1)]
+    monkeypatch.setattr(general, "hub_records", lambda name, flag: iter(records))
+    monkeypatch.setattr(preparation, "hub_revision", lambda name, flag: f"{name}@1")
+    content, _ = run("--hub", "someone/rows", "--output_dir", tmp_path / "rows")
+    assert (content["rows"], content["sources"][0]["path"]) == (3, "someone/rows")
+    assert {row["source"] for row in read(tmp_path / "rows")} == {"someone/rows"}
+
+
+def test_cleaning_is_counted_by_source(given, tmp_path):
+    content, said = run("--source", given[0], given[0], "--output_dir", tmp_path / "rows")
+    assert content["rows"] == 3 and content["cleaning"] == {"kept": 3, "exact duplicate": 3}
+    assert "| triplets | 3 | 0 | 3 | 0 | 3 | train 3 |" in said and "| triplets | 3 | 0 | 3 | 3 | 0 | train 3 |" in said
+
+
+def test_rows_that_share_text_with_a_task_go(tmp_path):
+    task = tmp_path / "task"
+    for name, texts in (("queries", [FIRST[0][:4] + " 무엇인가요"]), ("corpus", [FIRST[1]])):
+        task.mkdir(exist_ok=True)
+        lines = "".join(json.dumps({"_id": "1", "text": text}, ensure_ascii=False) + "\n" for text in texts)
+        (task / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (task / "qrels").mkdir()
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
+    source = f"triplets={rows_file(tmp_path / 'rows.jsonl', FIRST)}"
+    content, _ = run("--source", source, "--exclude_tasks", task, "--output_dir", tmp_path / "both")
+    assert content["rows"] == 1 and sum(content["cleaning"].values()) == 3
+    queries = ["--exclude_by", "queries", "--output_dir", tmp_path / "queries"]
+    assert run("--source", source, "--exclude_tasks", task, *queries)[0]["rows"] == 2
+    assert "no such folder" in fails(
+        "--source", source, "--exclude_tasks", tmp_path / "no", "--output_dir", tmp_path / "c"
+    )
+
+
+def test_nothing_left_after_cleaning_is_an_error(given, tmp_path):
+    words = ["--source", given[0], "--output_dir", tmp_path / "rows", "--min_characters", 500]
+    assert "no row left after cleaning" in fails(*words)
+    assert not list((tmp_path / "rows").glob("train-*"))
+
+
+def test_rows_without_a_hard_negative_get_mined_ones(tmp_path):
+    river = ["한강에는 다리가 서른 개 넘게 놓여 있다.", "한강 수영장은 여름에 문을 연다."]
+    rows_file(tmp_path / "first.jsonl", [*FIRST, *river])
+    rows_file(tmp_path / "last.jsonl", LAST, hard_negative="하늘은 푸르다.")
+    words = ["--source", f"triplets={tmp_path / 'first.jsonl'}", f"triplets={tmp_path / 'last.jsonl'}"]
+    words += ["--negatives", "bm25", "--num_negatives", 2, "--max_ratio", 1, "--shard_rows", 3]
+    content, _ = run(*words, "--output_dir", tmp_path / "rows")
+    found = {row["document"]: row["hard_negative"] for row in read(tmp_path / "rows")}
+    assert set(found[FIRST[0]]) == set(river), "passages of another shard are mined too"
+    assert all(found[text] == ["하늘은 푸르다."] for text in LAST), "what the source gave stays"
+    assert not any(document in (negatives or []) for document, negatives in found.items())
+    counts = content["mining"]["counts"]
+    assert (counts["rows"], counts["rows with hard negatives of their source"]) == (5, 3)
+    assert "## Mining" in (tmp_path / "rows" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--source: found nothing to read"),
+        (["--source", "beir=demo"], "--output_dir: found nothing"),
+        (["--source", "korqad=x", "--output_dir", "o"], "did you mean korquad"),
+        (["--source", "korquad", "--output_dir", "o"], "--source korquad: found no path"),
+        (["--source", "korquad=nowhere", "--output_dir", "o"], "nowhere: found no such file or folder"),
+        (["--source", "beir=demo", "--output_dir", "o", "--splits", "all"], "--splits: found all"),
+        (["--source", "beir=demo", "--output_dir", "o", "--window", "5"], "--window: found 5"),
+        (["--source", "beir=demo", "--output_dir", "o", "--negatives", "bm52"], "did you mean bm25"),
+        (["--source", "beir=demo", "--output_dir", "o", "--shards", "5"], "--shards"),
+        (["--hub", "a/b", "--output_dir", "o"], "no answer from the hub"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = fails(*words)
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert not (tmp_path / "o" / "run.json").exists()
+
+
+def test_the_list_and_the_help():
+    assert "723,428" in run("--list")[1]
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        prepare_data.main(["--help"])
+    assert "--near_duplicate_threshold" in said.getvalue() and "--negatives" in said.getvalue()
+
+
+def test_the_demo_goes_through_like_any_source_from_any_folder(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "KOIR_CACHE": str(tmp_path / "cache")}
+    words = [sys.executable, ROOT / "scripts" / "prepare_data.py", "--source", "beir=demo", "--output_dir", "rows"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    committed = [json.loads(line) for line in (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = list(zip(read(tmp_path / "rows"), committed, strict=True))
+    assert all(ours["query"] == row["query"] and ours["document"] in row["document"] for ours, row in pairs)
+
+
+def test_the_content_key_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.json").write_text("1")
+    before = content_key([tmp_path / "a"])
+    (tmp_path / "a" / "x.json").write_text("2")
+    changed = content_key([tmp_path / "a"])
+    (tmp_path / "a" / "x.json").rename(tmp_path / "a" / "y.json")
+    assert len({before, changed, content_key([tmp_path / "a"])}) == 3

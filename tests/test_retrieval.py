@@ -1,0 +1,320 @@
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import HERE
+
+from koir.encoder import load_encoder
+from koir.errors import FlagError, RunError
+from koir.evaluation.tasks import load_corpus, load_task
+from koir.retrieval import dense, stages
+from koir.retrieval.bm25 import BM25
+from koir.retrieval.dense import Dense, encoder_fingerprint
+from koir.retrieval.hybrid import RRF_K, reciprocal_ranks
+from koir.retrieval.ranking import align, best, minmax, ranked, standard
+from koir.retrieval.score_maps import SCORE_MAPS, exp_normalize, sigmoid
+from koir.retrieval.stages import first_stage, in_memory, open_index
+
+ROOT = HERE.parent
+LAW = {
+    "계약": "근로계약서를 만들어 근로자에게 내주어야 한다.",
+    "휴가": "한 해를 일하면 연차 휴가를 받는다.",
+    "임금": "임금은 매달 정한 날에 준다.",
+    "세금 1": "부가가치세를 신고한다. 😀",
+    "b": "근로자의 날은 쉰다.",
+    "빈": "",
+}
+QUERIES = ["연차 휴가는 며칠?", "임금은 언제 주나", "근로자", "", "\ud83d"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    encoder = load_encoder("demo", num_hidden_layers=1)
+    with torch.no_grad():  # weights drawn at random give all texts one direction; words must count
+        encoder.transformer.embeddings.word_embeddings.weight.mul_(50)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def model(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "한국어"
+    small.save(folder)
+    return str(folder)
+
+
+# --- ranking ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 7, 50])
+def test_the_best_are_those_of_a_whole_sort_with_ties_by_position(depth):
+    rng = np.random.default_rng(depth)
+    for _ in range(50):
+        scores = rng.choice(np.float32([0.1, 0.5, 0.5000001, 2]), size=rng.integers(1, 30))
+        assert best(scores, depth).tolist() == np.lexsort((np.arange(len(scores)), scores))[::-1][:depth].tolist()
+
+
+def test_ranked_breaks_ties_of_float32_by_id():
+    assert ranked({"a": 0.1, "나": 0.1 + 1e-12, "b": 0.1 - 1e-12, "z": 0.0}) == ["나", "b", "a", "z"]
+
+
+def test_scales():
+    assert minmax(np.array([1.0, 3.0, 2.0])).tolist() == [0, 1, 0.5] and minmax(np.array([2.0, 2.0])).tolist() == [1, 1]
+    assert standard(np.array([1.0, 3.0])).tolist() == [-1, 1] and standard(np.array([2.0])).tolist() == [0]
+    assert minmax(np.array([])).tolist() == standard(np.array([])).tolist() == []
+
+
+def test_mixing_moves_from_one_run_to_the_other():
+    first, second = {"a": 9.0, "b": 5.0, "c": 1.0}, {"c": 0.9, "d": 0.1}
+    pair = align(first, second)
+    assert pair.mixed(0.0, 4) == {"a": 1.0, "b": 0.5, "d": 0.0, "c": 0.0}  # absent is 0; ties by id
+    assert pair.mixed(0.5, 2) == {"c": 0.5, "a": 0.5}
+    assert list(pair.mixed(1.0, 1)) == ["c"]
+
+
+def test_reciprocal_ranks_count_from_one_and_absence_gives_nothing():
+    fused = reciprocal_ranks([{"a": 3.0, "b": 2.0}, {"b": 0.5}], 10)
+    expected = {"b": 1 / (RRF_K + 2) + 1 / (RRF_K + 1), "a": 1 / (RRF_K + 1)}
+    assert list(fused) == ["b", "a"] and fused == pytest.approx(expected)
+    assert reciprocal_ranks([{}, {}], 10) == {}
+
+
+def test_score_maps_keep_the_order_and_only_exp_normalize_looks_at_the_others():
+    logits = np.array([3.0, -1.0, 0.0, -800.0, 800.0])
+    for shown in SCORE_MAPS.values():
+        assert (np.diff(shown(np.sort(logits))) >= 0).all() and np.isfinite(shown(logits)).all()
+    assert sigmoid(logits)[:3] == pytest.approx(1 / (1 + np.exp(-logits[:3])))
+    assert (
+        exp_normalize(logits).sum() == pytest.approx(1) and exp_normalize(logits[:3])[0] != exp_normalize(logits[:1])[0]
+    )
+    assert exp_normalize(np.array([])).tolist() == []
+
+
+# --- indexes on disk -------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_bm25_index_is_mapped_and_finds_the_same(tmp_path):
+    built = BM25(LAW)
+    built.save(tmp_path)
+    again = BM25.load(tmp_path)
+    assert isinstance(again.index.scores["data"], np.memmap)
+    assert again.search(QUERIES, 3) == built.search(QUERIES, 3) and again.ids == sorted(LAW)
+
+
+def test_an_index_without_words_is_saved_too(tmp_path):
+    BM25({"a": "..."}).save(tmp_path)
+    assert BM25.load(tmp_path).search(["휴가"], 3) == [{}]
+
+
+def test_dense_search_is_exact_and_ties_go_by_id(small):
+    corpus = {f"문서{n}": f"임금 {n % 3}" for n in range(40)}  # equal texts tie, beyond the depth too
+    index = Dense.build(small, corpus, "dense")
+    (found,) = index.search(["임금 1"], 5)
+    scores = index.vectors @ small.encode(["임금 1"], "query")[0]
+    highest = np.flatnonzero(scores >= scores.max() - 1e-6)
+    assert list(found) == sorted((index.ids[n] for n in highest), reverse=True)[:5]
+    assert len(index.search(["임금"], 100)[0]) == 40
+
+
+def test_the_second_build_embeds_nothing(model, tmp_path, monkeypatch):
+    built = first_stage(f"dense:{model}", str(tmp_path), progress=False)(LAW)
+    assert isinstance(built.vectors, np.memmap) and built.vectors.dtype == np.float32
+
+    def refuse(*_, **__):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(Dense, "build", refuse)
+    again = first_stage(f"dense:{model}", str(tmp_path), progress=False)(dict(reversed(LAW.items())))
+    assert again.search(["휴가"], 3) == built.search(["휴가"], 3)
+
+
+def test_a_killed_build_goes_on_from_its_shards(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(dense, "SHARD", 2)
+    texts, encode = [], small.encode
+
+    def until_killed(some, kind, **settings):
+        if len(texts) >= 4:
+            raise KeyboardInterrupt
+        texts.extend(some)
+        return encode(some, kind, **settings)
+
+    monkeypatch.setattr(small, "encode", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        Dense.build(small, LAW, "dense", parts=tmp_path / "shards")
+    done, texts = texts, []
+    built = Dense.build(small, LAW, "dense", parts=tmp_path / "shards")
+    assert not set(done) & set(texts) and len(done) + len(texts) == len(LAW)
+    monkeypatch.undo()
+    assert np.allclose(built.vectors, Dense.build(small, LAW, "dense").vectors, atol=1e-6)
+
+
+def test_two_checkpoints_never_share_an_index(small, model, tmp_path):
+    first = first_stage(f"dense:{model}", str(tmp_path), progress=False)
+    first(LAW)
+    other = tmp_path / "other"
+    with torch.no_grad():
+        weight = small.transformer.embeddings.word_embeddings.weight
+        weight[5, 0] += 1e-3
+        small.save(other)
+        weight[5, 0] -= 1e-3
+    second = first_stage(f"dense:{other}", str(tmp_path), progress=False)
+    assert first.fingerprint != second.fingerprint
+    second(LAW)
+    second(LAW | {"새": "글"})
+    assert len(list(tmp_path.glob("dense-*"))) == 3 and not list(tmp_path.glob("*.shards"))
+
+
+def test_the_fingerprint_sees_prompts_pooling_and_length(small):
+    before = encoder_fingerprint(small)
+    small.prompts = small.prompts | {"query": "질문: "}
+    after = encoder_fingerprint(small)
+    small.prompts = small.prompts | {"query": "query: "}
+    assert before != after and encoder_fingerprint(small) == before
+
+
+def test_hybrid_is_the_fusion_of_its_parts(model, tmp_path):
+    lexical, vectors, fused = (
+        first_stage(spec, str(tmp_path), progress=False)(LAW) for spec in ("bm25", f"dense:{model}", f"hybrid:{model}")
+    )
+    for query, found in zip(QUERIES[:4], fused.search(QUERIES[:4], 4), strict=True):
+        parts = [stage.search([query], 1000)[0] for stage in (lexical, vectors)]
+        assert found == reciprocal_ranks(parts, 4)
+    assert len(list(tmp_path.iterdir())) == 2  # the parts are shared
+    whole = first_stage(f"hybrid:{model}", str(tmp_path), False, "weighted", 0.0)(LAW)
+    assert [next(iter(found)) for found in whole.search(QUERIES[:2], 4)] == ["휴가", "임금"]
+
+
+def test_an_encoder_in_training_is_never_written(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path))
+    assert len(in_memory(small)(LAW).search(["휴가"], 3)[0]) == 3 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [("bm52", "did you mean bm25?"), ("dense", "dense:PATH"), ("hybird:x", "did you mean hybrid?"), ("bm25:x", "")],
+)
+def test_an_unknown_first_stage_is_refused(spec, hint):
+    with pytest.raises(FlagError, match="an unknown first stage") as caught:
+        first_stage(spec)
+    assert hint in str(caught.value)
+
+
+# --- scripts/build_index.py ------------------------------------------------------------------------------------------
+
+
+def build_index(*words, processes=None):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
+    command = [sys.executable, *launcher, "scripts/build_index.py", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_an_index_is_built_and_opened_without_its_corpus(model, tmp_path):
+    corpus = tmp_path / "law.jsonl"
+    rows = [{"_id": name, "text": unicodedata.normalize("NFD", text)} for name, text in LAW.items()]
+    corpus.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    uri = tmp_path / "index"
+    done = build_index("--corpus", corpus, "--first_stage", f"hybrid:{model}", "--index_uri", uri, processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    index = open_index(str(uri))
+    assert index.name == f"hybrid:{model}" and index.ids == sorted(LAW)
+    same = stages.first_stage(f"hybrid:{model}", str(tmp_path / "elsewhere"), progress=False)(load_corpus(str(corpus)))
+    assert [list(found) for found in index.search(QUERIES, 3)] == [list(found) for found in same.search(QUERIES, 3)]
+    facts = json.loads((uri / "run.json").read_text())
+    assert (facts["kind"], facts["documents"]) == ("index", len(LAW))
+    assert len((uri / "documents.jsonl").read_text().splitlines()) == len(LAW)
+    (Path(model) / "model.safetensors").touch()
+    with pytest.raises(RunError, match="no run.json"):
+        open_index(str(tmp_path))
+
+
+def test_an_index_of_other_weights_is_not_opened(small, tmp_path):
+    folder, uri = tmp_path / "model", str(tmp_path / "index")
+    small.save(folder)
+    stage = first_stage(f"dense:{folder}", uri, progress=False)
+    stage(LAW)
+    facts = {"first_stage": stage.spec, "fusion": "rrf", "weight": None}
+    (tmp_path / "index/run.json").write_text(
+        json.dumps(facts | {"corpus_fingerprint": stages.corpus_fingerprint(LAW)}), encoding="utf-8"
+    )
+    assert open_index(uri).ids == sorted(LAW)
+    small.prompts = small.prompts | {"query": "질문: "}
+    small.save(folder)
+    small.prompts = small.prompts | {"query": "query: "}
+    stages._encoder.cache_clear()
+    with pytest.raises(RunError, match="other weights"):
+        open_index(uri)
+
+
+# --- Milvus ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def milvus_and_hybrid(model, tmp_path_factory):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    folder = tmp_path_factory.mktemp("indexes")
+    task = load_task("demo", "dev")
+    specs = [(kind, how, share) for how, share in (("rrf", None), ("weighted", 0.4)) for kind in ("milvus", "hybrid")]
+    return task, [
+        first_stage(f"{kind}:{model}", str(folder), False, how, share)(task.corpus) for kind, how, share in specs
+    ]
+
+
+def test_milvus_ranks_as_the_index_in_process(milvus_and_hybrid):
+    task, (milvus, hybrid, milvus_weighted, weighted) = milvus_and_hybrid
+    queries = [*list(task.queries.values())[:30], "", "\ud83d"]
+    for part in ("lexical", "dense"):
+        theirs, ours = getattr(milvus, part).search(queries, 50), getattr(hybrid, part).search(queries, 50)
+        for found, expected in zip(theirs, ours, strict=True):
+            assert found.keys() == expected.keys() or same_but_for_the_edge(found, expected)
+            assert all(found[d] == pytest.approx(expected[d], rel=1e-5) for d in found.keys() & expected.keys())
+    same = [list(a) == list(b) for a, b in zip(milvus.search(queries, 20), hybrid.search(queries, 20), strict=True)]
+    assert sum(same) >= 0.9 * len(same)  # where two scores are one up to the last bit, ranks may differ
+    pairs = zip(milvus_weighted.search(queries, 20), weighted.search(queries, 20), strict=True)
+    assert sum(list(a) == list(b) for a, b in pairs) >= 0.9 * len(same)
+
+
+def same_but_for_the_edge(found, expected):
+    edge = min(expected.values())
+    return all(
+        score == pytest.approx(edge, rel=1e-5)
+        for d, score in (found | expected).items()
+        if (d in found) != (d in expected)
+    )
+
+
+def test_a_milvus_index_is_complete_or_built_again(milvus_and_hybrid, model, tmp_path):
+    from koir.retrieval import milvus
+
+    stage = first_stage(f"milvus:{model}", str(tmp_path / "law.db"), progress=False)
+    key = stages.corpus_fingerprint(LAW)
+    assert not stage.is_complete(key)
+    found = stage(LAW).search(QUERIES, 3)
+    assert (
+        stage.is_complete(key)
+        and next(iter(found[0])) == "휴가"
+        and found[3].keys() == stage(LAW).search([""], 3)[0].keys()
+    )
+    assert open_index(str(tmp_path / "law.db")).ids == sorted(LAW)
+    client = milvus.connect(str(tmp_path / "law.db"))
+    client.delete(f"{stage._collection(key)}_words", ids=[milvus.COMPLETE])
+    assert not stage.is_complete(key)  # as after a kill
+    assert stage(LAW).search(QUERIES, 3) == found and stage.is_complete(key)
+
+
+def test_a_first_stage_takes_the_forward_pass_without_gradients_and_finds_the_same(model, monkeypatch):
+    from koir import encoder as module
+
+    calls, inference = [], module.Inference
+    monkeypatch.setattr(module, "Inference", lambda backbone: calls.append(1) or inference(backbone))
+    loaded = stages._encoder(model)
+    sooner = loaded.encode(list(LAW.values()), "document")
+    assert calls == [1]
+    monkeypatch.setattr(module, "same_layers", lambda backbone: False)
+    assert np.allclose(loaded.encode(list(LAW.values()), "document"), sooner, atol=1e-6) and calls == [1]

@@ -1,0 +1,49 @@
+"""Which checkpoints count as whole: one that was cut short is never resumed from."""
+
+import json
+
+import pytest
+
+from koir.arguments import TrainingArguments
+from koir.errors import RunError
+from koir.run_folder import complete, keep_lines, run_folder
+
+
+def checkpoint(folder, step, state='{"global_step": 1}', ranks=()):
+    place = folder / "checkpoints" / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    (place / "trainer_state.json").write_text(state)
+    for rank in ranks:
+        (place / f"rng_state_{rank}.pth").write_text("")
+    return place
+
+
+def test_a_checkpoint_cut_short_is_not_whole(tmp_path, monkeypatch):
+    assert complete(checkpoint(tmp_path, 1))
+    assert not complete(checkpoint(tmp_path, 2, state='{"global_st'))
+    assert not complete(tmp_path / "checkpoints" / "checkpoint-3")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert complete(checkpoint(tmp_path, 4, ranks=(0, 1)))
+    assert not complete(checkpoint(tmp_path, 5, ranks=(0,)))
+
+
+def test_last_is_the_newest_whole_one(tmp_path):
+    checkpoint(tmp_path, 9)
+    wanted = checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, state="")
+    args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="last", use_cpu=True)
+    assert run_folder(args, "run") == (str(tmp_path), str(wanted))
+
+
+def test_a_named_checkpoint_must_be_whole(tmp_path):
+    place = checkpoint(tmp_path, 3, state="{")
+    args = TrainingArguments(resume_from_checkpoint=str(place), use_cpu=True)
+    with pytest.raises(RunError, match="no complete checkpoint"):
+        run_folder(args, "run")
+
+
+def test_lines_after_the_checkpoint_and_cut_lines_go(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    keep_lines(file, "checkpoints/checkpoint-2")
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]

@@ -1,0 +1,72 @@
+"""Whole global batches of one source, the same for every seed and epoch, dealt to processes as accelerate does."""
+
+from collections import Counter
+
+import pytest
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from torch.utils.data import BatchSampler
+
+from koir.errors import FlagError
+from koir.sampling import OneSourceBatches, RandomOrder, shares
+
+SOURCES = ["법령"] * 40 + ["위키"] * 17 + ["판례"] * 8 + ["뉴스"] * 3 + [None] * 6
+
+
+def order(epoch=0, alpha=1.0, batch=8, seed=3, sources=SOURCES):
+    return list(OneSourceBatches(sources, batch, alpha, seed, lambda: epoch, say=False))
+
+
+def batches(rows, size=8):
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def test_a_batch_is_of_one_source_and_an_epoch_one_pass():
+    rows = order()
+    pooled = {"뉴스", None}
+    for batch in batches(rows):
+        sources = {SOURCES[row] for row in batch}
+        assert len(batch) == 8 and (len(sources) == 1 or sources <= pooled)
+    assert len(set(rows)) == len(rows) == 72  # 40, 16 of 17, 8, 8 of the 9 that share batches
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_every_process_gets_its_part_of_the_same_source(processes):
+    def dealt(process, skip=0):
+        sampler = OneSourceBatches(SOURCES, 8, 1.0, 3, lambda: 0, say=False)
+        shard = BatchSamplerShard(BatchSampler(sampler, 8 // processes, False), processes, process)
+        return list(SkipBatchSampler(shard, skip))
+
+    parts = [dealt(process) for process in range(processes)]
+    assert {len(part) for part in parts} == {9}
+    joined = [sum(batch, []) for batch in zip(*parts, strict=True)]
+    assert joined == batches(order())
+    assert [dealt(process, skip=4) for process in range(processes)] == [part[4:] for part in parts]
+
+
+def test_the_order_is_the_seeds_and_the_epochs():
+    assert order(epoch=1) == order(epoch=1)
+    assert order(epoch=1) != order(epoch=0) != order(seed=4)
+    shuffled = [list(RandomOrder(20, seed, lambda epoch=epoch: epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert all(sorted(rows) == list(range(20)) for rows in shuffled) and len(set(map(tuple, shuffled))) == 3
+
+
+def test_alpha_decides_how_often_a_source_comes():
+    sources = ["큰"] * 800 + ["작은"] * 8
+    counts = {}
+    for alpha in (1.0, 0.5, 0.0):
+        rows = order(alpha=alpha, sources=sources)
+        counts[alpha] = Counter(sources[batch[0]] for batch in batches(rows))
+        assert len(rows) == 808
+        for batch in batches(rows):
+            assert len(set(batch)) == 8
+    assert (counts[1.0]["작은"], counts[0.5]["작은"], counts[0.0]["작은"]) == (1, 9, 50)
+    assert shares([800**0.5, 8**0.5], 101) == [92, 9] and shares([1, 1, 1], 5) == [2, 2, 1]
+
+
+def test_small_sources_are_said(capsys):
+    OneSourceBatches(["큰"] * 9 + ["작은"] * 3, 8, 1.0, 3, lambda: 0)
+    assert "1 sources smaller than a batch (3 rows) are left out" in capsys.readouterr().err
+    OneSourceBatches(SOURCES, 8, 1.0, 3, lambda: 0)
+    assert "2 sources smaller than a batch (9 rows) share batches" in capsys.readouterr().err
+    with pytest.raises(FlagError, match="--batch_by source: found no source with 8 rows"):
+        OneSourceBatches(["작은"] * 7, 8, 1.0, 3, lambda: 0)

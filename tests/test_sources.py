@@ -1,0 +1,550 @@
+"""Golden rows of every source, from tiny downloads in the official shape (our own text), and real counts."""
+
+import csv
+import gzip
+import io
+import json
+import os
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from koir.errors import FlagError, SourceError
+from koir.sources.mrc import excerpt, plain
+from koir.sources.registry import KOE5, checked_rows, find, listing, sources
+from koir.sources.tally import Tally, split_of
+
+DATA = Path(os.environ.get("KOIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+BUS = "한빛시는 3월부터 무료 버스를 운행한다. 대상은 70세 이상 주민이다."
+LAMP = "달맞이섬 등대는 1932년에 처음 불을 밝혔다. 높이는 18미터이다."
+
+
+def at(context, text):
+    return {"text": text, "answer_start": context.index(text)}
+
+
+def squad(*entries):
+    return {"data": [{"title": "제목", "paragraphs": [{"context": c, "qas": list(qas)}]} for c, *qas in entries]}
+
+
+def mrc_row(source, number="q1"):
+    return {"query": "대상은 누구인가?", "document": BUS, "source": source, "id": number}
+
+
+RIGHT = {"id": "q1", "question": "대상은 누구인가?", "answers": [at(BUS, "70세 이상")]}
+SHIFTED = {"id": "q2", "question": "언제부터인가?", "answers": [{"text": "3월", "answer_start": 1}]}
+EMPTY = {"id": "q3", "question": "높이는?", "answers": []}
+ADMIN = {
+    "data": [
+        {
+            "doc_title": "버스",
+            "paragraphs": [
+                {
+                    "context": BUS,
+                    "qas": [
+                        {"qa_type": 1, "question_id": "q1", "question": "대상은 누구인가?", "is_impossible": False,
+                         "answers": at(BUS, "70세 이상") | {"clue_start": None, "clue_text": None}},
+                        {"qa_type": 7, "question_id": "q2", "question": "전화번호는?", "is_impossible": True,
+                         "answers": at(BUS, "3월")},
+                        {"qa_type": 5, "question_id": "q3", "question": "무료인가요?", "is_impossible": False,
+                         "answers": {"text": "Yes", "answer_start": None, "clue_start": 0,
+                                     "clue_text": BUS.partition(".")[0]}},
+                        {"qa_type": 6, "question_id": "q4", "question": "어긋난 단서는?", "is_impossible": False,
+                         "answers": {"text": "가", "answer_start": None, "clue_start": 3, "clue_text": "한빛시는"}},
+                    ],
+                }
+            ],
+        }
+    ]
+}  # fmt: skip
+
+
+def both(source):
+    yes = {"query": "무료인가요?", "document": BUS, "source": source, "id": "q3"}
+    return [mrc_row(source), yes]
+
+
+TABLE = "<table><tr><td>구분</td><td>요금</td></tr><tr><td>어른</td><td>1,400원</td></tr></table>"
+NEWS = {
+    "id": "NWRW1800000001",
+    "document": [
+        {
+            "id": "NWRW1800000001.1",
+            "metadata": {"title": "달맞이섬 등대"},
+            "paragraph": [
+                {"id": "NWRW1800000001.1.1", "form": "달맞이섬 등대"},
+                {"id": "NWRW1800000001.1.2", "form": LAMP},
+                {"id": "NWRW1800000001.1.3", "form": "지금은 무인이다."},
+            ],
+        },
+        {"id": "NWRW1800000001.2", "metadata": {"title": ""}, "paragraph": [{"id": "x.1", "form": BUS}]},
+    ],
+}
+ARTICLE = f"{LAMP}\n지금은 무인이다."
+
+
+def lines(*records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def tsv(*rows):
+    return "".join("\t".join(row) + "\r\n" for row in rows)
+
+
+def evidence_xlsx():
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    for row in (
+        ["위키피디아 제목", "질문", "정답", "정답 근거1(문장)", "정답 근거2(문장)"],
+        ["달맞이섬 등대", "등대의 높이는?", 18, "높이는 18미터이다.", "18미터 높이의 등대다."],
+        ["합계 1,776", None, None, None, None],
+    ):
+        book.active.append(row)
+    book.save(stream)
+    return stream.getvalue()
+
+
+NLI = [
+    {"premise": "비가 온다.", "hypothesis": "날이 궂다.", "gold_label": "entailment"},
+    {"premise": "비가 온다.", "hypothesis": "맑은 날이다.", "gold_label": "contradiction"},
+    {"premise": "비가 온다.", "hypothesis": "우산을 샀다.", "gold_label": "neutral"},
+    {"premise": "눈이 온다.", "hypothesis": "한여름이다.", "gold_label": "contradiction"},
+]
+NLI_TSV = tsv(["sentence1", "sentence2", "gold_label"], *[list(pair.values()) for pair in NLI], ["세 칸이", "아니다"])
+NLI_ROW = {"query": "비가 온다.", "document": "날이 궂다.", "hard_negative": "맑은 날이다."}
+NLI_DROPPED = {"neutral": 1, "a contradiction of a premise that entails nothing": 1}
+WIC = [
+    ["ID", "Target", "SENTENCE1", "SENTENCE2", "ANSWER"],
+    ["1", "철", "[철]에 따라 피는 꽃.", "꽃이 [철]을 맞았다.", "TRUE"],
+    ["2", "철", "[철]에 따라 피는 꽃.", "[철]로 만든 다리.", "False"],
+]
+PARAPHRASES = [f"{i}번째로 바꾸어 쓴 말" for i in range(10)]
+STS = [["genre", "filename", "year", "id", "score", "sentence1", "sentence2"],
+       ["a", "b", "c", "1", "4.0", '그는 "가자"고 했다.', "그가 가자고 말했다."],
+       ["a", "b", "c", "2", "3.9", "개가 뛴다.", "고양이가 뛴다."],
+       ["a", "b", "c", "3", "5.0", "같은 문장이다.", "같은 문장이다."]]  # fmt: skip
+SHORT = {"the answer is not at its offset": 1, "no answer": 1}
+
+# source: ({file: content}, rows, dropped)
+GOLDEN = {
+    "aihub-admin-mrc": (
+        {"TL_span_extraction.json": ADMIN, "TS_span_extraction.json": {"data": []}},
+        both("aihub-016"),
+        {"unanswerable": 1, "the answer is not at its offset": 1},
+    ),
+    "aihub-news-mrc": (
+        {"VL_span_inference.json": ADMIN},
+        both("aihub-017"),
+        {"unanswerable": 1, "the answer is not at its offset": 1},
+    ),
+    "aihub-mrc": (
+        {
+            "ko_nia_normal_squad_all.json": squad((BUS, RIGHT, SHIFTED)),
+            "ko_nia_noanswer_squad_all.json": squad((BUS, RIGHT)),
+        },
+        [mrc_row("aihub-089")],
+        {"the answer is not at its offset": 1, "unanswerable": 1},
+    ),
+    "aihub-book-mrc": ({"도서.json": squad((BUS, RIGHT | {"is_impossible": False}))}, [mrc_row("aihub-092")], {}),
+    "aihub-commonsense": ({"ko_wiki_v1_squad.json": squad((BUS, RIGHT))}, [mrc_row("aihub-106")], {}),
+    "aihub-number-mrc": (
+        {"number.json": {"data": [{"passage": BUS, "qa_pairs": [{"id": "q1", "question": "대상은 누구인가?"}]}]}},
+        [mrc_row("aihub-150")],
+        {},
+    ),
+    "aihub-finance-law-mrc": (
+        {"law.json": b"\xef\xbb\xbf" + json.dumps(squad((BUS, {"id": "q1", "question": "대상은 누구인가?"}))).encode()},
+        [mrc_row("aihub-151")],
+        {},
+    ),
+    "aihub-tech-mrc": ({"tech.json": squad((BUS, RIGHT, SHIFTED))}, [mrc_row("aihub-152")],
+                       {"the answer is not at its offset": 1}),
+    "aihub-table-qa": (
+        {"table.json": {"data": [{"doc_title": "버스 요금", "paragraphs": [{"context": TABLE, "qas": [
+            {"question_id": "1", "question": "어른 요금은?", "is_impossible": False,
+             "answer": at(TABLE, "1,400원")}]}]}]}},
+        [{"query": "어른 요금은?", "document": "구분 | 요금\n어른 | 1,400원", "source": "aihub-71565", "id": "1"}],
+        {},
+    ),
+    "korquad": ({"KorQuAD_v1.0_train.json": squad((BUS, RIGHT, SHIFTED, EMPTY))}, [mrc_row("korquad-1.0")], SHORT),
+    "korquad-2.1": (
+        {"korquad2.1_train_00.json": {"data": [{"title": "등대", "context": f"<p>{LAMP}</p>" + TABLE, "qas": [
+            {"id": "1", "question": "높이는?", "answer": at(f"<p>{LAMP}</p>", "18미터")},
+            {"id": "2", "question": "어른은?", "answer": {"text": "1,400원", "answer_start": 3}}]}]}},
+        [{"query": "높이는?", "document": f"{LAMP}\n구분 | 요금\n어른 | 1,400원", "source": "korquad-2.1", "id": "1"}],
+        {"the answer is not at its offset": 1},
+    ),
+    "kommongen": (
+        {"kommongen_train.json": lines({"concept-set": "시계 탑 빛난다", "scene": "시계가 탑에서 빛난다."})},
+        [{"query": "시계 탑 빛난다", "document": "시계가 탑에서 빛난다.", "source": "kommongen"}],
+        {},
+    ),
+    "exobrain-mrc": (
+        {"etri_mrc/train.json": squad((BUS, {"id": "q1", "question": "대상은 누구인가?", "answers": [{"text": "70세"}]},
+                                       {"id": "q2", "question": "어디인가?", "answers": [{"text": "부산"}]}))},
+        [mrc_row("exobrain-mrc")],
+        {"the answer is not at its offset": 1},
+    ),
+    "exobrain-evidence": (
+        {"단문질문 QA.xlsx": evidence_xlsx(),
+         "객관식.csv": "질문(Q_string),보기()E_string,보기()E_string,정답(A_ans)\n해는?,1910년,1932년,1932년\n"},
+        [{"query": "등대의 높이는?", "document": ["높이는 18미터이다.", "18미터 높이의 등대다."],
+          "source": "exobrain-evidence"}],
+        {"no question or no evidence": 1, "a quiz question without a passage": 1},
+    ),
+    "klue-mrc": (
+        {"klue-mrc-v1.1_train.json": squad((BUS, RIGHT | {"guid": "klue-1"}, EMPTY | {"is_impossible": True,
+                                            "plausible_answers": [at(BUS, "3월")]}))},
+        [mrc_row("klue-mrc", "klue-1")],
+        {"unanswerable": 1},
+    ),
+    "klue-nli": ({"klue-nli-v1.1_train.json": NLI}, [NLI_ROW | {"source": "klue-nli"}], NLI_DROPPED),
+    "klue-sts": (
+        {"klue-sts-v1.1_train.json": [
+            {"guid": "s1", "sentence1": "방이 넓다.", "sentence2": "넓은 방이다.", "labels": {"real-label": 4.1}},
+            {"guid": "s2", "sentence1": "방이 넓다.", "sentence2": "욕실이 넓다.", "labels": {"real-label": 3.9}}]},
+        [{"query": "방이 넓다.", "document": "넓은 방이다.", "source": "klue-sts", "id": "s1"}],
+        {"similarity below 4.0 of 5": 1},
+    ),
+    "kobest-boolq": (
+        {"BoolQ/train.tsv": tsv(["ID", "Text", "Question", "Answer"], ["1", LAMP, "높이는 18미터인가?", "TRUE"])},
+        [{"query": "높이는 18미터인가?", "document": LAMP, "source": "kobest-boolq"}],
+        {},
+    ),
+    "kobest-copa": (
+        {"COPA/dev.tsv": tsv(["ID", "sentence", "question", "1", "2", "Answer"],
+                             ["1", "잔을 떨어뜨렸다.", "결과", "잔이 깨졌다.", "잔이 커졌다.", "1"],
+                             ["2", "잔이 깨졌다.", "원인", "잔을 닦았다.", "잔을 떨어뜨렸다.", "2"])},
+        [{"query": "잔을 떨어뜨렸다. 결과는 무엇인가?", "document": "잔이 깨졌다.", "hard_negative": "잔이 커졌다.",
+          "source": "kobest-copa"},
+         {"query": "잔이 깨졌다. 원인은 무엇인가?", "document": "잔을 떨어뜨렸다.", "hard_negative": "잔을 닦았다.",
+          "source": "kobest-copa"}],
+        {},
+    ),
+    "kobest-hellaswag": (
+        {"HellaSwag/test.tsv": tsv(["context", "choice1", "choice2", "choice3", "choice4", "label"],
+                                   ["공을 던진다.", "가", "나", "공이 날아간다.", "라", "2"])},
+        [{"query": "공을 던진다.", "document": "공이 날아간다.", "hard_negative": ["가", "나", "라"],
+          "source": "kobest-hellaswag"}],
+        {},
+    ),
+    "kobest-sentineg": (
+        {"SentiNeg/test.tsv": tsv(["ID", "Label_origin", "Text_origin", "Label", "Text", "Category_neg"],
+                                  ["1", "0", "마음에 안 들어요", "1", "마음에 들어요", "1"]),
+         "SentiNeg/train.tsv": tsv(["ID", "Text", "Label"], ["1", "좋아요", "1"])},
+        [{"query": "긍정적인 상품평", "document": "마음에 들어요", "hard_negative": "마음에 안 들어요",
+          "source": "kobest-sentineg"}],
+        {"a review without a negated twin": 1},
+    ),
+    "kobest-wic": (
+        {"WiC/train.tsv": tsv(*WIC)},
+        [{"query": "철에 따라 피는 꽃.", "document": "꽃이 철을 맞았다.", "hard_negative": "철로 만든 다리.",
+          "source": "kobest-wic"}],
+        {"another sense of the word": 1},
+    ),
+    "nikl-newspaper": (
+        {"NIKL_NEWSPAPER(v1.0)/NWRW1800000001.json": NEWS},
+        [{"query": "달맞이섬 등대", "document": ARTICLE, "source": "nikl-newspaper", "id": "NWRW1800000001.1"}],
+        {"no headline or no article": 1},
+    ),
+    "nikl-summarisation": (
+        {"NEWSPAPER/NWRW1800000001.json": NEWS,
+         "NIKL_SC.json": {"data": [
+             {"document_id": "NWRW1800000001.1", "head": "등대", "summary_sentences": ["1932년의", "등대."]},
+             {"document_id": "NWRW1900000001.1", "head": "없는 글", "summary_sentences": []}]}},
+        [{"query": "등대", "document": ARTICLE, "source": "nikl-summarisation", "id": "NWRW1800000001.1-head"},
+         {"query": "1932년의 등대.", "document": ARTICLE, "source": "nikl-summarisation",
+          "id": "NWRW1800000001.1-summary"}],
+        {"article not below this path": 1, "no summary": 1},
+    ),
+    "nikl-paraphrase": (
+        {"NEWSPAPER/NWRW1800000001.json": NEWS,
+         "NIKL_PC.json": {"data": [
+             {"sentence_id": "NWRW1800000001.1.2.1", "paraphrases": [{"form": "등대는 1932년에 켜졌다."}]},
+             {"sentence_id": "NWRW1900000001.1.2.1", "paraphrases": [{"form": "없는 글이다."}]}]}},
+        [{"query": "등대는 1932년에 켜졌다.", "document": LAMP, "source": "nikl-paraphrase",
+          "id": "NWRW1800000001.1.2.1-0"}],
+        {"paragraph not below this path": 1},
+    ),
+    "kornli": (
+        {"KorNLI/multinli.train.ko.tsv": NLI_TSV},
+        [NLI_ROW | {"source": "kornli"}],
+        {"a line with too many or too few cells": 1, **NLI_DROPPED},
+    ),
+    "korsts": (
+        {"KorSTS/sts-train.tsv": tsv(*STS)},
+        [{"query": '그는 "가자"고 했다.', "document": "그가 가자고 말했다.", "source": "korsts"}],
+        {"similarity below 4.0 of 5": 1, "the query is its own document": 1},
+    ),
+    "chatbot": (
+        {"ChatbotData.csv": 'Q,A,label\r\n"휴, 힘들다",쉬어 가요.,0\r\n'},
+        [{"query": "휴, 힘들다", "document": "쉬어 가요.", "source": "chatbot"}],
+        {},
+    ),
+    "question-pair": (
+        {"kor_pair_train.csv": "\ufeffid,qid1,qid2,question1,question2,is_duplicate\r\n"
+                               "1,1,2,1주년이야,만난 지 일 년,0\r\n2,3,4,1주년이야,노래 틀어줘,1\r\n"},
+        [{"query": "1주년이야", "document": "만난 지 일 년", "source": "question-pair"}],
+        {"questions of different meaning": 1},
+    ),
+    "parakqc": (
+        {"paraKQC_v1.txt": tsv(*[["0", "1", text] for text in PARAPHRASES])},
+        [{"query": PARAPHRASES[0], "document": PARAPHRASES[1:], "source": "parakqc"}],
+        {},
+    ),
+    "squad": ({"mine.json": squad((BUS, RIGHT))}, [mrc_row("squad")], {}),
+    "bge": (
+        {"rows.jsonl": lines({"query": "버스", "pos": [BUS], "neg": [LAMP, "다른 글이다."]})},
+        [{"query": "버스", "document": BUS, "hard_negative": [LAMP, "다른 글이다."], "source": "bge"}],
+        {},
+    ),
+    "csv": (
+        {"eval.csv": f"question,answer,doc_id,doc\n대상은?,70세 이상,7,{BUS}\n,없음,8,{LAMP}\n"},
+        [{"query": "대상은?", "document": BUS, "source": "csv"}],
+        {"field query: an empty text": 1},
+    ),
+    "triplets": (
+        {"rows.jsonl": lines({"query": "버스", "document": BUS, "hard_negative": LAMP, "source": "나의 것", "id": 7}),
+         "marco.tsv": tsv(["등대", LAMP, BUS])},
+        [{"query": "버스", "document": BUS, "hard_negative": LAMP, "source": "나의 것", "id": "7"},
+         {"query": "등대", "document": LAMP, "hard_negative": BUS, "source": "triplets"}],
+        {},
+    ),
+    "beir": (
+        {"corpus.jsonl": lines({"_id": "d", "title": "", "text": BUS}, {"_id": "e", "text": LAMP}),
+         "queries.jsonl": lines({"_id": "q", "text": "대상은?"}),
+         "qrels/train.tsv": "query-id\tcorpus-id\tscore\nq\td\t1\nq\te\t0\n"},
+        [{"query": "대상은?", "document": BUS, "source": "download/train", "id": "q"}],
+        {},
+    ),
+}  # fmt: skip
+
+
+def write(folder, files):
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(content, (str, bytes)):
+            content = json.dumps(content, ensure_ascii=False, indent=1)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def read(name, path, **settings):
+    tally = Tally(**settings)
+    return list(checked_rows(find(name), path, tally)), tally
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_rows(name, tmp_path):
+    files, rows, dropped = GOLDEN[name]
+    found, tally = read(name, write(tmp_path / "download", files))
+    assert found == rows
+    assert dict(tally.dropped) == dropped
+    assert all(tally.examples[reason] for reason in dropped)
+
+
+def test_every_source_has_golden_rows_and_a_description():
+    assert set(sources()) - {"hub"} == set(GOLDEN)
+    text = listing()
+    for source in sources().values():
+        assert source.name in text and source.licence in text and source.where in text and source.files in text
+    assert "723,428" in text and sum(KOE5.values()) == 723_428
+
+
+def test_an_unknown_source_is_refused_with_the_nearest_name():
+    with pytest.raises(FlagError, match="did you mean korquad"):
+        find("korqad")
+
+
+@pytest.mark.parametrize("name", [n for n in GOLDEN if n not in ("beir", "csv", "triplets", "exobrain-evidence")])
+def test_a_wrong_folder_names_what_was_expected(name, tmp_path):
+    write(tmp_path, {"사진.txt.bak": b"x", "읽어보기.md": b"x"})
+    with pytest.raises(SourceError, match="nothing that it reads") as error:
+        read(name, tmp_path)
+    assert find(name).files in str(error.value)
+
+
+def test_another_shape_under_the_right_name_names_file_and_row(tmp_path):
+    write(tmp_path, {"klue-nli-v1.1_train.json": [NLI[0], {"premise": "비"}]})
+    with pytest.raises(SourceError, match=r"klue-nli-v1.1_train.json, row 2: found no field 'label'"):
+        read("klue-nli", tmp_path)
+
+
+def test_no_rows_is_an_error_that_says_why(tmp_path):
+    write(tmp_path, {"KorQuAD_v1.0_dev.json": squad((BUS, SHIFTED, EMPTY))})
+    with pytest.raises(SourceError, match="the answer is not at its offset: 1, no answer: 1"):
+        read("korquad", tmp_path)
+
+
+def test_a_missing_file_of_a_pack_is_noted(tmp_path):
+    _, tally = read("aihub-admin-mrc", write(tmp_path, {"TL_span_extraction.json": ADMIN}))
+    missing = ("span_extraction_how.", "tableqa.", "text_entailment.", "multiple_choice.")
+    assert dict(tally.notes) == {f"not in this download: {ending}": 1 for ending in missing}
+
+
+def test_empty_paragraphs_and_questions_are_dropped(tmp_path):
+    blank = RIGHT | {"question": " "}
+    _, tally = read("korquad", write(tmp_path, {"KorQuAD_v1.0_dev.json": squad(("  ", RIGHT), (BUS, blank, RIGHT))}))
+    assert dict(tally.dropped) == {"empty paragraph": 1, "empty question": 1}
+
+
+def test_only_wanted_splits_are_read(tmp_path):
+    files = {
+        "KorQuAD_v1.0_dev.json": squad((BUS, RIGHT)),
+        "KorQuAD_v1.0_train.json": squad((LAMP, RIGHT), (BUS, RIGHT)),
+    }
+    rows, tally = read("korquad", write(tmp_path, files), splits=("dev",))
+    assert (len(rows), tally.left_out) == (1, ["KorQuAD_v1.0_train.json"])
+    with pytest.raises(SourceError, match="other splits"):
+        read("korquad", tmp_path, splits=("test",))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("1.Training/라벨링데이터/TL_tableqa.zip/TL_tableqa.json", "train"), ("2.Validation/라벨링데이터/VL.json", "dev"),
+     ("VL_tableqa.json", "dev"), ("kommongen_test_1.1.json", "test"), ("BoolQ/test.tsv", "test"),
+     ("xnli.dev.ko.tsv", "dev"), ("kor_Pair_test.csv", "test"), ("contest.json", "train"), ("sts-dev.tsv", "dev"),
+     ("korquad2.1_dev_00.json", "dev"), ("latest/level.json", "train")],
+)  # fmt: skip
+def test_split_of_a_file(name, split):
+    assert split_of(name) == split
+
+
+# --- long contexts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_long_context_becomes_a_window_around_the_answer():
+    words = [f"낱말{i}" for i in range(2000)]
+    context = " ".join(words)
+    for answer in ("낱말0", "낱말1000", "낱말1999"):
+        start = context.index(answer)
+        text = excerpt(context, start, start + len(answer), 500, "제목")
+        title, _, window = text.partition("\n")
+        assert title == "제목" and answer in window and 400 < len(window) <= 500
+        assert set(window.split()) <= set(words), "the window is cut at spaces"
+
+
+def test_an_answer_longer_than_the_window_keeps_its_beginning():
+    context = "앞말 " + "답" * 900 + " 뒷말"
+    assert excerpt(context, 3, 903, 300) == "답" * 300
+
+
+def test_markup_around_a_window_is_taken_out():
+    page = "<html><body>" + '<p class="a">문단이다 그리고.</p>' * 400
+    page += "<table><tr><th>높이</th><td>18미터</td></tr></table>" + "<div><b>끝말이다</b> 그렇다.</div>" * 400
+    start = page.index("18미터")
+    text = excerpt(page, start, start + 4, 300, "등대")
+    assert "높이 | 18미터" in text and "<" not in text and ">" not in text and len(text) <= 304
+
+
+def test_markup_becomes_text_and_plain_text_stays():
+    assert plain("<p>가 &amp; 나</p><script>x</script><ul><li>다</li><li>라</li></ul>") == "가 & 나\n다\n라"
+    assert plain("a < b 그리고 c > d") == "a < b 그리고 c > d"
+
+
+# --- real files: counts by a second reading, with the standard library alone ------------------------------------------
+
+
+def real(*names):
+    folder = DATA.joinpath(*names)
+    if not folder.exists():
+        pytest.skip(f"no {'/'.join(names)} in the data folder (KOIR_DATA)")
+    return folder
+
+
+def table(folder, name, **how):
+    text = gzip.decompress((folder / name).read_bytes()).decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text, newline=""), **how))
+
+
+TABS = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def test_real_korquad():
+    folder = real("raw", "korquad")
+    (file,) = folder.iterdir()
+    data = json.loads(gzip.decompress(file.read_bytes()))["data"]
+    asked = [(qa, p["context"]) for a in data for p in a["paragraphs"] for qa in p["qas"]]
+    right = [qa for qa, c in asked if c.startswith(qa["answers"][0]["text"], qa["answers"][0]["answer_start"])]
+    rows, tally = read("korquad", folder)
+    assert len(asked) == len(right) == len(rows) == 4055
+    assert [row["query"] for row in rows] == [qa["question"].strip() for qa in right]
+    assert not tally.dropped and tally.notes["paragraphs cut to a window around the answer"] == 65
+    assert all(qa["answers"][0]["text"].strip() in row["document"] for qa, row in zip(right, rows, strict=True))
+
+
+def test_real_klue():
+    folder = real("raw", "klue")
+    rows, tally = read("klue-nli", folder)
+    assert (len(rows), tally.dropped["neutral"], tally.records["dev"]) == (1000, 1000, 3000)
+    assert all(row["hard_negative"] for row in rows)
+    rows, tally = read("klue-sts", folder)
+    pairs = json.loads(gzip.decompress((folder / "klue-sts-v1.1_dev.json.gz").read_bytes()))
+    assert len(rows) == sum(pair["labels"]["real-label"] >= 4 for pair in pairs) == 110
+    assert tally.dropped["similarity below 4.0 of 5"] == 409
+
+
+def test_real_kobest():
+    folder = real("raw", "kobest")
+    counts = {"boolq": 5769, "copa": 4576, "hellaswag": 3029, "sentineg": 397, "wic": 2556}
+    for task, count in counts.items():
+        rows, tally = read(f"kobest-{task}", folder)
+        assert (len(rows), len(tally.files)) == (count, 3), task
+    texts = {
+        row["Text"].strip()
+        for split in ("train", "dev", "test")
+        for row in table(folder, f"BoolQ/{split}.tsv.gz", **TABS)
+    }
+    assert {row["document"] for row in read("kobest-boolq", folder)[0]} == texts
+    same = [row for s in ("train", "dev", "test") for row in table(folder, f"WiC/{s}.tsv.gz", **TABS)]
+    assert sum(row["ANSWER"].upper() == "TRUE" for row in same) == 2556
+
+
+def test_real_kommongen_and_kornlu():
+    assert len(read("kommongen", real("raw", "kommongen"))[0]) == 1000 + 1432
+    folder = real("raw", "kornlu")
+    rows, tally = read("kornli", folder)
+    assert (len(rows), tally.dropped["the query is its own document"], tally.dropped["neutral"]) == (2498, 2, 2500)
+    pairs = [row for s in ("train", "dev", "test") for row in table(folder, f"KorSTS/sts-{s}.tsv.gz", **TABS)]
+    good = [pair for pair in pairs if float(pair["score"]) >= 4]
+    rows, tally = read("korsts", folder)
+    assert len(good) == 1406 + 264 + 338
+    assert len(rows) == sum(p["sentence1"].strip() != p["sentence2"].strip() for p in good) == 1960
+
+
+def test_real_chat():
+    rows, _ = read("chatbot", real("raw", "chatbot"))
+    assert len(rows) == 11_823 - 1
+    folder = real("raw", "question_pair")
+    pairs = table(folder, "kor_pair_train.csv.gz") + table(folder, "kor_Pair_test.csv.gz")
+    same = [p for p in pairs if p["is_duplicate"] == "0"]
+    rows, tally = read("question-pair", folder)
+    assert len(same) == 4750 + 359
+    assert len(rows) == sum(p["question1"].strip() != p["question2"].strip() for p in same)
+    assert len(read("parakqc", real("raw", "parakqc"))[0]) == 1000
+    assert len(read("bge", real("raw", "ko-reranker"))[0]) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "count", "dropped"),
+    [
+        ("aihub-admin-mrc", "aihub-016-admin-mrc", 30, {"unanswerable": 5}),
+        ("aihub-news-mrc", "aihub-017-news-mrc", 20, {"unanswerable": 5}),
+        ("aihub-mrc", "aihub-089-mrc", 10, {"unanswerable": 5}),
+        ("aihub-book-mrc", "aihub-092-book-mrc", 5, {}),
+        ("aihub-commonsense", "aihub-106-commonsense", 3, {}),
+        ("aihub-number-mrc", "aihub-150-number-mrc.json", 1, {}),
+        ("aihub-table-qa", "aihub-71565-table-qa.json", 1, {}),
+        ("klue-mrc", "klue-mrc-v1.1", 5, {"unanswerable": 1}),
+        ("korquad-2.1", "korquad-2.1", 2, {}),
+        ("exobrain-mrc", "exobrain", 5, {}),
+        ("exobrain-evidence", "exobrain", 1, {"a quiz question without a passage": 2}),
+        ("nikl-newspaper", "nikl", 3, {}),
+        ("nikl-summarisation", "nikl", 6, {}),
+        ("nikl-paraphrase", "nikl", 1, {}),
+    ],
+)
+def test_real_shapes_of_sources_that_cannot_be_had(name, path, count, dropped):
+    rows, tally = read(name, real("formats", path))
+    assert (len(rows), dict(tally.dropped)) == (count, dropped)
