@@ -25,10 +25,12 @@ in_clients_environment() {
 }
 
 whole_suite() {
-  local status=0
+  local status=0 workers
+  workers="$(nproc)"
+  if [ "$workers" -gt 4 ]; then workers=4; fi
   .venv/bin/ruff check .
   .venv/bin/ruff format --check .
-  .venv/bin/python -m pytest "$@" || status=$?
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@" || status=$?
   if [ -z "${KOIR_BROWSER:-}" ] && ! command -v chromium chromium-browser >/dev/null; then
     echo "SKIPPED: the board in a browser; there is no chromium (Debian: apt-get install -y chromium fonts-noto-cjk)" >&2
   fi
