@@ -63,6 +63,7 @@ ORDER = [
     "serving.schemas",
     "serving.batching",
     "serving.app",
+    "demo",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "serving", "demo"}
 WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
