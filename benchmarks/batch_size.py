@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -34,7 +35,6 @@ from koir.evaluation.significance import interval  # noqa: E402
 from koir.evaluation.tasks import load_task, splits  # noqa: E402
 from koir.flags import parse  # noqa: E402
 from koir.manifest import DEMO, origin, read_run, write_json, written_aside  # noqa: E402
-from koir.retrieval.dense import Dense  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 BY_V1 = 64  # up to this batch v1 trains: both give the same gradients, and it has no cache to pay for
@@ -131,7 +131,9 @@ class Study:
         trainer = _command("v1" if run.batch <= BY_V1 else "v1.1")
         right_answers = koir.losses.right_answers
         if run.variant == "unmasked":
-            koir.losses.right_answers = lambda known, hashes: torch.zeros(len(known), len(hashes), dtype=torch.bool)
+            koir.losses.right_answers = lambda known, hashes: torch.zeros(
+                len(known), len(hashes), dtype=torch.bool, device=known.device
+            )
         try:
             trainer.main(words)
         finally:
@@ -150,8 +152,13 @@ class Study:
         return {task.name: statistics.mean(self._queries(encoder, task).values()) for task in self.tasks[split]}
 
     def _queries(self, encoder: Encoder, task) -> dict[str, float]:
-        found = Dense(encoder, task.corpus).search(list(task.queries.values()), 100)
-        run = dict(zip(task.queries, found, strict=True))
+        ids, documents = np.array(list(task.corpus)), encoder.encode(list(task.corpus.values()), "document")
+        scores = encoder.encode(list(task.queries.values()), "query") @ documents.T  # [Q, N]
+        best = np.argsort(-scores, axis=1)[:, :10]
+        run = {
+            query: {str(ids[i]): float(of[i]) for i in top}
+            for query, of, top in zip(task.queries, scores, best, strict=True)
+        }
         return {query: scores[SCORE] for query, scores in evaluate_run(task.qrels, run).items()}
 
     def chosen_rate(self, batch: int) -> float | None:
