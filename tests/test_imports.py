@@ -94,6 +94,7 @@ ORDER = [
     "serving.door",
     "serving.routes",
     "serving.app",
+    "demo",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "board", "serving", "demo"}
 WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",

@@ -1,0 +1,110 @@
+"""Make the bundled base encoder again, from nothing, out of open Korean corpora (docs/base-model.md).
+
+    python scripts/make_base.py --data_dir DATA --output_dir outputs/base
+
+DATA/raw and DATA/beir hold the corpora and tasks that docs/base-model.md lists. Steps: rows; a bag of pieces, learned
+in a minute and written as a transformer; weights in half precision. With --contrastive, v1.1 trains the transformer on
+(v1.1/recipes/base.yaml) before the last step. What a step has written is not made again. OUTPUT/base is what
+koir/demo/base holds.
+"""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from koir.arguments import require  # noqa: E402
+from koir.demo import bag, rows  # noqa: E402
+from koir.encoder import Encoder  # noqa: E402
+from koir.errors import exit_on_user_error  # noqa: E402
+from koir.flags import parse  # noqa: E402
+from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
+from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
+
+SPECIAL = 5  # the first pieces of the vocabulary are special tokens
+
+
+@dataclass
+class BaseArguments:
+    """From where to where."""
+
+    data_dir: str = field(default="../shared/data", metadata={"help": "folder with raw/ and beir/"})
+    output_dir: str = field(default="outputs/base", metadata={"help": "a new folder, or one to go on with"})
+    bag_steps: int = field(default=150, metadata={"help": "updates of the bag of pieces"})
+    bag_batch: int = field(default=2048, metadata={"help": "rows an update of it"})
+    bag_learning_rate: float = field(default=4e-3, metadata={"help": "its peak learning rate"})
+    contrastive: bool = field(default=False, metadata={"help": "train the transformer on with v1.1"})
+    seed: int = field(default=1, metadata={"help": "of rows, first vectors and order"})
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> Path:
+    """The steps; returns the folder of the model."""
+    (settings,) = parse([BaseArguments], argv, __doc__, recipes=False)
+    data, out = Path(settings.data_dir), Path(settings.output_dir)
+    for part in ("raw", "beir"):
+        require((data / part).is_dir(), f"--data_dir {data}", f"no folder {part}", "a folder with raw/ and beir/")
+    file, start, run = out / "rows.jsonl.gz", out / "bag", out / "contrastive"
+    if not file.is_file():
+        made = rows.all_rows(data / "raw", data / "beir", settings.seed)
+        with written_aside(file) as aside, gzip.GzipFile(aside, "wb", mtime=0) as stream:
+            stream.writelines((json.dumps(item, ensure_ascii=False) + "\n").encode() for item in made)
+        print(f"{file}: {len(made):,} rows")
+    if not start.is_dir():
+        _bag(rows.json_lines(file), start, settings)
+    if settings.contrastive and not (run / "run.json").is_file():
+        command = [sys.executable, ROOT / "v1.1/train.py", ROOT / "v1.1/recipes/base.yaml"]
+        command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]
+        if run.is_dir():
+            command += ["--resume_from_checkpoint", "last"]
+        subprocess.run([str(word) for word in command], check=True)
+    model = out / "base"
+    _in_half_precision(run / "model" if settings.contrastive else start, model)
+    write_json(out / "run.json", {"kind": "base", "settings": vars(settings)} | origin())
+    print(f"model: {model}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{model}")
+    return model
+
+
+def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
+    """The bag of pieces, as a model folder."""
+    base = DEMO / "base"
+    config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    texts = list(dict.fromkeys(text for item in made for text in (item["query"], item["document"])))
+    vectors = bag.first_vectors(tokenizer, texts, config.hidden_size - bag.SLACK, settings.seed)
+    vectors = bag.train(
+        vectors,
+        tokenizer,
+        made,
+        settings.bag_steps,
+        settings.bag_batch,
+        settings.bag_learning_rate,
+        0.05,
+        settings.seed,
+    )
+    prompts = tokenizer(list(DEFAULT_PROMPTS.values()))["input_ids"]
+    silent = sorted(set(range(SPECIAL)).union(*prompts))
+    transformer = bag.as_transformer(vectors, config, silent, settings.seed)
+    Encoder(transformer, tokenizer, "mean", 512, DEFAULT_PROMPTS).save(folder)
+
+
+def _in_half_precision(model: Path, folder: Path) -> None:
+    """Copy a model folder with its weights in float16; config.json goes on to say float32, which loading follows."""
+    with written_aside(folder) as aside:
+        shutil.copytree(model, aside)
+        weights = load_file(model / "model.safetensors")
+        halves = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
+        save_file(halves, aside / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The bundled base encoder: how its rows are made, the bag of pieces it starts from, and what ships."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from koir.demo import bag, rows
+from koir.encoder import Encoder, load_encoder
+from koir.manifest import DEMO, ROOT
+from koir.tokens import DEFAULT_PROMPTS
+
+DATA = Path(os.environ.get("KOIR_DATA") or ROOT.parent / "shared" / "data")
+TEXTS = ["연차는 며칠인가요?", "연차 유급휴가는 1년에 15일입니다.", "김치는 발효 음식이다.", "발효한 배추로 만든 김치"]
+PASSAGE = "국민연금은 노후를 위한 제도이다. 18세부터 60세까지 가입한다. 소득의 일부를 보험료로 낸다."
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DEMO / "base")
+
+
+def small():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return AutoConfig.from_pretrained(DEMO / "base", **sizes)
+
+
+def test_first_vectors_are_alike_where_characters_are(tokenizer):
+    vectors = bag.first_vectors(tokenizer, TEXTS, 254, seed=0)
+    bare, begun = tokenizer.convert_tokens_to_ids(["나트륨", "▁나트륨"])
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    assert unit[bare] @ unit[begun] > 0.9 and abs(unit[bare] @ unit.mean(0)) < 0.3
+    assert vectors.norm(dim=1).max() <= 1.0001
+
+
+def test_a_bag_learns_to_find_its_documents(tokenizer):
+    made = [rows.row(TEXTS[0], TEXTS[1], "a"), rows.row(TEXTS[2], TEXTS[3], "b")]
+    vectors = torch.randn(len(tokenizer), 16, generator=torch.Generator().manual_seed(0))
+    learned = bag.train(vectors, tokenizer, made, steps=20, batch=2, learning_rate=0.05, temperature=0.1, seed=0)
+    embedded = bag.embed(learned, bag.counts(tokenizer, TEXTS))
+    scores = embedded[[0, 2]] @ embedded[[1, 3]].T
+    assert scores.argmax(1).tolist() == [0, 1] and scores.diag().min() > scores.fliplr().diag().max() + 0.2
+
+
+def test_the_transformer_of_a_bag_embeds_as_the_bag_does(tokenizer):
+    config = small()
+    vectors = bag.first_vectors(tokenizer, TEXTS, config.hidden_size - bag.SLACK, seed=0)
+    transformer = bag.as_transformer(vectors, config, [0, 2], seed=0).eval()
+    transformer.embeddings.position_embeddings.weight.data.zero_()
+    encoder = Encoder(transformer, tokenizer, "mean", 64, {"query": "", "document": ""})
+    embedded = torch.from_numpy(encoder.encode(TEXTS, "document"))[:, : -bag.SLACK]
+    expected = bag.embed(vectors - vectors.mean(1, keepdim=True), bag.counts(tokenizer, TEXTS))
+    assert torch.allclose(embedded @ embedded.T, expected @ expected.T, atol=0.03)
+
+
+def test_gradients_reach_every_layer_of_it(tokenizer):
+    vectors = bag.first_vectors(tokenizer, TEXTS, small().hidden_size - bag.SLACK, seed=0)
+    transformer = bag.as_transformer(vectors, small(), [0, 2], seed=0)
+    transformer(torch.tensor([tokenizer(TEXTS[0])["input_ids"]])).last_hidden_state.square().sum().backward()
+    for layer in transformer.encoder.layer:
+        assert (
+            layer.output.dense.weight.grad.abs().max() > 0 and layer.attention.output.dense.weight.grad.abs().max() > 0
+        )
+
+
+def test_clozes_hide_the_sentence_they_ask_for():
+    made = list(rows.clozes([PASSAGE] * 20, random.Random(1)))
+    assert len(made) == 40 and {item["source"] for item in made} == {"cloze"}
+    whole = [item for item in made if item["query"] in PASSAGE and item["document"] != PASSAGE]
+    assert whole and not any(item["query"] in item["document"] for item in whole)
+    assert made == list(rows.clozes([PASSAGE] * 20, random.Random(1)))
+
+
+def test_pages_hold_the_document_among_others():
+    made = list(rows.pages([rows.row("질문", "답이 있는 글", "strategyqa")], [PASSAGE, "다른 글"], random.Random(0)))
+    assert len(made) == 1 and "답이 있는 글" in made[0]["document"].split("\n") and PASSAGE in made[0]["document"]
+
+
+def test_no_held_out_query_is_among_the_rows():
+    if not (DATA / "raw").is_dir():
+        pytest.skip(f"no corpora in {DATA}")
+    made = rows.all_rows(DATA / "raw", DATA / "beir", seed=1)
+    assert len(made) > 50_000 and not {item["query"] for item in made} & rows.held_out(DATA / "beir")
+    assert not {item["document"] for item in made} & rows.held_out(DATA / "beir")
+
+
+def test_no_demo_query_is_among_the_texts_that_the_rows_take():
+    asked = {item["text"] for item in rows.json_lines(DEMO / "beir/queries.jsonl")}
+    assert not any(query in passage for passage in rows.demo_passages() for query in asked)
+
+
+def test_what_ships_is_small_and_loads_in_float32():
+    weights = DEMO / "base" / "model.safetensors"
+    if not weights.is_file():
+        pytest.skip("no weights ship in this tree")
+    encoder = load_encoder("demo")
+    assert weights.stat().st_size <= 15_000_000 and encoder.max_seq_length == 512
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    assert encoder.prompts == DEFAULT_PROMPTS
+    scores = encoder.encode(TEXTS[:1], "query") @ encoder.encode(TEXTS[1:], "document").T
+    assert np.argmax(scores) == 0 and np.isfinite(scores).all()
+
+
+def test_sentence_transformers_embeds_alike():
+    if not (DEMO / "base" / "model.safetensors").is_file():
+        pytest.skip("no weights ship in this tree")
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(DEMO / "base"), device="cpu")
+    assert next(theirs.parameters()).dtype == torch.float32
+    ours = load_encoder("demo").encode(TEXTS, "document")
+    assert np.allclose(theirs.encode_document(TEXTS), ours, atol=1e-5)
