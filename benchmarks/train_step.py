@@ -125,7 +125,7 @@ def rivals(bench: Bench) -> dict[str, Callable[[], float]]:
     """Every setting of the sweep as a step; `.parameters` of the step's model hold its gradients."""
     model = rival_model(bench)
     if model is None:
-        print("sentence-transformers: not installed, skipped")
+        print("  sentence-transformers is not installed: skipped")
         return {}
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss as Cached
 
@@ -200,7 +200,7 @@ def best(bench: Bench, steps: dict[str, Callable[[], float]]) -> tuple[str, dict
     seconds = {}
     for name, step in steps.items():
         seconds[name] = timed(bench, step)
-        print(f"  {name:<32} {seconds[name]:8.2f} s", flush=True)
+        print(f"  {name!s:<32} {seconds[name]:8.2f} s", flush=True)
     return min(seconds, key=seconds.get), seconds
 
 
@@ -245,16 +245,17 @@ def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder
 
 def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     """Sweeps, then all engines in turn; prints as it goes and returns seconds, settings and ratios."""
-    print("sentence-transformers, swept:")
-    steps = rivals(bench)
-    rival, rival_sweep = best(bench, {} if arguments.ours_only else steps)
-    print("uncached ideal, swept over chunk tokens:")
-    ideals = {f"chunk_tokens={n}": functools.partial(ideal_step, bench, n) for n in CHUNK_SWEEP}
-    chosen, ideal_sweep = best(bench, ideals)
-    engines = {"ideal": ideals[chosen]}
+    part = dataclasses.replace(bench, rows=bench.rows[: arguments.sweep_batch])
+    print(f"sentence-transformers, swept on {len(part.rows)} rows:")
+    rival, rival_sweep = best(part, {} if arguments.ours_only else rivals(part))
+    print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
+    ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP}
+    chosen, ideal_sweep = best(part, ideals)
+    engines = {"ideal": functools.partial(ideal_step, bench, chosen)}
     for name, keep in (("keep_auto", 1.0), ("keep_half", 0.5), ("keep_none", 0.0)):
         engines[name] = functools.partial(koir_step, bench, arguments.chunk_tokens, keep)
     if rival:
+        steps = rivals(bench)
         engines["sentence_transformers_default"] = steps["mini_batch_size=32"]
         engines["sentence_transformers_best"] = steps[rival]
     original = gradcache_step(bench, 8) if bench.device.type == "cpu" and not bench.half else None
@@ -296,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--chunk_tokens", type=int, default=2048, help="koir's padded tokens a chunk")
     flags.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every engine")
     flags.add_argument("--rounds", type=int, default=3, help="timed steps of each engine; the fastest counts")
+    flags.add_argument("--sweep_batch", type=int, default=64, help="rows that the sweeps run on")
     flags.add_argument("--ours_only", action="store_true", help="leave the other engines out")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--json", type=Path)
