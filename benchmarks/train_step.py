@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/train_step.py [--train_data F] [--batch 256] [--json FILE]
 
 Every engine gets the same model, rows, dtype, dropout and threads, in one process, warm. sentence-transformers is swept
-over its mini-batch sizes (rows and tokens), the ideal over chunk sizes; then all run in turn, --rounds times, and each
-engine's fastest step counts. The ideal holds the whole batch's graph over texts sorted by length: no work twice, next
+over its mini-batch sizes (rows and tokens), the ideal over chunk sizes, both on the first --sweep_batch rows; then all
+run in turn on all rows, --rounds times, and each engine's fastest step counts. The ideal holds the whole batch's graph over texts sorted by length: no work twice, next
 to no padding. Without --train_data, token ids are drawn at random with the lengths in benchmarks/lengths.json.
 Losses and gradient norms are printed with dropout off, where all engines must agree.
 """
