@@ -1,6 +1,5 @@
 """The bi-encoder: load, pool, normalise, encode, save, in the folder layout of sentence-transformers."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from koir import unpadded
 from koir.errors import ModelError
 from koir.inference import Inference, same_layers
 from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
-from koir.manifest import DEMO, cache_folder, model_folder, written_aside
+from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
 
 POOLINGS = ("mean", "cls")
-DEMO_SEED = 20241
 
 
 class Encoder(nn.Module):
@@ -225,18 +223,5 @@ def _saved_pooling(name: str, config: dict) -> str | None:
 
 
 def demo_base() -> str:
-    """The bundled base encoder's folder. Without shipped weights they are drawn from a fixed seed into the cache."""
-    base = DEMO / "base"
-    if (base / "model.safetensors").is_file():
-        return str(base)
-    files = [base / "config.json", base / "tokenizer.json", base / "sentence_bert_config.json"]
-    key = hashlib.sha256(f"{DEMO_SEED} {torch.__version__}".encode() + b"".join(file.read_bytes() for file in files))
-    folder = cache_folder() / f"demo-base-{key.hexdigest()[:16]}"
-    if not folder.is_dir():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(DEMO_SEED)
-            transformer = AutoModel.from_config(AutoConfig.from_pretrained(base))
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        saved = _saved_settings(str(base))
-        Encoder(transformer, tokenizer, "mean", saved["max_seq_length"], DEFAULT_PROMPTS).save(folder)
-    return str(folder)
+    """The bundled base encoder's folder."""
+    return str(DEMO / "base")
