@@ -40,8 +40,12 @@ def folders(tmp_path_factory):
     there = tmp_path_factory.mktemp("models")
     load_encoder("demo", num_hidden_layers=1).save(there / "encoder")
     for name, scale in (("reranker", 30.0), ("other", -30.0)):
-        reranker = load_reranker("demo", new_head=True, num_hidden_layers=1)
+        reranker, generator = load_reranker("demo", new_head=True, num_hidden_layers=1), torch.Generator()
+        generator.manual_seed(3)
         with torch.no_grad():
+            for weight in reranker.transformer.roberta.parameters():
+                if weight.dim() == 2:  # the bundled base's layers add nothing before they are trained
+                    weight.normal_(std=0.02, generator=generator)
             reranker.transformer.classifier.out_proj.weight.mul_(scale)
             reranker.transformer.classifier.out_proj.bias.sub_(float(reranker.score([(QUERY, SENTENCE)])[0]))
         reranker.save(there / name)
