@@ -65,6 +65,10 @@ class DataArguments:
     max_hard_negatives: int | None = field(
         default=None, metadata={"help": "at most so many hard negatives of each row, the first ones; default: all"}
     )
+    train_max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": "tokens of a text while training; the tuned model reads --max_seq_length; default: as many"},
+    )
     batch_by: str = field(
         default="random",
         metadata={"choices": ["random", "source"], "help": "source: all rows of a global batch are of one source"},
@@ -78,6 +82,8 @@ class DataArguments:
         """Raise FlagError for contradictions."""
         most, alpha = self.max_hard_negatives, self.source_alpha
         require(most is None or most >= 0, "--max_hard_negatives", str(most), "0 or more")
+        length = self.train_max_seq_length
+        require(length is None or length >= 8, "--train_max_seq_length", str(length), "at least 8 tokens")
         require(bool(self.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
         require(0 <= alpha <= 1, "--source_alpha", str(alpha), "0 (sources alike) to 1 (as their rows)")
         by_source = self.batch_by == "source"

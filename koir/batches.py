@@ -28,9 +28,11 @@ class Collator:
         max_hard_negatives: int | None = None,
         guide: Encoder | None = None,
         distillation: bool = False,
+        max_seq_length: int | None = None,
     ):
+        """max_seq_length: tokens of a text here, where fewer than the encoder reads."""
         self.encoder, self.chunk_tokens, self.max_hard_negatives = encoder, chunk_tokens, max_hard_negatives
-        self.guide, self.distillation = guide, distillation
+        self.guide, self.distillation, self.longest = guide, distillation, max_seq_length
 
     def __call__(self, rows: Sequence[dict]) -> dict:
         """b rows of `triplets.SCHEMA` to one batch."""
@@ -47,20 +49,20 @@ class Collator:
             batch |= _teacher(rows, [len(texts) for texts in negatives])
         batch = {name: torch.tensor(value) for name, value in batch.items()}
         if self.guide is not None:
-            batch["guide"] = _planned(self.guide, queries, documents, self.chunk_tokens)
-        return batch | _planned(self.encoder, queries, documents, self.chunk_tokens)
+            batch["guide"] = self.planned(self.guide, queries, documents)
+        return batch | self.planned(self.encoder, queries, documents)
 
-
-def _planned(encoder: Encoder, queries: Sequence[str], documents: Sequence[str], chunk_tokens: int) -> dict:
-    """The chunks an encoder has to run for these texts, each distinct one once, and where each text's row will be."""
-    position: dict[str, int] = {}
-    plan = {
-        kind: torch.tensor([position.setdefault(encoder.prompts[kind] + text, len(position)) for text in texts])
-        for kind, texts in (("query", queries), ("document", documents))
-    }
-    sequences = tokenise(encoder.tokenizer, list(position), encoder.max_seq_length)
-    chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, chunk_tokens)
-    return plan | {"chunks": chunks, "inverse": inverse, "tokens": sum(map(len, sequences))}
+    def planned(self, encoder: Encoder, queries: Sequence[str], documents: Sequence[str]) -> dict:
+        """The chunks an encoder has to run for these texts, each distinct one once, and where each row will be."""
+        position: dict[str, int] = {}
+        plan = {
+            kind: torch.tensor([position.setdefault(encoder.prompts[kind] + text, len(position)) for text in texts])
+            for kind, texts in (("query", queries), ("document", documents))
+        }
+        longest = min(self.longest or encoder.max_seq_length, encoder.max_seq_length)
+        sequences = tokenise(encoder.tokenizer, list(position), longest)
+        chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, self.chunk_tokens)
+        return plan | {"chunks": chunks, "inverse": inverse, "tokens": sum(map(len, sequences))}
 
 
 def _teacher(rows: Sequence[dict], counts: Sequence[int]) -> dict[str, list]:

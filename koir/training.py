@@ -47,7 +47,10 @@ class EmbeddingTrainer(RunTrainer):
         self.loss_arguments, self.step_arguments = groups["loss"], groups.get("step")
         data, guide = groups["data"], groups.get("guide")
         distillation = self.loss_arguments.distillation is not None
-        collator = Collator(encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation)
+        collator = Collator(
+            encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation,
+            data.train_max_seq_length,
+        )  # fmt: skip
         super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
         self.sampling, self.texts, self.negatives = data, encoder.tokenizer, 0
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)

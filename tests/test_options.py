@@ -100,3 +100,11 @@ def test_masks_are_counted():
         queries, queries, torch.arange(4), 0.1, guide=aside._replace(margin=-0.5, relative=True)
     )
     assert negatives == 12
+
+
+def test_texts_may_be_shorter_in_training_than_the_model_reads():
+    rows = [{"query": "질문", "document": "유산균이 젖산을 만든다. " * 9, "hard_negatives": [], "right_answers": [1]}]
+    wide, narrow = (Collator(tiny_encoder(), 500, max_seq_length=length)(rows) for length in (None, 16))
+    assert max(chunk["input_ids"].shape[1] for chunk in narrow["chunks"]) == 16
+    assert max(chunk["input_ids"].shape[1] for chunk in wide["chunks"]) > 16
+    assert narrow["tokens"] < wide["tokens"]
