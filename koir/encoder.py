@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from koir import unpadded
+from koir import products, unpadded
 from koir.errors import ModelError
 from koir.inference import Inference, same_layers
 from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
@@ -31,6 +31,7 @@ class Encoder(nn.Module):
         self.max_seq_length = max_seq_length
         self.prompts = prompts
         unpadded.prepare(transformer)
+        products.by_onednn(transformer)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 

@@ -25,6 +25,7 @@ ORDER = [
     "inference",
     "loading",
     "unpadded",
+    "products",
     "encoder",
     "lora",
     "batches",

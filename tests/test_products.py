@@ -1,0 +1,60 @@
+"""oneDNN's products give what torch's own linear layers give, forward and backward."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from koir import products
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(48, 96), nn.GELU(), nn.Linear(96, 32, bias=False))
+    ours = copy.deepcopy(plain)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    products.by_onednn(ours)
+    return plain, ours
+
+
+def gradients(model, rows):
+    rows = rows.clone().requires_grad_()
+    (model(rows) * torch.arange(32)).sum().backward()
+    return [rows.grad, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("shape", [(7, 48), (3, 5, 48), (1, 48)])
+def test_outputs_and_gradients_are_equal(pair, shape):
+    plain, ours = pair
+    rows = torch.randn(*shape)
+    torch.testing.assert_close(ours(rows), plain(rows), rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(gradients(ours, rows), gradients(plain, rows), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_rows_that_do_not_lie_together(pair):
+    plain, ours = pair
+    rows = torch.randn(5, 3, 48).transpose(0, 1)
+    torch.testing.assert_close(ours(rows), plain(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_input_gives_the_same_bits(pair):
+    rows = torch.randn(64, 48)
+    assert torch.equal(pair[1](rows), pair[1](rows))
+
+
+def test_other_precisions_and_frozen_weights_go_their_own_way(pair):
+    plain, ours = pair
+    rows = torch.randn(4, 48)
+    assert torch.equal(ours.double()(rows.double()), plain.double()(rows.double()))
+    ours.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(rows).dtype == torch.bfloat16
+    ours[0].requires_grad_(False)
+    ours(rows).sum().backward()
+    assert ours[0].weight.grad is None and ours[2].weight.grad is not None
+    assert ours(torch.empty(0, 48)).shape == (0, 32)
