@@ -6,7 +6,7 @@ Every engine gets the same model, rows, dtype, dropout and threads, in one proce
 over its mini-batch sizes (rows and tokens), the ideal over chunk sizes, both on the first --sweep_batch rows; then all
 run in turn on all rows, --rounds times, and each engine's fastest step counts. The ideal holds the whole batch's graph over texts sorted by length: no work twice, next
 to no padding. Without --train_data, token ids are drawn at random with the lengths in benchmarks/lengths.json.
-Losses and gradient norms are printed with dropout off, where all engines must agree.
+Losses and gradient norms are printed with dropout off and on the sweep's rows, where all engines must agree.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from koir.tokens import DEFAULT_PROMPTS, chunked, pad, tokenise  # noqa: E402
 
 HERE = Path(__file__).parent
 TEMPERATURE = 0.02
-ROWS_SWEEP, TOKENS_SWEEP, CHUNK_SWEEP = (4, 8, 16, 32, 64), (512, 1024, 2048, 4096), (1024, 2048, 4096, 8192)
+ROWS_SWEEP, TOKENS_SWEEP, CHUNK_SWEEP = (4, 8, 16, 32, 64), (512, 1024, 2048, 4096), (512, 1024, 2048, 4096)
 
 
 @dataclasses.dataclass
@@ -243,14 +243,8 @@ def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder
     return Encoder(transformer, tokenizer, "mean", arguments.max_seq_length, DEFAULT_PROMPTS).to(device)
 
 
-def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
-    """Sweeps, then all engines in turn; prints as it goes and returns seconds, settings and ratios."""
-    part = dataclasses.replace(bench, rows=bench.rows[: arguments.sweep_batch])
-    print(f"sentence-transformers, swept on {len(part.rows)} rows:")
-    rival, rival_sweep = best(part, {} if arguments.ours_only else rivals(part))
-    print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
-    ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP}
-    chosen, ideal_sweep = best(part, ideals)
+def engines_of(bench: Bench, arguments: argparse.Namespace, chosen: int, rival: str) -> dict[str, Callable[[], float]]:
+    """Every engine as a step over a bench's rows."""
     engines = {"ideal": functools.partial(ideal_step, bench, chosen)}
     for name, keep in (("keep_auto", 1.0), ("keep_half", 0.5), ("keep_none", 0.0)):
         engines[name] = functools.partial(koir_step, bench, arguments.chunk_tokens, keep)
@@ -261,15 +255,27 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     original = gradcache_step(bench, 8) if bench.device.type == "cpu" and not bench.half else None
     if original:
         engines["gradcache"] = original
+    return engines
+
+
+def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
+    """Sweeps, then all engines in turn; prints as it goes and returns seconds, settings and ratios."""
+    part = dataclasses.replace(bench, rows=bench.rows[: arguments.sweep_batch])
+    print(f"sentence-transformers, swept on {len(part.rows)} rows:")
+    rival, rival_sweep = best(part, {} if arguments.ours_only else rivals(part))
+    print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
+    ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP}
+    chosen, ideal_sweep = best(part, ideals)
+    engines = engines_of(bench, arguments, chosen, rival)
     seconds = {name: [] for name in engines}
     for _ in range(arguments.rounds):
         for name, step in engines.items():
             seconds[name].append(timed(bench, step))
     fastest = {name: min(values) for name, values in seconds.items()}
-    print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm without dropout")
-    agreed = {}
+    print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm, {len(part.rows)} rows, no dropout")
+    agreed, small = {}, engines_of(part, arguments, chosen, rival)
     for name, step in engines.items():
-        agreed[name] = agreement(bench, step)
+        agreed[name] = agreement(part, small[name])
         loss, norm = agreed[name]
         print(f"{name:<32} {fastest[name]:>9.2f} {fastest[name] / fastest['ideal']:>9.2f}   {loss:.6f}  {norm:.6f}")
     ratios = {}
@@ -294,7 +300,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max_seq_length", type=int, default=512, help="tokens")
     flags.add_argument("--dropout", type=float, default=0.1)
     flags.add_argument("--attention_dropout", type=float, help="default: as --dropout")
-    flags.add_argument("--chunk_tokens", type=int, default=2048, help="koir's padded tokens a chunk")
+    flags.add_argument("--chunk_tokens", type=int, default=1024, help="koir's padded tokens a chunk")
     flags.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every engine")
     flags.add_argument("--rounds", type=int, default=3, help="timed steps of each engine; the fastest counts")
     flags.add_argument("--sweep_batch", type=int, default=64, help="rows that the sweeps run on")

@@ -14,7 +14,7 @@ from koir.gather import gather_sizes
 
 PROBE_TOKENS = 4096
 LARGEST_CHUNK = 65536
-CPU_CHUNK = 2048  # on a CPU chunks pay while they stay in its cache; more only costs memory
+CPU_CHUNK = 1024  # on a CPU chunks pay while they stay in its cache; more only costs memory
 CHUNK_SHARE, KEEP_SHARE = 0.2, 0.5  # of the memory that is free of weights and optimizer; the rest is slack
 
 
