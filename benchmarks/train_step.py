@@ -4,9 +4,10 @@
 
 Every engine gets the same model, rows, dtype, dropout and threads, in one process, warm. sentence-transformers is swept
 over its mini-batch sizes (rows and tokens), the ideal over chunk sizes, both on the first --sweep_batch rows; then all
-run in turn on all rows, --rounds times, and each engine's fastest step counts. The ideal holds the whole batch's graph over texts sorted by length: no work twice, next
-to no padding. Without --train_data, token ids are drawn at random with the lengths in benchmarks/lengths.json.
-Losses and gradient norms are printed with dropout off and on the sweep's rows, where all engines must agree.
+run in turn on all rows, --rounds times, and each engine's fastest step counts. The ideal holds the whole batch's graph
+over texts sorted by length: no work twice, next to no padding. Without --train_data, token ids are drawn at random with
+the lengths in benchmarks/lengths.json. Losses and gradient norms are printed with dropout off and on the sweep's rows,
+where all engines must agree.
 """
 
 import argparse
@@ -274,7 +275,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     fastest = {name: min(values) for name, values in seconds.items()}
     print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm, {len(part.rows)} rows, no dropout")
     agreed, small = {}, engines_of(part, arguments, chosen, rival)
-    for name, step in engines.items():
+    for name in engines:
         agreed[name] = agreement(part, small[name])
         loss, norm = agreed[name]
         print(f"{name:<32} {fastest[name]:>9.2f} {fastest[name] / fastest['ideal']:>9.2f}   {loss:.6f}  {norm:.6f}")
