@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from koir import products
 from koir.budget import CPU_CHUNK
 from koir.encoder import demo_base
 from koir.errors import ModelError
@@ -31,6 +32,7 @@ class Reranker(nn.Module):
     def __init__(self, transformer: nn.Module, tokenizer, max_seq_length: int, new_head: bool = False):
         super().__init__()
         self.transformer = transformer
+        products.by_onednn(transformer)
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.new_head = new_head
