@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+STEP = 128  # rows
+
 
 @functools.cache
 def mkl_is_slow() -> bool:
@@ -19,34 +21,42 @@ def mkl_is_slow() -> bool:
 
 
 def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """rows [..., K] times weight [M, K], plus bias [M]: [..., M]."""
+    """rows [n, K] times weight [M, K], plus bias [M]: [n, M]."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
+def _filled_up(rows: torch.Tensor) -> torch.Tensor:
+    """rows [n, K] and zeros up to a multiple of STEP: oneDNN compiles each shape it meets, and chunks have many."""
+    missing = -len(rows) % STEP
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
 class _Linear(torch.autograd.Function):
-    """A linear layer whose three products, one forward and two backward, are oneDNN's."""
+    """A linear layer whose three products, one forward and two backward, are oneDNN's. rows: [n, K]."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows, weight)
-        return _product(rows, weight, bias)
+        filled = _filled_up(rows)
+        ctx.save_for_backward(filled, weight)
+        return _product(filled, weight, bias)[: len(rows)]
 
     @staticmethod
     def backward(ctx, gradient):
-        rows, weight = ctx.saved_tensors
+        filled, weight = ctx.saved_tensors
         to_rows, to_weight, to_bias = ctx.needs_input_grad
-        flat = gradient.reshape(-1, gradient.shape[-1])  # [n, M]
+        full = _filled_up(gradient)  # [n, M]
         return (
-            _product(gradient, weight.t().contiguous()) if to_rows else None,
-            _product(flat.t().contiguous(), rows.reshape(-1, rows.shape[-1]).t().contiguous()) if to_weight else None,
-            flat.sum(0) if to_bias else None,
+            _product(full, weight.t().contiguous())[: len(gradient)] if to_rows else None,
+            _product(full.t().contiguous(), filled.t().contiguous()) if to_weight else None,
+            gradient.sum(0) if to_bias else None,
         )
 
 
 def _forward(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     plain = rows.device.type == "cpu" and rows.dtype == layer.weight.dtype == torch.float32
     if plain and rows.numel() and not torch.is_autocast_enabled("cpu"):
-        return _Linear.apply(rows.contiguous(), layer.weight, layer.bias)
+        flat = rows.reshape(-1, rows.shape[-1])  # [n, K]
+        return _Linear.apply(flat, layer.weight, layer.bias).view(*rows.shape[:-1], -1)
     return nn.functional.linear(rows, layer.weight, layer.bias)
 
 
