@@ -20,7 +20,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self):
         self.signalled = False
-        signal.signal(signal.SIGTERM, self._remember)
+        self.before = signal.signal(signal.SIGTERM, self._remember)
 
     def _remember(self, *_) -> None:
         self.signalled = True
@@ -36,7 +36,11 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
 
     def exit_if_signalled(self, folder: Path) -> None:
-        """Leave with status 143 and the words to resume with, so that no script goes on with half a model."""
+        """Leave with status 143 and the words to resume with, so that no script goes on with half a model.
+
+        From here on a signal ends the process at once, as it did before.
+        """
+        signal.signal(signal.SIGTERM, self.before)
         if self.signalled:
             if int(os.environ.get("RANK", 0)) == 0:
                 print(f"stopped by SIGTERM; resume with --output_dir {folder} {RESUME}", flush=True)

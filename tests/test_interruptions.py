@@ -31,7 +31,6 @@ def stop():
 def test_sigterm_saves_stops_and_exits_with_143(stop, tmp_path, capsys):
     control = TrainerControl()
     stop.on_step_end(SimpleNamespace(), TrainerState(), control)
-    stop.exit_if_signalled(tmp_path)
     assert not control.should_training_stop
     os.kill(os.getpid(), signal.SIGTERM)
     stop.on_step_end(SimpleNamespace(), TrainerState(), control)
@@ -40,6 +39,14 @@ def test_sigterm_saves_stops_and_exits_with_143(stop, tmp_path, capsys):
         stop.exit_if_signalled(tmp_path)
     assert left.value.code == 143
     assert f"--output_dir {tmp_path} --resume_from_checkpoint last" in capsys.readouterr().out
+
+
+def test_after_training_a_signal_ends_the_process_at_once_again(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopOnSignal()
+    assert signal.getsignal(signal.SIGTERM) != before
+    stop.exit_if_signalled(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_broken_gradient_is_named_before_the_optimizer_sees_it():
