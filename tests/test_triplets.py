@@ -162,7 +162,11 @@ def test_a_truncated_gzip_says_after_which_line(refusal, tmp_path):
     assert "found unreadable data (" in message and message.endswith("; expected a complete file")
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.jsonl", b""), ("a.jsonl.gz", gzip.compress(b"")), ("a.jsonl.gz", b"")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.jsonl", b""), ("a.jsonl.gz", gzip.compress(b"")), ("a.jsonl.gz", b"")],
+    ids=["plain", "gzip of nothing", "no byte"],
+)
 def test_an_empty_file_is_refused(rows, tmp_path, name, data):
     with pytest.raises(RowError) as caught:
         rows(name=name, raw=data)
