@@ -48,7 +48,9 @@ class EvaluateArguments:
     fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
     weight: str | None = field(
         default=None,
-        metadata={"help": "with --fusion weighted: the dense part's share, 0 to 1, or auto: chosen on dev"},
+        metadata={
+            "help": "with --fusion weighted: W in (1 - W) x BM25 + W x 25 x cosine, 0 to 1, or auto: chosen on dev"
+        },
     )
     interpolate: str | None = field(
         default=None,

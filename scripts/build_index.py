@@ -30,7 +30,7 @@ class IndexArguments:
     )
     fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
     weight: float | None = field(
-        default=None, metadata={"help": "with --fusion weighted: the dense part's share, 0 to 1"}
+        default=None, metadata={"help": "with --fusion weighted: W in (1 - W) x BM25 + W x 25 x cosine, 0 to 1"}
     )
 
 

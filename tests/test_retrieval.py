@@ -16,7 +16,7 @@ from koir.evaluation.tasks import load_corpus, load_task
 from koir.retrieval import dense, stages
 from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
-from koir.retrieval.hybrid import RRF_K, reciprocal_ranks
+from koir.retrieval.hybrid import RRF_K, reciprocal_ranks, weighted
 from koir.retrieval.ranking import align, best, minmax, ranked, standard
 from koir.retrieval.score_maps import SCORE_MAPS, exp_normalize, sigmoid
 from koir.retrieval.stages import first_stage, in_memory, open_index
@@ -75,6 +75,15 @@ def test_mixing_moves_from_one_run_to_the_other():
     assert pair.mixed(0.0, 4) == {"a": 1.0, "b": 0.5, "d": 0.0, "c": 0.0}  # absent is 0; ties by id
     assert pair.mixed(0.5, 2) == {"c": 0.5, "a": 0.5}
     assert list(pair.mixed(1.0, 1)) == ["c"]
+
+
+def test_a_weighted_hybrid_keeps_how_sure_bm25_is():
+    dense = {"a": 0.9, "b": 0.5, "c": 0.3}
+    clear, poor = weighted({"b": 30.0}, dense), weighted({"b": 3.0}, dense)
+    assert clear.ids == ["a", "b", "c"] and clear.first.tolist() == [0, 30, 0]
+    assert clear.second.tolist() == pytest.approx([15, 5, 0])  # 25 points for a cosine, from the worst on
+    assert next(iter(clear.mixed(0.5, 1))) == "b" and next(iter(poor.mixed(0.5, 1))) == "a"
+    assert list(weighted({"a": 1.0}, {}).mixed(0.5, 2)) == ["a"]
 
 
 def test_reciprocal_ranks_count_from_one_and_absence_gives_nothing():

@@ -27,8 +27,7 @@ from koir.evaluation.results import read_result, write_result
 from koir.evaluation.tasks import Task
 from koir.reranker import Reranker, load_reranker
 from koir.retrieval.dense import weights_fingerprint
-from koir.retrieval.hybrid import FETCH
-from koir.retrieval.ranking import align
+from koir.retrieval.hybrid import FETCH, weighted
 from koir.retrieval.stages import FirstStage, first_stage
 
 
@@ -183,11 +182,11 @@ class Joint:
             tasks = []
             for task in self.dev_tasks:
                 parts = stage(task.corpus).parts(list(task.queries.values()), FETCH)
-                pairs = {query: align(*runs) for query, runs in zip(task.queries, parts, strict=True)}
+                pairs = {query: weighted(*runs) for query, runs in zip(task.queries, parts, strict=True)}
                 tasks.append((task.qrels, pairs))
             return choose_weight(tasks)
 
-        return remembered(["hybrid", stage.fingerprint, FETCH, *map(task_fingerprint, self.dev_tasks)], choose)
+        return remembered(["bm25 + cosine", stage.fingerprint, FETCH, *map(task_fingerprint, self.dev_tasks)], choose)
 
     def _chosen_share(self, spec: str, path: str, depth: int) -> float:
         stage, scale = self.stage(spec), self.settings.normalise

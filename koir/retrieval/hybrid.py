@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from koir.retrieval.ranking import align, as_run, best
+from koir.retrieval.ranking import Aligned, as_run, best, placed
 
+COSINE = 25.0  # what a cosine of 1 weighs in points of BM25; about where weights of 0.2 to 0.8 make a difference
 RRF_K = 60  # Cormack, Clarke and Buettcher 2009
 FETCH = 1000  # candidates of each part that take part in the fusion
 
@@ -25,10 +26,20 @@ def reciprocal_ranks(runs: Sequence[dict[str, float]], depth: int, k: int = RRF_
     return as_run(ids, order, scores[order])
 
 
+def weighted(lexical: dict[str, float], dense: dict[str, float]) -> Aligned:
+    """BM25 scores and cosines of one query on one scale that is the same for all queries.
+
+    Scores stretched query by query (min-max) would make the best of a poor run as good as the best of a clear one.
+    A document that BM25 lacks has no word of the query: 0. One that the dense run lacks is taken for its worst.
+    """
+    lowest = min(dense.values(), default=0.0)
+    return placed(lexical, {document: COSINE * (score - lowest) for document, score in dense.items()})
+
+
 class Hybrid:
     """A lexical and a dense first stage, fused.
 
-    fusion: "rrf", or "weighted": (1 - weight) * lexical + weight * dense, each min-max normalised over its candidates.
+    fusion: "rrf", or "weighted": `weighted` mixed at `weight`, the dense part's share.
     """
 
     def __init__(self, lexical, dense, name: str = "hybrid", fusion: str = "rrf", weight: float | None = None):
@@ -52,4 +63,4 @@ class Hybrid:
         """One query's fused candidates, best first."""
         if self.fusion == "rrf":
             return reciprocal_ranks([lexical, dense], depth)
-        return align(lexical, dense).mixed(self.weight, depth)
+        return weighted(lexical, dense).mixed(self.weight, depth)

@@ -58,14 +58,22 @@ class Aligned:
         return as_run(self.ids, order, scores[order])
 
 
-def align(first: dict[str, float], second: dict[str, float], scale: str = "minmax") -> Aligned:
-    """Bring two runs of a query to one scale, each by its own scores."""
+def placed(first: dict[str, float], second: dict[str, float]) -> Aligned:
+    """Two runs of a query side by side, scores as they are."""
     ids = sorted(first.keys() | second.keys())
     place = {document: number for number, document in enumerate(ids)}
     columns = []
     for run in (first, second):
         column = np.zeros(len(ids))  # [n]
-        scores = SCALES[scale](np.array(list(run.values()), dtype=np.float64))
-        column[[place[document] for document in run]] = scores
+        column[[place[document] for document in run]] = list(run.values())
         columns.append(column)
     return Aligned(ids, *columns)
+
+
+def align(first: dict[str, float], second: dict[str, float], scale: str = "minmax") -> Aligned:
+    """Bring two runs of a query to one scale, each by its own scores."""
+    scaled = [
+        dict(zip(run, SCALES[scale](np.array(list(run.values()), dtype=np.float64)), strict=True))
+        for run in (first, second)
+    ]
+    return placed(*scaled)
