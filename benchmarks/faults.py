@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from subjects import ROOT, SUBJECTS, TINY, Subject, attempt
@@ -96,7 +96,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def refused(subject: Subject, how: str, before: Callable[[], None] = lambda: None) -> dict:
+def refused(subject: Subject, how: str, before: Callable[[], None] | None) -> dict:
     """Run a command on a tmpfs that refuses something: one clear line and status 2, and it goes on once that is lifted.
 
     how: "full disk" (half of what it writes fits), "read-only folder" (in the middle), or what `before` does to it.
@@ -118,7 +118,7 @@ def refused(subject: Subject, how: str, before: Callable[[], None] = lambda: Non
                 subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
             log.write_text("")
             log.chmod(0o666)
-            status, _ = attempt(subject, small / "run", log, before=before)
+            status, _ = attempt(subject, small / "run", log, before=before or (lambda: None))
             words, losses = log.read_text(), []
             lines = [line for line in words.splitlines() if line.startswith("error: ")]
             if status != 2 or len(lines) != 1 or "Traceback" in words:
@@ -169,15 +169,15 @@ def killed_by_the_kernel() -> dict:
     return {"what": what, "tried": 1, "losses": losses, "note": lines[0] if lines else ""}
 
 
-def refusals() -> list[dict]:
+def refusals() -> Iterator[dict]:
     """Every refusal with every command that it stands for."""
     v1, cached, reranker, prepare, mine, index, evaluate = (subject for group in SUBJECTS.values() for subject in group)
     writers = [cached, reranker, prepare, mine, index, evaluate]
-    rows = [refused(subject, how) for how in ("full disk", "read-only folder") for subject in writers]
-    rows += [refused(subject, "no permission", nobody) for subject in writers]
-    rows += [refused(subject, "out of file handles", few_handles) for subject in writers]
-    rows += [refused(subject, "out of memory", little_memory) for subject in (v1, cached, reranker, index)]
-    return [*rows, killed_by_the_kernel()]
+    for how, before in (("full disk", None), ("read-only folder", None), ("no permission", nobody),
+                        ("out of file handles", few_handles)):  # fmt: skip
+        yield from (refused(subject, how, before) for subject in writers)
+    yield from (refused(subject, "out of memory", little_memory) for subject in (v1, cached, reranker, index))
+    yield killed_by_the_kernel()
 
 
 # --- lost ranks ------------------------------------------------------------------------------------------------------
@@ -218,17 +218,18 @@ def lost_rank(how: signal.Signals) -> dict:
         return {"what": f"{how.name} to rank 1 of 2", "tried": 1, "losses": losses, "note": f"ended after {took:.0f} s"}
 
 
-def run_group(name: str, kills: int, seed: int) -> list[dict]:
-    """The table rows of one group."""
+def run_group(name: str, kills: int, seed: int) -> Iterator[dict]:
+    """The table rows of one group, as they are done."""
     if name == "disk":
-        return refusals()
-    if name == "ranks":
-        return [lost_rank(signal.SIGKILL), lost_rank(signal.SIGSTOP)]
-    if name == "input":
+        yield from refusals()
+    elif name == "ranks":
+        yield from map(lost_rank, (signal.SIGKILL, signal.SIGSTOP))
+    elif name == "input":
         command = [sys.executable, str(ROOT / "tests" / "fuzz_input.py"), "--seed", str(seed)]
         done = subprocess.run(command, capture_output=True, text=True)
-        return [json.loads(done.stdout.splitlines()[-1])] if done.returncode in (0, 1) else sys.exit(done.stderr)
-    return [killed_again_and_again(subject, kills, random.Random(seed)) for subject in SUBJECTS[name]]
+        yield json.loads(done.stdout.splitlines()[-1]) if done.returncode in (0, 1) else sys.exit(done.stderr)
+    else:
+        yield from (killed_again_and_again(subject, kills, random.Random(seed)) for subject in SUBJECTS[name])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -240,20 +241,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="rows of an earlier call are kept there, or replaced")
     arguments = parser.parse_args(argv)
-    rows = []
+    lost = False
     for name in arguments.only:
         for row in run_group(name, arguments.kills, arguments.seed):
-            rows.append(row)
             more = "".join(f", {row[name]} {name}" for name in ("while writing", "came to its end") if name in row)
             print(f"{row['what']:<38} {row['tried']:>6,} tried{more}, {len(row['losses'])} lost  {row.get('note', '')}",
                   flush=True)  # fmt: skip
             for loss in row["losses"]:
                 print(f"    {loss}")
-    if arguments.json:
-        known = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else []
-        kept = [row for row in known if row["what"] not in {row["what"] for row in rows}]
-        arguments.json.write_text(json.dumps(kept + rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return int(any(row["losses"] for row in rows))
+            lost = lost or bool(row["losses"])
+            if arguments.json:
+                remember(row, arguments.json)
+    return int(lost)
+
+
+def remember(row: dict, file: Path) -> None:
+    """Add a row to a table of JSON, in the place of an earlier one of the same name; at once, for rows take long."""
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rows = [known for known in rows if known["what"] != row["what"]] + [row]
+    file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv and runs the whole suite. Usage: bash scripts/test.sh [pytest arguments ...]
+#   without arguments the demo's scores are checked too: evaluate.py --check results/expected/demo.json
 #   --clients [...]   real clients of the server instead, from PyPI, in an environment of their own (.venv-clients)
 #   --fuzz            20,000 damaged files through every reader, then schemathesis on the server's own OpenAPI
 #   --faults [...]    kills, a full disk, lost ranks (benchmarks/faults.py; about an hour)
@@ -31,6 +32,7 @@ whole_suite() {
   .venv/bin/ruff check .
   .venv/bin/ruff format --check .
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@" || status=$?
+  if [ $# = 0 ]; then .venv/bin/python evaluate.py --check results/expected/demo.json || status=$?; fi
   if [ -z "${KOIR_BROWSER:-}" ] && ! command -v chromium chromium-browser >/dev/null; then
     echo "SKIPPED: the board in a browser; there is no chromium (Debian: apt-get install -y chromium fonts-noto-cjk)" >&2
   fi

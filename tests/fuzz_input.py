@@ -1,9 +1,10 @@
 """Mutated files through every reader: only errors of our own, each with place and expectation, may come out.
 
-    .venv/bin/python tests/fuzz_input.py [--inputs 20000] [--seed 0]
+    .venv/bin/python tests/fuzz_input.py [--inputs 20000] [--seed 0] [--only NAME]
 
-Good files (the demo's rows, recipes, task, results, small archives) are damaged: bytes flipped, cut, doubled, swapped;
-JSON values and keys replaced by others of any type. The last line printed is JSON for benchmarks/faults.py.
+Good files (the demo's rows, recipes, task, results, small archives, a model folder) and bodies of requests are damaged:
+bytes flipped, cut, doubled, swapped; JSON values and keys replaced by others of any type. A server may answer anything
+but 5xx, and every error with place and expectation. The last line printed is JSON for benchmarks/faults.py.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import random
 import shutil
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections import Counter
@@ -23,12 +25,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import openpyxl  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+from one_step import tiny_encoder  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
+from test_reranker import tiny_reranker  # noqa: E402
+
 from koir import arguments  # noqa: E402
 from koir.arguments import parse  # noqa: E402
-from koir.errors import UserError  # noqa: E402
+from koir.encoder import load_encoder  # noqa: E402
+from koir.errors import RowError, UserError  # noqa: E402
 from koir.evaluation.pipeline import read_pipeline  # noqa: E402
-from koir.evaluation.stored import query_rows, read_result, read_results  # noqa: E402
+from koir.evaluation.reproduction import read_cells  # noqa: E402
+from koir.evaluation.stored import query_rows, read_result, read_results, training_runs  # noqa: E402
 from koir.evaluation.tasks import load_task  # noqa: E402
+from koir.manifest import newest_run, read_run  # noqa: E402
+from koir.reranker import load_reranker  # noqa: E402
+from koir.retrieval.stages import open_index  # noqa: E402
+from koir.serving.app import create_app  # noqa: E402
+from koir.serving.loading import Loader, _from_file, load  # noqa: E402
+from koir.serving.loading import ModelArguments as Served  # noqa: E402
 from koir.sources.registry import checked_rows, find  # noqa: E402
 from koir.sources.tally import Tally  # noqa: E402
 from koir.triplets import _records, check_row  # noqa: E402
@@ -152,6 +169,37 @@ def read_results_folder(file: Path) -> None:
         query_rows(read_result(file))
 
 
+def read_run_folder(file: Path) -> None:
+    """A run's manifest and its lines, as commands and the board read them."""
+    list(training_runs(file.parent.parent))
+    read_run(file.parent)
+    newest_run("encoder", file.parent.parent)
+
+
+def read_model(load_model: Callable) -> Callable[[Path], None]:
+    """A model folder, one file of which is damaged."""
+
+    def read(file: Path) -> None:
+        folder = file.parent.parent if file.parent.name == "1_Pooling" else file.parent
+        load_model(str(folder))
+
+    return read
+
+
+def body_of(client: TestClient, route: str) -> Callable[[Path], None]:
+    """A request with the file as its body; an error is raised with what the answer says, if it says enough."""
+
+    def read(file: Path) -> None:
+        answer = client.post(route, content=file.read_bytes(), headers={"Content-Type": "application/json"})
+        if answer.status_code >= 500:
+            raise RuntimeError(f"{answer.status_code}: {answer.text[:200]}")
+        if answer.status_code >= 400:
+            error = answer.json()["error"]
+            raise RowError(error["code"] or "", error["message"], error["message"].partition(":")[2])
+
+    return read
+
+
 def seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
     """Good files to start from: (name, file, reader)."""
     rows = (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()[:4]
@@ -178,29 +226,40 @@ def seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("안/squad.json", json.dumps(squad, ensure_ascii=False))
     (folder / "squad.zip").write_bytes(packed.getvalue())
+    with tarfile.open(folder / "squad.tar.gz", "w:gz") as archive:
+        archive.add(folder / "squad.json", "안/squad.json")
+    pq.write_table(pa.Table.from_pylist([json.loads(row) for row in rows]), folder / "rows.parquet")
+    book = openpyxl.Workbook()
+    for line in (["question", "answer", "doc_id", "doc"], ["수도는?", "서울", 1, "서울은 수도이다"]):
+        book.active.append(line)
+    book.save(folder / "rows.xlsx")
     (folder / "rows.csv").write_text("question,answer,doc_id,doc\n수도는?,서울,1,서울은 수도이다\n", encoding="utf-8")
     pipeline = {"first_stage": "bm25", "reranker": None, "depth": 10}
     (folder / "pipeline.json").write_text(json.dumps(pipeline), encoding="utf-8")
     found = [
         ("rows", folder / "rows.jsonl", read_rows),
         ("rows, gzipped", folder / "rows.jsonl.gz", read_rows),
+        ("rows, Parquet", folder / "rows.parquet", read_rows),
         ("recipes", folder / "recipe.yaml", read_recipe),
         ("tasks: corpus", task / "corpus.jsonl", read_task),
         ("tasks: queries", task / "queries.jsonl", read_task),
         ("tasks: qrels", task / "qrels" / "test.tsv", read_task),
         ("sources: json", folder / "squad.json", read_source("squad")),
         ("sources: zip", folder / "squad.zip", read_source("squad")),
+        ("sources: tar", folder / "squad.tar.gz", read_source("squad")),
         ("sources: csv", folder / "rows.csv", read_source("csv")),
+        ("sources: xlsx", folder / "rows.xlsx", read_source("csv")),
         ("pipelines", folder / "pipeline.json", lambda file: read_pipeline(str(file))),
     ]
-    return found + result_seeds(folder / "results")
+    return found + result_seeds(folder / "results") + model_seeds(folder) + request_seeds(folder / "bodies")
 
 
 def result_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
     """A published table, and the result of one first stage."""
     published = folder / "published"
     shutil.copytree(ROOT / "results" / "published", published)
-    table = sorted(published.glob("*.json"))[0]
+    table, expected = sorted(published.glob("*.json"))[0], folder / "expected.json"
+    shutil.copy(ROOT / "results" / "expected" / "demo.json", expected)
     from koir.evaluation import pipeline
     from koir.evaluation.results import write_result
     from koir.retrieval import stages
@@ -212,7 +271,54 @@ def result_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]
         ("results: published", table, lambda file: read_results_folder(file)),
         ("results: ours", file, read_results_folder),
         ("results: queries", folder / "bm25" / "demo.queries.jsonl", read_results_folder),
+        ("results: expected", expected, lambda file: read_cells(str(file))),
     ]
+
+
+def model_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
+    """A run, an encoder's and a reranker's folder, an index's manifest, a server's list of models."""
+    encoder, run, index = folder / "models" / "encoder", folder / "runs" / "one", folder / "index"
+    tiny_encoder().save(encoder)
+    tiny_reranker(folder / "models" / "reranker")
+    for place in (run, index):
+        place.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"kind": "encoder", "base": "demo", "steps": 3}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n')
+    facts = {"kind": "index", "first_stage": "bm25", "fusion": "rrf", "weight": None, "documents": 1}
+    (index / "run.json").write_text(json.dumps(facts | {"corpus_fingerprint": "0" * 64}))
+    models = folder / "models.yaml"
+    models.write_text("- {name: one, encoder: /nothing/one}\n- {name: two, reranker: /nothing/two}\n")
+    names = ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
+    names += ["config_sentence_transformers.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
+    return [
+        ("runs: run.json", run / "run.json", read_run_folder),
+        ("runs: metrics.jsonl", run / "metrics.jsonl", read_run_folder),
+        ("indexes: run.json", index / "run.json", lambda file: open_index(str(file.parent))),
+        ("a server's models", models, lambda file: _from_file(Loader(Served(models=str(file))), file)),
+        *[(f"encoders: {Path(name).name}", encoder / name, read_model(load_encoder)) for name in names],
+        ("rerankers: config.json", folder / "models" / "reranker" / "config.json", read_model(load_reranker)),
+    ]
+
+
+def request_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
+    """Bodies for every route that takes one, and a server in this process to send them to."""
+    folder.mkdir()
+    tiny_encoder().save(folder / "encoder")
+    tiny_reranker(folder / "reranker")
+    app = create_app(load(Served(f"dense:{folder / 'encoder'}", str(folder / "reranker"), dtype="float32")))
+    client, found = TestClient(app, raise_server_exceptions=False), []
+    query, texts = "수도는?", ["서울", "한강이 흐른다"]
+    bodies = {
+        "/v1/rerank": {"model": "m", "query": query, "documents": [*texts, {"text": "산"}], "top_n": 2},
+        "/rerank": {"query": query, "texts": texts, "raw_scores": True, "truncate": True},
+        "/v1/score": {"text_1": query, "text_2": texts, "truncate_prompt_tokens": 64},
+        "/v1/embeddings": {"input": texts, "encoding_format": "float", "dimensions": 8, "input_type": "query"},
+    }
+    for number, (route, body) in enumerate(bodies.items()):
+        file = folder / f"{number}.json"
+        file.write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
+        found.append((f"bodies: {route}", file, body_of(client, route)))
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,10 +326,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="readers whose names begin so")
     settings = parser.parse_args(argv)
     rng, counts, foreign = random.Random(settings.seed), {}, {}
     with tempfile.TemporaryDirectory() as place:
-        known = seeds(Path(place))
+        known = [seed for seed in seeds(Path(place)) if seed[0].startswith(settings.only)]
+        for _, file, read in known:  # what is not damaged is read, or is refused as the text of the seed says
+            with contextlib.suppress(UserError):
+                read(file)
         for number in range(settings.inputs):
             name, file, read = known[number % len(known)]
             good = file.read_bytes()

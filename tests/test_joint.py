@@ -275,23 +275,32 @@ def test_cells_are_ok_or_off_by_so_much(measured, tmp_path):
     cells[0] = cells[0] | {"value": cells[0]["value"] + 0.01}
     file = tmp_path / "expected.json"
     file.write_text(json.dumps({"tolerance": 0.005, "cells": [*cells, cells[1] | {"split": "test"}]}), encoding="utf-8")
-    read, tolerance = reproduction.read_cells(str(file))
-    rows = reproduction.compared(read, measured, tolerance)
+    read = reproduction.read_cells(str(file))
+    rows = reproduction.compared(read, measured)
     assert [row["ok"] for row in rows] == [False, *[True] * 5] and rows[0]["off"] == pytest.approx(-0.01, abs=1e-5)
     lines = reproduction.lines(rows, len(read))
     assert "off by -0.0100" in lines[0] and lines[1].endswith("OK") and lines[-1].startswith("5 of 6 cells OK; 1 of 7")
 
 
-def test_bm25_on_the_demo_scores_as_it_did(tmp_path, capsys):
-    expected = Path(evaluate.__file__).parent / "results/expected/demo.json"
-    words = ["--first_stage", "bm25", "--output_dir", str(tmp_path)]
-    evaluate.main([*words, "--check", str(expected)])
+def test_a_check_measures_what_its_file_names_and_fails_beyond_tolerance(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
+    content = json.loads((Path(evaluate.__file__).parent / "results/expected/demo.json").read_text(encoding="utf-8"))
+    content |= {"first_stage": ["bm25"], "cells": content["cells"][:3]}
+    file = tmp_path / "expected.json"
+    check = lambda: (file.write_text(json.dumps(content)), evaluate.main(["--check", str(file)]))  # noqa: E731
+    check()
     assert "3 of 3 cells OK" in capsys.readouterr().out
-    wrong = tmp_path / "wrong.json"
-    wrong.write_text(expected.read_text(encoding="utf-8").replace('"value": 0.', '"value": 0.9'), encoding="utf-8")
+    assert not list(tmp_path.glob("results*")) and not list(tmp_path.rglob("bm25-*")), "measured anew, nothing kept"
+    content["cells"].append(content["cells"][0] | {"model": "dense-demo"})
     with pytest.raises(SystemExit) as left:
-        evaluate.main([*words, "--check", str(wrong)])
-    assert left.value.code == 1
+        check()
+    assert left.value.code == 1 and "1 of 4 cells were not measured" in capsys.readouterr().out
+    content["cells"][-1] = content["cells"][0] | {"value": 0.9}
+    with pytest.raises(SystemExit) as left:
+        check()
+    assert left.value.code == 1 and "off by -0.85" in capsys.readouterr().out
+    evaluate.main(["--check", str(file), "--tolerance", "0.9"])
 
 
 def test_published_tables_are_read_by_hub_name(measured, tmp_path):
@@ -304,8 +313,8 @@ def test_published_tables_are_read_by_hub_name(measured, tmp_path):
     }
     table = {"tasks": {"demo": {"split": "dev"}}, "models": [{"name": "demo", "scores": {"demo": block}}]}
     (tmp_path / "published.json").write_text(json.dumps(table))
-    cells, tolerance = reproduction.read_cells(str(tmp_path / "published.json"))
-    assert [row["ok"] for row in reproduction.compared(cells, measured, tolerance)] == [True, False]
+    cells = reproduction.read_cells(str(tmp_path / "published.json"))
+    assert [row["ok"] for row in reproduction.compared(cells, measured)] == [True, False]
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------

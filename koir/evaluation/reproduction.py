@@ -1,9 +1,10 @@
 """Published or expected scores against those just measured, cell by cell, within a tolerance.
 
 Reads results/published/*.json (models -> scores -> task -> metric) and results/expected/*.json:
-{"tolerance": T, "cells": [{model, task, split, metric, value}, ...]}, values from 0 to 1. A published model is a hub
-name, which is what `dense:NAME` measures; elsewhere model is a pipeline's name as results/ has it. Cells of other
-splits, and cells that were not measured, are counted and never a failure.
+{"first_stage": [...], "tasks": [...], "tolerance": T, "cells": [{model, task, split, metric, value}, ...]}, values from
+0 to 1; a cell may have a tolerance of its own. A published model is a hub name, which is what `dense:NAME` measures;
+elsewhere model is a pipeline's name as results/ has it. Cells of other splits, and cells that were not measured, are
+counted and never a failure, unless the file itself says what measures them (`asked`).
 """
 
 import json
@@ -17,17 +18,33 @@ TOLERANCE = 0.001
 METRIC = re.compile(r"(ndcg|recall|precision|mrr|hit_rate|f1)_at_\d+")
 
 
-def read_cells(file: str) -> tuple[list[dict], float]:
-    """The cells and the tolerance of a file. Raises FlagError where it is not of either shape."""
+def read_cells(file: str) -> list[dict]:
+    """The cells of a file, each with its tolerance. Raises FlagError where it is not of either shape."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         cells = content["cells"] if "cells" in content else _published(content)
         for cell in cells:
             float(cell["value"]), cell["model"], cell["task"], cell["split"], cell["metric"]
-        return cells, float(content.get("tolerance", TOLERANCE))
+            cell["tolerance"] = float(cell.get("tolerance", content.get("tolerance", TOLERANCE)))
+        return cells
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__}: {error}"[:200]
         raise FlagError(file, found, "a file of results/published/ or results/expected/") from None
+
+
+def asked(file: str) -> tuple[list[str], list[str]] | None:
+    """The first stages and tasks that a file of expected scores is measured by; None for a table that names none.
+
+    Raises FlagError for a file that cannot be read, or that says it otherwise.
+    """
+    read_cells(file)
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    if "first_stage" not in content:
+        return None
+    found = content["first_stage"], content.get("tasks", [])
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found):
+        raise FlagError(file, f"first_stage and tasks {json.dumps(found)[:100]}", "two lists of names")
+    return found
 
 
 def _published(content: dict) -> list[dict]:
@@ -42,8 +59,11 @@ def _published(content: dict) -> list[dict]:
     return cells
 
 
-def compared(cells: Sequence[dict], contents: Sequence[dict], tolerance: float) -> list[dict]:
-    """Every cell that was measured: the cell with `measured`, `off` (measured - value) and `ok`."""
+def compared(cells: Sequence[dict], contents: Sequence[dict], tolerance: float | None = None) -> list[dict]:
+    """Every cell that was measured: the cell with `measured`, `off` (measured - value) and `ok`.
+
+    tolerance: in place of the cells' own.
+    """
     measured = {}
     for content in contents:
         koir = content["koir"]
@@ -55,8 +75,9 @@ def compared(cells: Sequence[dict], contents: Sequence[dict], tolerance: float) 
     for cell in cells:
         scores = measured.get((cell["model"], cell["task"], cell["split"]), {})
         if cell["metric"] in scores:
-            off = scores[cell["metric"]] - float(cell["value"])
-            rows.append(cell | {"measured": scores[cell["metric"]], "off": off, "ok": abs(off) <= tolerance})
+            off, allowed = scores[cell["metric"]] - float(cell["value"]), cell["tolerance"]
+            within = abs(off) <= (allowed if tolerance is None else tolerance)
+            rows.append(cell | {"measured": scores[cell["metric"]], "off": off, "ok": within})
     return rows
 
 

@@ -22,7 +22,10 @@ MEMBERS = 1_000_000  # of one archive
 RATIO = 200  # expanded to compressed; text in JSON stays below 30
 FREE = 2**24  # bytes that may expand at any ratio
 EXPANDED = 2**37  # bytes of one archive's data files (128 GiB); the largest release known is a tenth of it
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
+    UnicodeDecodeError,  # a name within a zip
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

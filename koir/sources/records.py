@@ -47,7 +47,7 @@ def records(file: File, tally: Tally, header: bool = True, quoted: bool | None =
             for number, record in enumerate(found, 1):
                 if record is not None:
                     yield record, f"{file.place}, row {number}"
-    except (*BROKEN, pa.ArrowException, csv.Error, ElementTree.ParseError, KeyError, UnicodeDecodeError) as error:
+    except (*BROKEN, pa.ArrowException, csv.Error, ElementTree.ParseError, KeyError) as error:
         raise unreadable(f"{file.place}, after row {number}", error) from None
 
 
