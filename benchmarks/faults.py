@@ -74,8 +74,8 @@ def killed_again_and_again(subject: Subject, kills: int, rng: random.Random) -> 
 
 
 def few_handles() -> None:
-    """Leave this process two more files to open."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2,) * 2)
+    """Leave this process no more files to open."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1,) * 2)
 
 
 def little_memory() -> None:
