@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from koir import products, unpadded
 from koir.errors import ModelError
 from koir.inference import Inference, same_layers
-from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
+from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
 
@@ -173,16 +173,14 @@ def load_encoder(
     """
     name = demo_base() if path == "demo" else model_folder(path)
     reach(name)
-    saved = _saved_settings(name, pooling)
-    try:
+    with readable(path):
+        saved = _saved_settings(name, pooling)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
             transformer = AutoModel.from_pretrained(
                 name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
             )
-    except (OSError, ValueError, ImportError) as error:
-        raise not_loaded(path, error) from None
     longest = most_tokens(transformer.config)
     length = max_seq_length or min(saved["max_seq_length"] or 512, longest)
     if length > longest:
@@ -210,6 +208,10 @@ def _saved_settings(name: str, pooling: str | None = None) -> dict:
         for key in keys[::-1]
         if key in prompts
     }
+    texts = all(isinstance(text, str) for text in settings["prompts"].values())
+    if not texts or not isinstance(settings["max_seq_length"], int | None) or (settings["max_seq_length"] or 8) < 8:
+        found = f"prompts {settings['prompts']}, max_seq_length {settings['max_seq_length']}"
+        raise ModelError(name, found[:200], "prompts that are texts, and at least 8 tokens")
     return settings
 
 

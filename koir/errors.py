@@ -3,6 +3,7 @@
 import difflib
 import errno
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -18,7 +19,7 @@ class UserError(Exception):
         self.place, self.found, self.expected = place, found, expected
 
     def __str__(self) -> str:
-        return f"{self.place}: found {self.found}; expected {self.expected}"
+        return without_passwords(f"{self.place}: found {self.found}; expected {self.expected}")
 
 
 class FlagError(UserError):
@@ -49,6 +50,11 @@ class RunError(UserError):
     """A run folder is missing, incomplete, or would be overwritten."""
 
 
+def without_passwords(text: str) -> str:
+    """A text in which every name and password of a URL (https://name:password@host) is ***."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint "; did you mean X?" for the closest of `known`, or nothing when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -68,7 +74,7 @@ REFUSALS = {
 
 
 def refused_by_machine(error: Exception) -> UserError | None:
-    """A full disk, a missing permission or too many open files as a UserError; None for any other error.
+    """A full disk, a missing permission, too many open files or no memory as a UserError; None for any other error.
 
     torch, safetensors and pyarrow raise kinds of their own, so their words and causes are read too.
     """
@@ -78,6 +84,8 @@ def refused_by_machine(error: Exception) -> UserError | None:
     for found, expected in REFUSALS.values():
         if found in str(error).lower():
             return UserError("the disk", found, expected)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return UserError("memory", "none left", "a machine with more, or less at once")
     if "PytorchStreamWriter failed writing" in str(error):
         return UserError("the disk", "a write that failed", REFUSALS[errno.ENOSPC][1])
     inner = error.__cause__ or error.__context__

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from koir.errors import ModelError
+from koir.errors import ModelError, UserError, refused_by_machine
 
 
 def reach(name: str) -> None:
@@ -33,6 +33,17 @@ def quiet(on: bool) -> Iterator[None]:
         yield
     finally:
         transformers.utils.logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a ModelError of `path`: libraries in other languages raise kinds of their own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise refused_by_machine(error) or not_loaded(path, error) from None
 
 
 def configured(
@@ -91,9 +102,8 @@ def json_of(name: str, file: str) -> object:
 def not_loaded(path: str, error: Exception) -> ModelError:
     """What went wrong, in one line, to be raised."""
     if Path(path).exists() or path == "demo":
-        return ModelError(
-            path, str(error).splitlines()[0][:200], "a transformers model in safetensors with its tokenizer"
-        )
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return ModelError(path, said[:200], "a transformers model in safetensors with its tokenizer")
     why = f"no such folder here, and no answer from the hub ({type(error).__name__})"
     return ModelError(path, why, "a reachable hub, or a local folder: --model_name_or_path FOLDER")
 

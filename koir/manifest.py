@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from koir.errors import ModelError, RunError, nearest
+from koir.errors import ModelError, RunError, nearest, without_passwords
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path(__file__).parent / "demo"
@@ -76,7 +76,7 @@ def origin() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     command = " ".join(map(shlex.quote, [Path(sys.argv[0]).name, *sys.argv[1:]]))
-    return {"command": command, "git": _git(), "versions": versions, "hardware": hardware}
+    return {"command": without_passwords(command), "git": _git(), "versions": versions, "hardware": hardware}
 
 
 def _git() -> dict | None:

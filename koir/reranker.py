@@ -14,7 +14,7 @@ from koir.budget import CPU_CHUNK
 from koir.encoder import demo_base
 from koir.errors import ModelError
 from koir.inference import Inference, same_layers
-from koir.loading import configured, json_of, most_tokens, not_loaded, quiet, reach
+from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
 from koir.manifest import model_folder, written_aside
 from koir.tokens import pad, plan_chunks
 
@@ -150,7 +150,7 @@ def load_reranker(
     """
     name = demo_base() if path == "demo" else model_folder(path)
     reach(name)
-    try:
+    with readable(path):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
         _one_label(path, config)
@@ -164,8 +164,6 @@ def load_reranker(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError) as error:
-        raise not_loaded(path, error) from None
     drawn = _drawn_head(path, transformer, told["missing_keys"], new_head)
     if tokenizer.pad_token_id is None:
         raise ModelError(path, "a tokenizer without a padding token", "one that has it")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
 from koir.encoder import Encoder, load_encoder
+from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
@@ -112,6 +114,9 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
     trainer.add_callback(StopOnBrokenGradient())
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+    except pickle.UnpicklingError:
+        found = "a pickle that holds more than numbers, which is never loaded"
+        raise RunError(f"--resume_from_checkpoint {checkpoint}", found, "a checkpoint that training wrote") from None
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

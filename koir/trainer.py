@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from koir.arguments import TrainingArguments
+from koir.errors import RunError
 from koir.evaluation.tasks import Task
 from koir.gather import average_gradients, gather_sizes, world_size
 
@@ -38,13 +39,21 @@ class RunTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=dev_tasks, data_collator=collator)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
-        self.add_callback(_Progress)
+        self.progress = _Progress()
+        self.add_callback(self.progress)
         self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
         self.started = self.ticked = time.perf_counter()
         self.tokens = self.all_tokens = self.steps = 0
         self.training_seconds = 0.0
         self.paused = 0.0  # seconds spent on dev scores since the last line, not to be counted as training
+
+    def train(self, *args, **kwargs):
+        """As the Trainer's; what is said when it ends early stands on a line of its own, below the bar."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.progress.close()
 
     @contextlib.contextmanager
     def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
@@ -124,10 +133,15 @@ class RunTrainer(Trainer):
             self.accelerator.unwrap_model(self.model).save(Path(output_dir), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        self.model.transformer.load_state_dict(weights)
+        file = Path(resume_from_checkpoint) / "model.safetensors"
+        try:
+            self.model.transformer.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise RunError(str(file), why, "the weights of this model, as training saved them") from None
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
@@ -142,6 +156,11 @@ class _Progress(ProgressCallback):
     def __init__(self):
         super().__init__()
         self.shown: dict[str, str] = {}
+
+    def close(self) -> None:
+        """End the bar's line, where there is one."""
+        if self.training_bar is not None:
+            self.training_bar.close()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None:

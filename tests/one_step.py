@@ -27,12 +27,17 @@ from koir.triplets import load_triplets  # noqa: E402
 TRAINERS = {"v1": "InfoNCETrainer", "v1.1": "GradCacheTrainer"}
 
 
-def trainer_class(version):
-    """v1/train.py or v1.1/train.py, loaded by path as finetune.sh runs it."""
+def trainer_module(version):
+    """v1/train.py, v1.1/train.py or reranker/train.py, loaded by path as finetune.sh runs it."""
     spec = importlib.util.spec_from_file_location(f"train_{version[-1]}", ROOT / version / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, TRAINERS[version])
+    return module
+
+
+def trainer_class(version):
+    """The trainer of v1 or v1.1."""
+    return getattr(trainer_module(version), TRAINERS[version])
 
 
 def tiny_encoder(dropout=0.0, dtype=torch.float32):

@@ -84,11 +84,21 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     assert len(json.loads((tmp_path / "all.json").read_text())) == 2
 
 
-def test_wandb_works_offline_and_only_when_named(base, tmp_path):
+def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, tmp_path):
     offline = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
-    done = run(command("v1", base, tmp_path / "run", "--report_to", "wandb", "--max_steps", "1"), env=offline)
+    secrets = {
+        name: f"secret{number}" * 6 for number, name in enumerate(("HF_TOKEN", "MILVUS_TOKEN", "OPENAI_API_KEY"))
+    }
+    secrets["WANDB_API_KEY"] = "5ec4e7" * 7
+    words = command("v1", base, tmp_path / "run", "--report_to", "wandb", "--max_steps", "1")
+    done = run(words, env=offline | secrets)
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(tmp_path.glob("wandb/offline-run-*"))
+    written = {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and not file.is_symlink()}
+    written |= {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+    assert [
+        (name, place) for name, secret in secrets.items() for place in written if secret.encode() in written[place]
+    ] == []
 
 
 @pytest.mark.parametrize(

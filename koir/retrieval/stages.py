@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from koir.encoder import Encoder, load_encoder
-from koir.errors import FlagError, RunError, nearest
+from koir.errors import FlagError, RunError, nearest, without_passwords
 from koir.gather import gather_sizes, rank, world_size
 from koir.manifest import cache_folder, read_run, write_json, written_aside
 from koir.retrieval.bm25 import BM25
@@ -192,10 +192,17 @@ def first_stage(
         raise FlagError(f"--first_stage {spec}", "an unknown first stage", expected)
     if fusion not in FUSIONS:
         raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
+    _refuse_password(index_uri)
     encoder = _encoder(path) if path else None
     uri = index_uri if index_uri and is_milvus(index_uri) else None
     store = Path(index_uri) if index_uri and not uri else cache_folder() / "indexes"
     return FirstStage(spec, store, encoder, fusion, weight, progress, uri)
+
+
+def _refuse_password(index_uri: str | None) -> None:
+    """A URI goes to pipeline.json, run.json and the list of processes; what it may not hold is not written anywhere."""
+    if index_uri and without_passwords(index_uri) != index_uri:
+        raise FlagError(f"--index_uri {index_uri}", "a name or password in it", "them in MILVUS_TOKEN=name:password")
 
 
 def is_milvus(index_uri: str) -> bool:
@@ -213,6 +220,7 @@ def open_index(index_uri: str, progress: bool = False):
 
     Raises RunError where there is none, or where the encoder's weights have changed since.
     """
+    _refuse_password(index_uri)
     facts = _milvus().described(index_uri) if is_milvus(index_uri) else read_run(Path(index_uri))
     stage = first_stage(facts["first_stage"], index_uri, progress, facts["fusion"], facts["weight"])
     if not stage.is_complete(facts["corpus_fingerprint"]):
