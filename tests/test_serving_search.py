@@ -33,7 +33,12 @@ def built(tmp_path_factory):
     command = sys.modules["build_index"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(command)
     stage = f"dense:{there / 'encoder'}"
-    command.main(["--corpus", str(there / "corpus.jsonl"), "--first_stage", stage, "--index_uri", str(there / "index")])
+    build = lambda stage, uri: command.main(  # noqa: E731
+        ["--corpus", str(there / "corpus.jsonl"), "--first_stage", stage, "--index_uri", str(there / uri)]
+    )
+    build(stage, "index")
+    build(f"milvus:{there / 'encoder'}", "milvus.db")
+    build(f"hybrid:{there / 'encoder'}", "hybrid")
     pipeline = {
         "first_stage": stage,
         "index_uri": str(there / "index"),
@@ -57,6 +62,29 @@ def test_an_index_by_flags(built):
     assert models == ["encoder", "reranker", "search"]
 
 
+def test_a_milvus_file_answers_as_the_folder_does(built):
+    found = []
+    for uri in ("milvus.db", "hybrid"):
+        flags = ModelArguments(index_uri=str(built / uri), reranker=str(built / "reranker"), dtype="float32")
+        for rerank in (True, False):
+            answer, models = search(flags, top_n=3, rerank=rerank)
+            found.append([(hit["id"], hit["document"]["text"], hit["relevance_score"]) for hit in answer["results"]])
+            assert models == ["encoder", "reranker", "search"]
+    assert {name: text for name, text, _ in found[0]} == TEXTS
+    for ours, theirs in zip(found[:2], found[2:], strict=True):
+        assert [hit[:2] for hit in ours] == [hit[:2] for hit in theirs]
+        assert [hit[2] for hit in ours] == pytest.approx([hit[2] for hit in theirs], abs=1e-5)
+
+
+def test_a_milvus_that_goes_away_gives_503(built):
+    registry = load(ModelArguments(index_uri=str(built / "milvus.db"), reranker="none"))
+    (served,) = registry.by_kind["pipeline"].values()
+    served.index.dense.name = served.index.lexical.name = "gone"
+    with TestClient(create_app(registry)) as client:
+        answer = client.post("/v1/search", json={"query": "휴가"})
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "index_unavailable"
+
+
 def test_a_pipeline_and_a_models_file_share_what_they_name(built):
     answer, models = search(ModelArguments(pipeline=str(built / "pipeline.json"), dtype="float32"), top_n=2)
     assert len(answer["results"]) == 2 and models == ["encoder", "reranker", built.name]
@@ -74,8 +102,8 @@ def test_what_does_not_fit_together_is_refused(built):
     other = ModelArguments(first_stage="bm25", index_uri=str(built / "index"), reranker="none")
     with pytest.raises(RunError, match="an index of dense"):
         load(other)
-    with pytest.raises(FlagError, match="Milvus"):
-        load(ModelArguments(index_uri="milvus.db", reranker="none"))
+    with pytest.raises(RunError, match="no such file"):
+        load(ModelArguments(index_uri=str(built / "nowhere.db"), reranker="none"))
     (built / "bare.json").write_text(json.dumps({"first_stage": "bm25"}), encoding="utf-8")
     (built / "bare.yaml").write_text(json.dumps([{"pipeline": str(built / "bare.json")}]), encoding="utf-8")
     with pytest.raises(FlagError, match="without an index"):

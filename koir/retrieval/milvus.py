@@ -2,9 +2,10 @@
 
 Milvus' own BM25 is not used: its word splitting knows no Korean, and its document frequencies are a segment's, so
 that a file and a cluster would rank differently. Here documents carry our weights and a query the counts of its
-words, so the inner product is our BM25 score. The vocabulary lies beside the documents: an index needs but its URI.
+words, so the inner product is our BM25 score. Texts and vocabulary are stored too: an index needs but its URI.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -23,9 +24,11 @@ from koir.retrieval.dense import Dense, valid
 from koir.retrieval.ranking import as_run, best
 
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what it also raises
-COMPLETE = " complete"  # no word begins with a space; its row is written last
+COMPLETE = " complete with texts"  # no word begins with a space; its row is written last
 ROWS = 500  # rows an insert
 QUERIES = 64  # queries a search
+TEXT_BYTES = 65_535  # of a document's text that Milvus takes; more than a reranker reads
+TEXTS = 100  # texts fetched at once
 MOST = 16_384  # candidates that Milvus gives at most
 NO_WORD = 0  # the sparse dimension that documents without words have, and no query
 
@@ -55,8 +58,11 @@ def is_complete(client: MilvusClient, name: str) -> bool:
     return bool(client.get(f"{name}_words", [COMPLETE]))
 
 
-def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: dict) -> None:
-    """Insert both parts under a name; what an interrupted attempt left is dropped. facts: what `described` gives."""
+def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, corpus: dict[str, str], facts: dict) -> None:
+    """Insert both parts and the texts under a name; what an interrupted attempt left is dropped.
+
+    corpus: id -> text. facts: what `described` gives.
+    """
     for collection in (name, f"{name}_words"):
         if client.has_collection(collection):
             client.drop_collection(collection)
@@ -64,7 +70,8 @@ def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, facts: d
     weights = _rows_of(lexical)
     for start in range(0, len(dense.ids), ROWS):
         rows = [
-            {"number": n, "id": dense.ids[n], "dense": dense.vectors[n].tolist(), "sparse": weights(n)}
+            {"number": n, "id": dense.ids[n], "text": _within(corpus[dense.ids[n]]), "dense": dense.vectors[n].tolist()}
+            | {"sparse": weights(n)}
             for n in range(start, min(start + ROWS, len(dense.ids)))
         ]
         client.insert(name, rows)
@@ -84,12 +91,19 @@ def _create_documents(client: MilvusClient, name: str, dimensions: int) -> None:
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("number", DataType.INT64, is_primary=True)
     schema.add_field("id", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("text", DataType.VARCHAR, max_length=TEXT_BYTES)
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dimensions)
     schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     indexes = client.prepare_index_params()
     indexes.add_index("dense", index_type="FLAT", metric_type="IP")  # exact
     indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+    indexes.add_index("id", index_type="INVERTED")
     client.create_collection(name, schema=schema, index_params=indexes, consistency_level="Strong")
+
+
+def _within(text: str) -> str:
+    """What of a text fits into its field."""
+    return text.encode("utf-8", "ignore")[:TEXT_BYTES].decode("utf-8", "ignore")
 
 
 def _create_words(client: MilvusClient, name: str) -> None:
@@ -129,6 +143,8 @@ def _all(client: MilvusClient, name: str, fields: list[str]) -> Iterator[dict]:
 
 def described(uri: str) -> dict:
     """The facts of the one index at a URI. Raises RunError where there is none or more than one."""
+    if "://" not in uri and not Path(uri).exists():
+        raise RunError(f"--index_uri {uri}", "no such file", "one that scripts/build_index.py wrote")
     client = connect(uri)
     names = [name for name in client.list_collections() if f"{name}_words" in client.list_collections()]
     complete = [name for name in names if is_complete(client, name)]
@@ -137,6 +153,14 @@ def described(uri: str) -> dict:
         raise RunError(f"--index_uri {uri}", found, "one, by scripts/build_index.py with a URI of its own")
     (row,) = client.get(f"{complete[0]}_words", [COMPLETE], output_fields=["facts"])
     return json.loads(row["facts"])
+
+
+@contextlib.contextmanager
+def _reached(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MilvusException as error:
+        raise RunError(f"Milvus, {name}", f"no answer ({str(error)[:120]})", "a Milvus that is up") from None
 
 
 class _Part:
@@ -149,14 +173,15 @@ class _Part:
         """For each query vector its `depth` best documents: id -> inner product; ties by id where they were fetched."""
         runs = []
         for start in range(0, len(vectors), QUERIES):
-            hits = self.client.search(
-                self.name,
-                vectors[start : start + QUERIES],
-                limit=min(depth + 8, MOST),
-                anns_field=self.field,
-                output_fields=["id"],
-                search_params={"metric_type": "IP"},
-            )
+            with _reached(self.name):
+                hits = self.client.search(
+                    self.name,
+                    vectors[start : start + QUERIES],
+                    limit=min(depth + 8, MOST),
+                    anns_field=self.field,
+                    output_fields=["id"],
+                    search_params={"metric_type": "IP"},
+                )
             for of_query in hits:
                 rows = sorted((hit["number"], hit["entity"]["id"], hit["distance"]) for hit in of_query)
                 scores = np.array([score for *_, score in rows], dtype=np.float32)
@@ -195,6 +220,16 @@ class DenseMilvus(_Part):
         """All document ids, sorted; fetched when asked."""
         rows = _all(self.client, self.name, ["number", "id"])
         return [row["id"] for row in sorted(rows, key=lambda row: row["number"])]
+
+    def texts(self, ids: Sequence[str]) -> dict[str, str]:
+        """Documents' texts by id, of very long ones the beginning."""
+        found = {}
+        for start in range(0, len(ids), TEXTS):
+            named = json.dumps(list(ids[start : start + TEXTS]), ensure_ascii=False)
+            with _reached(self.name):
+                rows = self.client.query(self.name, filter=f"id in {named}", output_fields=["id", "text"])
+            found |= {row["id"]: row["text"] for row in rows}
+        return found
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine."""

@@ -100,7 +100,7 @@ class FirstStage:
             parts = [self._load(part, self.part_folder(part, key)) for part in self.part_kinds]
             facts = {"first_stage": self.spec, "fusion": self.fusion, "weight": self.weight}
             facts |= {"documents": len(corpus), "corpus_fingerprint": key}
-            _milvus().write(_milvus().connect(self._milvus_uri(key)), self._collection(key), *parts, facts)
+            _milvus().write(_milvus().connect(self._milvus_uri(key)), self._collection(key), *parts, corpus, facts)
         return self.open(key) if rank() == 0 else None
 
     def is_complete(self, corpus_key: str) -> bool:
@@ -215,13 +215,21 @@ def in_memory(encoder: Encoder, name: str = "dense", progress: bool = False) -> 
     return lambda corpus: Dense.build(encoder, corpus, name, progress)
 
 
+def described(index_uri: str) -> dict:
+    """What `scripts/build_index.py` said of an index: first_stage, fusion, weight, documents, corpus_fingerprint.
+
+    Raises RunError where there is none.
+    """
+    _refuse_password(index_uri)
+    return _milvus().described(index_uri) if is_milvus(index_uri) else read_run(Path(index_uri))
+
+
 def open_index(index_uri: str, progress: bool = False):
     """The index that `scripts/build_index.py` wrote; nothing is embedded again, and large arrays stay on disk.
 
     Raises RunError where there is none, or where the encoder's weights have changed since.
     """
-    _refuse_password(index_uri)
-    facts = _milvus().described(index_uri) if is_milvus(index_uri) else read_run(Path(index_uri))
+    facts = described(index_uri)
     stage = first_stage(facts["first_stage"], index_uri, progress, facts["fusion"], facts["weight"])
     if not stage.is_complete(facts["corpus_fingerprint"]):
         found = f"no index of {facts['first_stage']} as it is now (what was indexed had other weights)"

@@ -14,9 +14,9 @@ from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
-from koir.manifest import newest_run, read_run
+from koir.manifest import newest_run
 from koir.reranker import load_reranker
-from koir.retrieval.stages import first_stage, is_milvus, open_index
+from koir.retrieval.stages import described, first_stage, is_milvus, open_index
 from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
 from koir.serving.registry import Registry
 from koir.serving.search import Documents, ServedPipeline
@@ -38,7 +38,10 @@ class ModelArguments:
     )
     index_uri: str | None = field(
         default=None,
-        metadata={"help": "an index that scripts/build_index.py wrote, for /v1/search; default: the demo's corpus"},
+        metadata={
+            "help": "for /v1/search, what scripts/build_index.py wrote: a folder, a .db file or a Milvus cluster "
+            "(key: MILVUS_TOKEN); default: the demo's corpus"
+        },
     )
     depth: int | None = field(
         default=None, metadata={"help": f"candidates that /v1/search reranks; default: the pipeline's, else {DEPTH}"}
@@ -106,17 +109,18 @@ class Loader:
     def search(self, pipeline: Pipeline, name: str, reranker: ServedReranker | None) -> ServedPipeline:
         """Open a pipeline's index (without one: the demo's corpus is indexed) and serve its search."""
         if pipeline.index_uri:
-            facts, uri = _described(pipeline.index_uri), pipeline.index_uri
+            uri, facts = pipeline.index_uri, described(pipeline.index_uri)
             if pipeline.first_stage != facts["first_stage"]:
                 raise RunError(uri, f"an index of {facts['first_stage']}", f"one of {pipeline.first_stage}")
-            index, text_of = open_index(uri), Documents(Path(uri) / "documents.jsonl")
+            index = open_index(uri)
+            texts_of = index.dense.texts if is_milvus(uri) else Documents(Path(uri) / "documents.jsonl")
             if pipeline.fusion and hasattr(index, "fusion"):  # chosen after the index was built
                 index.fusion, index.weight = pipeline.fusion, pipeline.weight
         else:
             corpus = load_task("demo").corpus
             stage = first_stage(pipeline.first_stage, None, False, pipeline.fusion or "rrf", pipeline.weight)
-            index, text_of = stage(corpus), corpus.__getitem__
-        served = ServedPipeline(name, index, text_of, pipeline, reranker)
+            index, texts_of = stage(corpus), lambda ids: {document: corpus[document] for document in ids}
+        served = ServedPipeline(name, index, texts_of, pipeline, reranker)
         self.registry.add(served)
         return served
 
@@ -156,7 +160,7 @@ def load(arguments: ModelArguments) -> Registry:
 def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
     spec = arguments.first_stage
     if spec is None and arguments.index_uri:
-        spec = _described(arguments.index_uri)["first_stage"]
+        spec = described(arguments.index_uri)["first_stage"]
     elif spec is None:
         spec = f"dense:{_newest('encoder') or 'demo'}"
         _say(f"--first_stage {spec}")
@@ -187,15 +191,6 @@ def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = Tr
         loader.search(pipeline, name, reranker)
     elif kind == "bm25":
         raise FlagError(f"--first_stage {pipeline.first_stage}", "nothing to search", "--index_uri with its index")
-
-
-def _described(index_uri: str) -> dict:
-    """The run.json of an index. Raises FlagError for Milvus, whose index has no texts to rerank or to show."""
-    if is_milvus(index_uri):
-        raise FlagError(
-            f"--index_uri {index_uri}", "a Milvus index, which holds no texts", "a folder of build_index.py"
-        )
-    return read_run(Path(index_uri))
 
 
 def _from_file(loader: Loader, file: Path) -> None:

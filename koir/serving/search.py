@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from koir.evaluation.reranking import final_run
 from koir.retrieval.ranking import ranked
 from koir.retrieval.score_maps import SCORE_MAPS
 from koir.serving.models import Limits, ServedReranker
+from koir.serving.problems import Problem
 
+log = logging.getLogger("koir.serving")
 MOST_CANDIDATES = 1000
 
 
@@ -32,11 +35,14 @@ class Documents:
                 self.places[json.loads(line)["_id"]] = place
                 place += len(line)
 
-    def __call__(self, document: str) -> str:
-        """Title and text of a document, as they were indexed."""
+    def __call__(self, ids: Sequence[str]) -> dict[str, str]:
+        """id -> title and text of documents, as they were indexed."""
+        found = {}
         with self.file.open("rb") as lines:
-            lines.seek(self.places[document])
-            return json.loads(lines.readline())["text"]
+            for document in ids:
+                lines.seek(self.places[document])
+                found[document] = json.loads(lines.readline())["text"]
+        return found
 
 
 @dataclass
@@ -50,14 +56,22 @@ class Hit:
 
 
 class ServedPipeline:
-    """An index, the texts behind it, and the reranker (or None) that orders its candidates."""
+    """An index, the texts behind it, and the reranker (or None) that orders its candidates.
+
+    texts_of: ids -> id -> text.
+    """
 
     kind = "pipeline"
 
     def __init__(
-        self, name: str, index, text_of: Callable[[str], str], pipeline: Pipeline, reranker: ServedReranker | None
+        self,
+        name: str,
+        index,
+        texts_of: Callable[[Sequence[str]], dict],
+        pipeline: Pipeline,
+        reranker: ServedReranker | None,
     ):
-        self.name, self.index, self.text_of, self.pipeline, self.reranker = name, index, text_of, pipeline, reranker
+        self.name, self.index, self.texts_of, self.pipeline, self.reranker = name, index, texts_of, pipeline, reranker
         self.created, self.max_seq_length = int(time.time()), None
         self.first = ThreadPoolExecutor(1, "first-stage")
 
@@ -69,7 +83,11 @@ class ServedPipeline:
         """The `top_n` best documents, milliseconds of each stage, and the reranker's tokens."""
         depth = min(max(depth or self.pipeline.depth, top_n), MOST_CANDIDATES)
         loop, started = asyncio.get_running_loop(), time.perf_counter()
-        candidates, texts = await loop.run_in_executor(self.first, self._candidates, query, depth)
+        try:
+            candidates, texts = await loop.run_in_executor(self.first, self._candidates, query, depth)
+        except RunError as error:  # a Milvus that went away
+            log.error("%s", error)
+            raise Problem(503, "the index does not answer; try again later", "index_unavailable") from None
         milliseconds = {"first_stage": 1000 * (time.perf_counter() - started)}
         if self.reranker is None or not rerank or not candidates:
             order = ranked(candidates)[:top_n]
@@ -88,4 +106,4 @@ class ServedPipeline:
     def _candidates(self, query: str, depth: int) -> tuple[dict[str, float], dict[str, str]]:
         (found,) = self.index.search([query], depth)
         found = dict(itertools.islice(found.items(), depth))
-        return found, {document: self.text_of(document) for document in found}
+        return found, self.texts_of(list(found))
