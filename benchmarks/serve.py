@@ -1,11 +1,12 @@
 """The server under load, against CrossEncoder.predict called for one request after another.
 
     .venv/bin/python benchmarks/serve.py [--only throughput lone load stop] [--seconds 15] [--load_seconds 60]
-                                         [--layers 6] [--hidden 384] [--json FILE]
+                                         [--layers 6] [--hidden 384] [--infinity PYTHON] [--json FILE]
 
 The model is a cross-encoder with random weights (speed does not depend on them) and the demo's tokenizer; documents are
 made of the demo's sentences, 8 to 400 tokens, most of them short. Server, load generator and plain loop share the same
-cores; the plain loop and the server are measured in turns, so that what else the machine does meets both.
+cores; the plain loop and the server are measured in turns, so that what else the machine does meets both. --infinity:
+the Python of an environment with infinity-emb[torch,server], whose server then takes a turn too.
 """
 
 import argparse
@@ -82,18 +83,19 @@ def plain(folder: str, seconds: float, seed: int, out) -> None:
 
 
 def bare(folder: str, out) -> None:
-    """Milliseconds of a bare forward of one (query, document) pair, each of 200."""
+    """Milliseconds of a bare forward of one (query, document) pair, the server's own forward, each of 200."""
     import torch
 
     from koir.reranker import load_reranker
 
     model = load_reranker(folder).eval()
+    model.only_score(False)
     chunks, _, _ = model.chunks([(QUERY, "1년간 80퍼센트 이상 출근한 근로자에게 15일의 휴가를 준다.")], 512)
     found = []
     with torch.inference_mode():
         for _ in range(220):
             started = time.perf_counter()
-            model.logits(chunks[0])
+            model.scored(chunks[0])
             found.append(1000 * (time.perf_counter() - started))
     out.put(found[20:])
 
@@ -110,18 +112,24 @@ def elsewhere(function, *arguments):
 
 
 @contextlib.contextmanager
-def server(folder: Path, dtype: str):
-    """scripts/serve.py on a free port: (process, port)."""
+def server(folder: Path, dtype: str, infinity: str | None = None):
+    """scripts/serve.py, or infinity-emb in float32, on a free port: (process, port)."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         port = trial.getsockname()[1]
     words = [sys.executable, "scripts/serve.py", "--reranker", str(folder), "--first_stage", "dense:demo"]
     words += ["--port", str(port), "--dtype", dtype]
+    if infinity:
+        words = [infinity, "-m", "infinity_emb.infinity_server", "v2", "--model-id", str(folder), "--engine", "torch"]
+        words += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+        words += ["--no-bettertransformer", "--no-compile", "--url-prefix", "/v1"]
+    ready = f"http://127.0.0.1:{port}/{'v1/models' if infinity else 'ready'}"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     with (folder.parent / "log").open("w") as log:
-        process = subprocess.Popen(words, cwd=ROOT, stderr=log, stdout=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        process = subprocess.Popen(words, cwd=ROOT, stderr=log, stdout=log, env=environment)
     try:
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
+            with contextlib.suppress(OSError), urllib.request.urlopen(ready, timeout=5):
                 break
             if process.poll() is not None:
                 sys.exit((folder.parent / "log").read_text())
@@ -204,23 +212,21 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) / 1024
 
 
-def throughput(folder: Path, seconds: float) -> dict:
-    """pairs/s at 32 connections of 10 documents: both number formats against the plain loop, in turns."""
-    found = {"plain": [], "float32": [], "bfloat16": []}
+def throughput(folder: Path, seconds: float, infinity: str | None) -> dict:
+    """pairs/s at 32 connections of 10 documents: each server against the plain loop just before it, in turns."""
+    kinds = ["float32", "bfloat16"] + ["infinity"] * bool(infinity)
+    found: dict[str, list[float]] = {"plain": []} | {kind: [] for kind in kinds}
+    ratio: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(2):
-        for dtype in ("float32", "bfloat16"):
+        for kind in kinds:
             found["plain"].append(elsewhere(plain, str(folder), seconds, turn))
-            with server(folder, dtype) as (_, port):
+            with server(folder, kind, infinity if kind == "infinity" else None) as (_, port):
                 load(port, 4, 2, 10, 99)
                 done = elsewhere(load, port, 32, seconds, 10, turn)
-            found[dtype].append(done["pairs"] / done["wall"])
-            print(
-                f"plain {found['plain'][-1]:.0f}, {dtype} {found[dtype][-1]:.0f} pairs/s", file=sys.stderr, flush=True
-            )
-    ratio = {}
-    for number, dtype in enumerate(("float32", "bfloat16")):  # each against the plain loop just before it
-        pairs = zip(found[dtype], found["plain"][number::2], strict=True)
-        ratio[dtype] = [served / alone for served, alone in pairs]
+            found[kind].append(done["pairs"] / done["wall"])
+            ratio[kind].append(found[kind][-1] / found["plain"][-1])
+            said = f"plain {found['plain'][-1]:.0f}, {kind} {found[kind][-1]:.0f} pairs/s, {ratio[kind][-1]:.2f} times"
+            print(said, file=sys.stderr, flush=True)
     return {"pairs_per_second": found, "ratio": ratio}
 
 
@@ -262,11 +268,12 @@ def under_load(folder: Path, seconds: float) -> dict:
         killed = kill_clients(port, process.pid)
     ranked = sorted(found["seconds"])
     cut = {f"p{p}_ms": 1000 * ranked[min(len(ranked) * p // 100, len(ranked) - 1)] for p in (50, 95, 99)}
-    after = memory[12:] or memory
+    after = memory[12:] or memory  # its own start takes two seconds
     return {
         "requests": len(ranked), "failed": found["failed"] + found["lost"] + found["refused"], **cut,
         "pairs_per_second": found["pairs"] / found["wall"],
         "memory_mib": {"after_10_s": after[0], "highest_later": max(after), "last": after[-1]},
+        "memory_each_10_s_mib": memory[2::10],
         "killed_clients": killed,
     }  # fmt: skip
 
@@ -318,13 +325,16 @@ def main() -> None:
     parser.add_argument("--load_seconds", type=float, default=60)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--infinity", help="a Python that has infinity-emb[torch,server]; default: not compared")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.infinity is None:
+        print("infinity-emb: not compared (--infinity PYTHON names an environment that has it)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there) / "reranker"
         make_model(folder, arguments.layers, arguments.hidden)
         runs = {
-            "throughput": lambda: throughput(folder, arguments.seconds),
+            "throughput": lambda: throughput(folder, arguments.seconds, arguments.infinity),
             "lone": lambda: lone(folder),
             "load": lambda: under_load(folder, arguments.load_seconds),
             "stop": lambda: stop(folder),

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from koir import products, unpadded
 from koir.errors import ModelError
-from koir.inference import Inference, same_layers
+from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
@@ -30,10 +30,17 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_seq_length = max_seq_length
         self.prompts = prompts
+        self._inference: dict[bool, Inference] = {}  # by half precision or not
         unpadded.prepare(transformer)
         products.by_onednn(transformer)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """As torch's; weights that will change are no longer kept laid out for `embedded`."""
+        if mode:
+            self._inference.clear()
+        return super().train(mode)
 
     def activation_checkpointing_enable(self, **settings) -> None:
         """For --activation_checkpointing: keep only the inputs of layers, and run the layers again in backward."""
@@ -52,6 +59,25 @@ class Encoder(nn.Module):
             pooled = unpadded.pool(_at_least_float32(hidden), lengths, self.pooling)  # [n, D]
             return nn.functional.normalize(pooled, dim=-1)  # [n, D]
         return self._pooled(_at_least_float32(self.transformer(**chunk).last_hidden_state), chunk)
+
+    def embedded(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
+        """`embed` without gradients, by the soonest way there is on the device. bf16: matrix products in bfloat16."""
+        if not self._by_inference(chunk["input_ids"].device):
+            with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+                return self.embed(chunk)
+        if bf16 not in self._inference:
+            self._inference[bf16] = Inference(self.transformer, bf16)
+        return self._pooled(self._inference[bf16](chunk, self.pooling == "cls"), chunk)
+
+    def only_embed(self, bf16: bool) -> None:
+        """Keep one copy of the weights, laid out for `embedded`; nothing else works afterwards."""
+        if self._by_inference(next(self.parameters()).device):
+            self._inference[bf16] = Inference(self.transformer, bf16).alone()
+        elif bf16:
+            half_linears(self)
+
+    def _by_inference(self, device: torch.device) -> bool:
+        return device.type == "cpu" and same_layers(self.transformer)  # a GPU has faster attention for `embed`
 
     def _pooled(self, hidden: torch.Tensor, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         """[n, T, D] of a padded chunk to unit vectors [n, D]."""
@@ -88,8 +114,6 @@ class Encoder(nn.Module):
         try:
             device = next(self.parameters()).device
             chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else 8192)
-            plain = training or device.type != "cpu" or not same_layers(self.transformer)
-            inference = None if plain else Inference(self.transformer)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
             block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
             with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
@@ -100,12 +124,7 @@ class Encoder(nn.Module):
                     rows = []
                     for chunk in chunks:
                         chunk = {name: tensor.to(device) for name, tensor in chunk.items()}
-                        made = (
-                            self._pooled(inference(chunk, self.pooling == "cls"), chunk)
-                            if inference
-                            else self.embed(chunk)
-                        )
-                        rows.append(made.cpu())
+                        rows.append((self.embed(chunk) if training else self.embedded(chunk)).cpu())
                         bar.update(len(rows[-1]))
                     vectors[start : start + len(part)] = torch.cat(rows)[inverse].numpy()
             return vectors

@@ -26,6 +26,13 @@ def same_layers(backbone: nn.Module) -> bool:
     )
 
 
+def half_linears(model: nn.Module) -> None:
+    """Linear weights in bfloat16 once and for all, which autocast would else convert in every forward."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.to(torch.bfloat16)
+
+
 class Inference:
     """A transformer's weights, laid out for its forward pass alone; made again whenever the weights change.
 
@@ -53,11 +60,22 @@ class Inference:
             hidden = layer(hidden, mask)
         return self.layers[-1](hidden, mask, first_token)
 
+    def alone(self) -> "Inference":
+        """Lay the weights out now and free the layers' own, so that there is one copy; their own forward is gone."""
+        self._lay_out()
+        for parameter in self.backbone.encoder.layer.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.new_empty(0)
+        self.weights = self._weights()
+        return self
+
     def _lay_out(self) -> None:
-        now = tuple((p.data_ptr(), p._version) for p in self.backbone.parameters())
-        if now != self.weights:
+        if (now := self._weights()) != self.weights:
             self.layers = [_Layer(layer, self.half) for layer in self.backbone.encoder.layer]
             self.weights = now
+
+    def _weights(self) -> tuple:
+        return tuple((p.data_ptr(), p._version) for p in self.backbone.parameters())
 
 
 class _Layer:
@@ -99,7 +117,19 @@ def _product(linears: list[nn.Linear], half: bool, gelu: bool = False) -> Callab
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and dtype != torch.float64:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, TOKENS_HINT)
         after = ("gelu", [], "none") if gelu else ("none", [], "")
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, *after)
+        return lambda x: _few_shapes(
+            x.to(dtype), lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, *after)
+        )
     if gelu:
         return lambda x: functional.gelu(functional.linear(x.to(dtype), weight, bias))
     return lambda x: functional.linear(x.to(dtype), weight, bias)
+
+
+def _few_shapes(x: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A product of x [n, T, K] with rows of zeros at its end: oneDNN compiles each shape it meets and keeps it, about
+    0.7 MiB, so there are eight between a power of two and the next."""
+    rows = x.flatten(0, 1)  # [n * T, K]
+    step = max(16, 1 << max((len(rows) - 1).bit_length() - 4, 0))
+    if missing := -len(rows) % step:
+        rows = functional.pad(rows, (0, 0, 0, missing))
+    return product(rows)[: x.shape[0] * x.shape[1]].unflatten(0, x.shape[:2])  # [n, T, M]

@@ -13,7 +13,7 @@ from koir import products
 from koir.budget import CPU_CHUNK
 from koir.encoder import demo_base
 from koir.errors import ModelError
-from koir.inference import Inference, same_layers
+from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
 from koir.manifest import model_folder, written_aside
 from koir.tokens import pad, plan_chunks
@@ -94,7 +94,7 @@ class Reranker(nn.Module):
                     chunks, inverse, _ = self.chunks(pairs[start : start + BLOCK], chunk_tokens)
                     found = []
                     for chunk in chunks:
-                        found.append(self._scored({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
+                        found.append(self.scored({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
                         bar.update(len(found[-1]))
                     scores[start : start + len(inverse)] = torch.cat(found)[inverse].numpy()
             return scores
@@ -103,16 +103,25 @@ class Reranker(nn.Module):
             if training:  # weights will change, and the memory is wanted
                 self._inference.clear()
 
-    def _scored(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
+    def scored(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
         """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""
         backbone = self.transformer.base_model
         if not same_layers(backbone):
             with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
                 return self.logits(chunk).float()
-        features = self._inference.setdefault(bf16, Inference(backbone, bf16))(chunk, first_token=True)  # [n, 1, D]
+        if bf16 not in self._inference:
+            self._inference[bf16] = Inference(backbone, bf16)
+        features = self._inference[bf16](chunk, first_token=True)  # [n, 1, D]
         if getattr(backbone, "pooler", None) is not None:  # BERT's own head sits behind it
             features = backbone.pooler(features)  # [n, D]
         return self.transformer.classifier(features)[:, 0].float()
+
+    def only_score(self, bf16: bool) -> None:
+        """Keep one copy of the weights, laid out for `scored`; nothing else works afterwards."""
+        if same_layers(self.transformer.base_model):
+            self._inference[bf16] = Inference(self.transformer.base_model, bf16).alone()
+        elif bf16:
+            half_linears(self)
 
     def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
         """Write a model folder that CrossEncoder, AutoModelForSequenceClassification, TEI and others read.

@@ -8,6 +8,7 @@ import torch
 from one_step import tiny_encoder
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from koir import inference
 from koir.errors import ModelError
 from koir.reranker import load_reranker
 
@@ -72,6 +73,29 @@ def test_bfloat16_moves_scores_a_little(tmp_path, kind):
     reranker = tiny_reranker(tmp_path, kind)
     full, half = reranker.score(PAIRS), reranker.score(PAIRS, bf16=True)
     assert 0 < np.abs(full - half).max() < 0.03 * np.ptp(full)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_copy_of_the_weights_scores_the_same(tmp_path, kind, bf16):
+    reranker = tiny_reranker(tmp_path, kind)
+    before = reranker.score(PAIRS, bf16=bf16)
+    reranker.eval().only_score(bf16)
+    assert np.allclose(reranker.score(PAIRS, bf16=bf16), before, atol=1e-6)
+    own = [part for part in reranker.modules() if isinstance(part, torch.nn.Linear) and len(part.weight)]
+    if kind == "modernbert":
+        assert all(part.weight.dtype == (torch.bfloat16 if bf16 else torch.float32) for part in own)
+    else:
+        assert len(own) <= 3  # the head and ELECTRA's projection, which are not laid out
+
+
+def test_products_meet_few_shapes():
+    met = []
+    for rows in range(1, 2049):
+        x = torch.ones(1, rows, 1)
+        found = inference._few_shapes(x, lambda filled: met.append(len(filled)) or 2 * filled)
+        assert found.shape == x.shape and (found == 2).all() and met[-1] <= max(16, 1.125 * rows + 16)
+    assert len(set(met)) <= 40
 
 
 def test_changed_weights_change_scores(tmp_path):

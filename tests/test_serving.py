@@ -369,9 +369,10 @@ def test_search_is_first_stage_and_reranker_in_one_call(folders, registry):
     index = in_memory(load_encoder(folders["encoder"]))(corpus)
     searching, reranker = Registry(), registry.find("reranker", None)
     pipeline = Pipeline("dense:encoder", reranker="reranker", depth=6)
+    texts_of = lambda ids: {document: corpus[document] for document in ids}  # noqa: E731
     for name, mixed in (("plain", None), ("mixed", 0.0)):
         changed = replace(pipeline, interpolate=mixed)
-        searching.add(ServedPipeline(name, index, corpus.__getitem__, changed, reranker))
+        searching.add(ServedPipeline(name, index, texts_of, changed, reranker))
     with TestClient(create_app(searching)) as client:
         ask = lambda **body: client.post("/v1/search", json={"query": QUERY} | body).json()["results"]  # noqa: E731
         first = ask(model="plain", top_n=10, depth=6, rerank=False)

@@ -50,8 +50,7 @@ class Served:
     def __init__(self, name: str, model: nn.Module, bf16: bool, chunk_tokens: int | None, max_queue: int):
         self.name, self.model, self.bf16, self.created = name, model.eval(), bf16, int(time.time())
         self.device = next(model.parameters()).device
-        if bf16:
-            _bfloat16_products(model)
+        self._settle()
         chunk = chunk_tokens or (CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK)
         self.batcher = Batcher(self._forward, chunk, max_queue)
         self.words = ThreadPoolExecutor(1, "tokenise")
@@ -100,8 +99,11 @@ class Served:
         if items[0][1] is not None:
             chunk["token_type_ids"] = pad([types for _, types in items], 0)["input_ids"]  # [n, T]
         chunk = {name: tensor.to(self.device) for name, tensor in chunk.items()}
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.inference_mode():
             return self._rows(chunk).cpu().numpy()
+
+    def _settle(self) -> None:
+        raise NotImplementedError
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         raise NotImplementedError
@@ -170,7 +172,10 @@ class ServedReranker(Served):
         return await self._answer(pairs, code, limits)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.logits(chunk)  # [n]
+        return self.model.scored(chunk, self.bf16)  # [n]
+
+    def _settle(self) -> None:
+        self.model.only_score(self.bf16)
 
 
 class ServedEncoder(Served):
@@ -195,14 +200,10 @@ class ServedEncoder(Served):
         return await self._answer(texts, code, limits)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.embed(chunk)  # [n, D]
+        return self.model.embedded(chunk, self.bf16)  # [n, D]
 
-
-def _bfloat16_products(model: nn.Module) -> None:
-    """Linear weights in bfloat16 once, which autocast would else convert in every forward."""
-    for part in model.modules():
-        if isinstance(part, nn.Linear):
-            part.to(torch.bfloat16)
+    def _settle(self) -> None:
+        self.model.only_embed(self.bf16)
 
 
 def has_bfloat16(device: torch.device) -> bool:

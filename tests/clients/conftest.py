@@ -16,8 +16,15 @@ MODELS = """
 import sys
 from koir.encoder import load_encoder
 from koir.reranker import load_reranker
-load_encoder("demo", num_hidden_layers=1).save(sys.argv[1] + "/encoder")
-load_reranker("demo", new_head=True, num_hidden_layers=1).save(sys.argv[1] + "/reranker")
+import torch
+torch.manual_seed(0)
+for kind, model in (
+    ("encoder", load_encoder("demo", num_hidden_layers=1)),
+    ("reranker", load_reranker("demo", new_head=True, num_hidden_layers=1)),
+):
+    words = model.transformer.get_input_embeddings().weight
+    torch.nn.init.normal_(words)  # far apart: with the bundled ones the last bit decides ranks
+    model.save(sys.argv[1] + "/" + kind)
 """
 KEY = "a-key-for-tests"
 ROWS = pytest.StashKey()
