@@ -31,8 +31,9 @@ class Fake:
     def __init__(self, logit):
         self.logit, self.asked = logit, []
 
-    def score(self, pairs, progress=None):
+    def score(self, pairs, progress=None, bf16=False):
         self.asked += pairs
+        self.bf16 = bf16
         return np.array([self.logit(*pair) for pair in pairs], dtype=np.float32)
 
 
@@ -154,6 +155,13 @@ def test_every_combination_is_scored_against_its_own_first_stage(task, fake, tmp
     )
     file = json.loads((tmp_path / "bm25+oracle@5/demo.json").read_text())
     assert file["koir"]["comparisons"] and file["scores"] == contents[1]["scores"]
+
+
+def test_bf16_reaches_the_reranker(task, fake, tmp_path):
+    for asked in (True, False):
+        settings = Settings(["bm25"], ["oracle"], [5], progress=False, bf16=asked)
+        Joint(settings, [], tmp_path / str(asked)).evaluate(task)
+        assert fake.bf16 is asked
 
 
 def test_what_is_done_is_not_done_again_but_for_other_weights_or_data(task, fake, tmp_path, monkeypatch):
@@ -357,4 +365,6 @@ def test_reranker_fingerprints_tell_weights_apart(reranker_path, tmp_path):
     model.save(tmp_path / "other")
     both = Joint(Settings(["bm25"], progress=False), [], tmp_path)
     assert both.reranker(reranker_path)[1] != both.reranker(str(tmp_path / "other"))[1]
+    half = Joint(Settings(["bm25"], progress=False, bf16=True), [], tmp_path)
+    assert half.reranker(reranker_path)[1] != both.reranker(reranker_path)[1]
     assert joint.digest("a") != joint.digest("b")

@@ -45,6 +45,7 @@ class Settings:
     normalise: str = "minmax"
     score_map: str = "sigmoid"
     progress: bool = True
+    bf16: bool = False  # of rerankers
 
     @property
     def kept(self) -> int:
@@ -80,7 +81,8 @@ class Joint:
         """A reranker and the sha256 of all its scores depend on."""
         model = load_reranker(path).to("cuda" if torch.cuda.is_available() else "cpu")
         words = sorted(model.tokenizer.get_vocab().items())
-        return model, weights_fingerprint(model, [model.max_seq_length, words])
+        read_how = [model.max_seq_length, words, "bf16"] if self.settings.bf16 else [model.max_seq_length, words]
+        return model, weights_fingerprint(model, read_how)
 
     def build(self, tasks: Sequence[Task]) -> None:
         """Build every index that will be needed; with several processes all take part."""
@@ -113,7 +115,7 @@ class Joint:
         model, fingerprint = self.reranker(path)
         progress = f"{path} on {task.name}" if self.settings.progress else None
         scored: Callable[[], Reranked] = functools.cache(
-            lambda: rerank(model, task, baseline.run, self.settings.depths, progress)
+            lambda: rerank(model, task, baseline.run, self.settings.depths, progress, self.settings.bf16)
         )
         rows = []
         for depth in sorted(set(self.settings.depths)):
@@ -210,7 +212,8 @@ class Joint:
             runs = self.stage(spec)(task.corpus).search(list(task.queries.values()), self.settings.kept)
             run = dict(zip(task.queries, runs, strict=True))
             progress = f"{path} on {task.name}/{task.split}" if self.settings.progress else None
-            found.append((task, run, rerank(self.reranker(path)[0], task, run, self.settings.depths, progress)))
+            model, s = self.reranker(path)[0], self.settings
+            found.append((task, run, rerank(model, task, run, s.depths, progress, s.bf16)))
         return found
 
 

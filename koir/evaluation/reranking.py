@@ -18,7 +18,14 @@ class Reranked:
     pairs: dict[int, int]
 
 
-def rerank(reranker: Reranker, task: Task, run: dict, depths: Sequence[int], progress: str | None = None) -> Reranked:
+def rerank(
+    reranker: Reranker,
+    task: Task,
+    run: dict,
+    depths: Sequence[int],
+    progress: str | None = None,
+    bf16: bool = False,
+) -> Reranked:
     """Score each query's candidates, as the first stage found them and nothing else, down to the deepest of `depths`.
 
     Each pair is scored once: the candidates between two depths are scored and timed together, so a depth's time is the
@@ -32,7 +39,7 @@ def rerank(reranker: Reranker, task: Task, run: dict, depths: Sequence[int], pro
         started = time.perf_counter()
         label = f"{progress} to depth {depth}" if progress else None
         pairs = [(task.queries[query], task.corpus[document]) for query, document in keys]
-        logits = reranker.score(pairs, progress=label).tolist() if pairs else []
+        logits = reranker.score(pairs, progress=label, bf16=bf16).tolist() if pairs else []
         seconds, count, above = seconds + time.perf_counter() - started, count + len(keys), depth
         for (query, document), logit in zip(keys, logits, strict=True):
             found.logits[query][document] = logit
