@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from koir import products, unpadded
+from koir.dropout import by_bits
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
         self._inference: dict[bool, Inference] = {}  # by half precision or not
         unpadded.prepare(transformer)
         products.by_onednn(transformer)
+        by_bits(transformer)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 

@@ -25,10 +25,25 @@ def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
+def batched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [g, m, k] times right [g, k, n]: [g, m, n], either perhaps a transposed view. Knows no gradient."""
+    alone = len(left) == 1 and left.dtype == torch.float32 and mkl_is_slow()
+    if not alone:
+        return torch.bmm(left, right)
+    left, right = left[0], right[0]
+    if left.is_contiguous():
+        return _product(left, right.t())[None]
+    return _product(right.t(), left).t()[None]  # the same, and sooner where left is a transposed view
+
+
 def _filled_up(rows: torch.Tensor) -> torch.Tensor:
     """rows [n, K] and zeros up to a multiple of STEP: oneDNN compiles each shape it meets, and chunks have many."""
-    missing = -len(rows) % STEP
-    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+    count, missing = len(rows), -len(rows) % STEP
+    if not missing:
+        return rows
+    filled = rows.new_empty(count + missing, rows.shape[1])
+    filled[:count], filled[count:] = rows, 0
+    return filled
 
 
 class _Linear(torch.autograd.Function):
@@ -46,8 +61,8 @@ class _Linear(torch.autograd.Function):
         to_rows, to_weight, to_bias = ctx.needs_input_grad
         full = _filled_up(gradient)  # [n, M]
         return (
-            _product(full, weight.t().contiguous())[: len(gradient)] if to_rows else None,
-            _product(full.t().contiguous(), filled.t().contiguous()) if to_weight else None,
+            _product(full, weight.t())[: len(gradient)] if to_rows else None,
+            _product(full.t(), filled.t()) if to_weight else None,
             gradient.sum(0) if to_bias else None,
         )
 

@@ -9,8 +9,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from koir import products
+from koir import products, unpadded
 from koir.budget import CPU_CHUNK
+from koir.dropout import by_bits
 from koir.encoder import demo_base
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
@@ -32,7 +33,9 @@ class Reranker(nn.Module):
     def __init__(self, transformer: nn.Module, tokenizer, max_seq_length: int, new_head: bool = False):
         super().__init__()
         self.transformer = transformer
+        unpadded.prepare(transformer)  # its attention on CPUs; pairs themselves stay padded
         products.by_onednn(transformer)
+        by_bits(transformer)
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.new_head = new_head

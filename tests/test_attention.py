@@ -1,0 +1,142 @@
+"""Attention and dropout of training on CPUs: what plain autograd gives with the same mask, and masks like chance."""
+
+import pytest
+import torch
+from one_step import tiny_encoder
+from torch import nn
+
+from koir import attention, products, unpadded
+from koir.dropout import by_bits, draw_seed, kept, share_kept
+from koir.tokens import pad
+
+
+def inputs(n=3, heads=2, length=7, width=4, dtype=torch.float64):
+    torch.manual_seed(0)
+    mask = torch.ones(n, 1, 1, length, dtype=torch.bool)
+    mask[1:, ..., -2:] = False  # the first text is as long as the chunk
+    return [torch.randn(n, heads, length, width, dtype=dtype).requires_grad_() for _ in range(3)], mask
+
+
+def plain(query, key, value, mask, dropout, drops):
+    """Attention spelled out. drops: [n, H, T, T] of ones and zeros."""
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (torch.softmax(scores, -1) * drops / share_kept(dropout) @ value).transpose(1, 2)
+
+
+def drawn(query, dropout, seed):
+    """The mask that attention over these shapes uses: all rows of all blocks."""
+    n, heads, length, _ = query.shape
+    flat = query.detach().reshape(n * heads, length, -1)
+    blocks = [torch.empty(len(flat[rows]), length, length) for rows in attention._blocks(flat)]
+    masks = [
+        attention._mask(block, share_kept(dropout), seed, rows)
+        for block, rows in zip(blocks, attention._blocks(flat), strict=True)
+    ]
+    return torch.cat(masks).view(n, heads, length, length)
+
+
+SHAPES = [
+    ({}, 1e-9), ({"length": 1}, 1e-9), ({"n": 9, "length": 200}, 1e-9),
+    ({"length": 259, "dtype": torch.float32}, 1e-4), ({"length": 259}, 1e-9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "bound"), SHAPES)
+@pytest.mark.parametrize("masked", [True, False])
+def test_outputs_and_gradients_are_those_of_plain_autograd(shape, bound, masked, monkeypatch):
+    monkeypatch.setattr(products, "mkl_is_slow", torch.backends.mkldnn.is_available)
+    parts, mask = inputs(**shape)
+    mask = mask if masked and shape.get("length") != 1 else None
+    torch.manual_seed(5)
+    seed = draw_seed()
+    torch.manual_seed(5)
+    found = attention.attend(*parts, mask, 0.3)
+    wanted = plain(*parts, mask, 0.3, drawn(parts[0], 0.3, seed))
+    slopes = torch.randn_like(wanted)
+    torch.testing.assert_close(found, wanted, rtol=bound, atol=bound)
+    gradients = [torch.autograd.grad((made * slopes).sum(), parts) for made in (found, wanted)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound * max(1, theirs.abs().max().item()))
+
+
+def test_its_derivative_is_that_of_its_output():
+    parts, mask = inputs(length=4)
+
+    def again(*parts):
+        torch.manual_seed(3)
+        return attention.attend(*parts, mask, 0.2)
+
+    assert torch.autograd.gradcheck(again, parts)
+
+
+def test_without_dropout_it_is_torch_s_own():
+    parts, mask = inputs()
+    wanted = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(attention.attend(*parts, mask, 0.0), wanted)
+
+
+def test_bfloat16_is_near_and_stays_bfloat16():
+    parts, mask = inputs(length=40)
+    torch.manual_seed(1)
+    wanted = attention.attend(*parts, mask, 0.1)
+    torch.manual_seed(1)
+    half = [part.detach().bfloat16().requires_grad_() for part in parts]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention.attend(*half, mask, 0.1)
+    assert found.dtype == torch.bfloat16
+    for made, of in ((found, half), (wanted, parts)):
+        made.sum().backward()
+        assert of[0].grad.dtype == of[0].dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.02 * wanted.abs().max().item())
+    for ours, exact in zip(half, parts, strict=True):
+        assert (ours.grad.double() - exact.grad).norm() < 0.03 * exact.grad.norm()
+
+
+def test_models_use_it_in_training_with_dropout_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(unpadded, "attend", lambda *parts: seen.append(parts) or attention.attend(*parts))
+    chunk = pad([[0, 5, 6, 7, 2], [0, 8, 2]], 1)
+    for dropout, training, calls in ((0.1, False, 0), (0.0, True, 0), (0.1, True, 2)):
+        tiny_encoder(dropout).train(training).embed(chunk)
+        assert len(seen) == calls
+    assert seen[0][3].shape[-1] == 5 and not seen[0][3][1, ..., 3:].any()  # padding is never looked at
+
+
+def test_dropout_keeps_its_share_scaled_and_its_gradient_follows():
+    layer = nn.Sequential(nn.Dropout(0.1))
+    by_bits(layer)
+    values = torch.ones(1000, 999, requires_grad=True)
+    torch.manual_seed(2)
+    out = layer(values)
+    share = share_kept(0.1)
+    assert abs(share - 0.9) < 2**-16
+    torch.testing.assert_close(out.unique(), torch.tensor([0, 1 / share]))
+    assert abs((out > 0).double().mean() - share) < 5 * (share * (1 - share) / out.numel()) ** 0.5
+    out.sum().backward()
+    assert torch.equal(values.grad, out.detach())
+    torch.manual_seed(2)
+    assert torch.equal(layer(values), out)
+    assert not torch.equal(layer(values), out)
+    assert torch.equal(layer.eval()(values), values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.train()(values.bfloat16()).dtype == torch.bfloat16
+
+
+def test_masks_look_like_chance():
+    """Within 5 standard deviations: neighbours at many distances, rows, columns, and masks of different seeds."""
+    torch.manual_seed(0)
+    size, share = 1 << 18, share_kept(0.1)
+    deviation = (share * (1 - share)) ** 0.5
+    masks = [(kept((size,), share, draw_seed()) - share) / deviation for _ in range(8)]
+    for number, mask in enumerate(masks):
+        for lag in (1, 2, 3, 4, 8, 63, 64, 65, 128, 256, 512, 1024, 1 << 14, 1 << 17):
+            assert abs((mask[lag:] * mask[:-lag]).sum()) < 5 * (size - lag) ** 0.5
+        for other in masks[:number]:
+            assert abs((mask * other).sum()) < 5 * size**0.5
+        for sums in (mask.view(512, 512).sum(0), mask.view(512, 512).sum(1)):
+            assert abs(sums.var() / 512 - 1) < 5 * (2 / 512) ** 0.5
+    seed = draw_seed()
+    whole = kept((4000,), share, seed)
+    assert torch.equal(kept((1000,), share, seed, start=1500), whole[3000:])  # blocks share no words
