@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/train_step.py [--train_data F] [--batch 256] [--json FILE]
 
 Every engine gets the same model, rows, dtype, dropout and threads, in one process, warm. sentence-transformers is swept
-over its mini-batch sizes (rows and tokens), the ideal over chunk sizes, both on the first --sweep_batch rows; then all
-run in turn on all rows, --rounds times, and each engine's fastest step counts. The ideal holds the whole batch's graph
+over its mini-batch sizes (rows and tokens), the ideal over chunk sizes, both on the first --sweep_batch rows, each
+setting warm; then all run in turn on all rows, --rounds times, and each engine's fastest step counts: by the second
+round each has run warm and on memory that the system has already given. The ideal holds the whole batch's graph
 over texts sorted by length: no work twice, next to no padding. Without --train_data, token ids are drawn at random with
 the lengths in benchmarks/lengths.json. Losses and gradient norms are printed with dropout off and on the sweep's rows,
 where all engines must agree.
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import platform
 import random
 import sys
@@ -194,15 +196,13 @@ def agreement(bench: Bench, step: Callable[[], float]) -> tuple[float, float]:
 
 
 def best(bench: Bench, steps: dict[str, Callable[[], float]]) -> tuple[str, dict[str, float]]:
-    """The fastest of several settings, each run once after a warm one, and all their seconds."""
-    if not steps:
-        return "", {}
-    timed(bench, next(iter(steps.values())))
+    """The fastest of several settings, each timed once after a warm step of its own, and all their seconds."""
     seconds = {}
     for name, step in steps.items():
+        timed(bench, step)
         seconds[name] = timed(bench, step)
         print(f"  {name!s:<32} {seconds[name]:8.2f} s", flush=True)
-    return min(seconds, key=seconds.get), seconds
+    return min(seconds, key=seconds.get, default=""), seconds
 
 
 def read_rows(arguments: argparse.Namespace, tokenizer) -> list[tuple[list[int], list[int], list[int]]]:
@@ -268,13 +268,17 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP}
     chosen, ideal_sweep = best(part, ideals)
     engines = engines_of(bench, arguments, chosen, rival)
+    small = engines_of(part, arguments, chosen, rival)
+    for step in small.values():
+        timed(part, step)
     seconds = {name: [] for name in engines}
-    for _ in range(arguments.rounds):
+    for number in range(arguments.rounds):
         for name, step in engines.items():
             seconds[name].append(timed(bench, step))
+            print(f"round {number + 1}: {name:<32} {seconds[name][-1]:8.2f} s", flush=True)
     fastest = {name: min(values) for name, values in seconds.items()}
     print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm, {len(part.rows)} rows, no dropout")
-    agreed, small = {}, engines_of(part, arguments, chosen, rival)
+    agreed = {}
     for name in engines:
         agreed[name] = agreement(part, small[name])
         loss, norm = agreed[name]
@@ -321,6 +325,7 @@ def main() -> None:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions["transformers"] = transformers.__version__
     facts = {"versions": versions, "threads": torch.get_num_threads(), "tokens": tokens}
+    facts["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")
     facts |= {name: value for name, value in vars(arguments).items() if name != "json"}
     print(json.dumps(facts))
     facts |= measure(bench, arguments)

@@ -71,6 +71,14 @@ def _weights(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, 
     return torch.softmax(scores, -1)
 
 
+def pays(query: torch.Tensor, dropout: float) -> bool:
+    """Whether `attend` is faster than torch's attention for query [n, H, T, d]: always with dropout, on a CPU."""
+    if query.device.type != "cpu" or dropout:
+        return query.device.type == "cpu"
+    half = query.dtype == torch.bfloat16
+    return products.mkl_is_slow() and (half or query.dtype == torch.float32 and query.shape[2] >= LONG)
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -5,7 +5,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from koir.attention import attend
+from koir.attention import attend, pays
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -20,12 +20,13 @@ COUNTED_FROM_PADDING = {"xlm-roberta": True, "roberta": True, "camembert": True,
 def attention(module, query, key, value, attention_mask, cu_seq_lens_q=None, max_length_q=None, **kwargs):
     """Variable-length attention where a chunk was flattened (cu_seq_lens_q is given), else transformers' padded SDPA.
 
-    On a CPU with dropout, which SDPA is slow with: koir/attention.py's.
+    On a CPU koir/attention.py's, where that is the faster.
 
     query, key, value: [1, H, T, d] of T tokens of all texts, or padded [n, H, T, d]. Returns [1 or n, T, H, d], None.
     """
-    if cu_seq_lens_q is None and query.device.type == "cpu" and kwargs.get("dropout"):
-        return attend(query, key, value, attention_mask, kwargs["dropout"], kwargs.get("scaling")), None
+    dropout = kwargs.get("dropout", 0.0)
+    if cu_seq_lens_q is None and pays(query, dropout) and not getattr(module, "is_causal", False):
+        return attend(query, key, value, attention_mask, dropout, kwargs.get("scaling")), None
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]  # [T, H, d] each

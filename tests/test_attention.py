@@ -94,7 +94,7 @@ def test_bfloat16_is_near_and_stays_bfloat16():
         assert (ours.grad.double() - exact.grad).norm() < 0.03 * exact.grad.norm()
 
 
-def test_models_use_it_in_training_with_dropout_alone(monkeypatch):
+def test_models_use_it_for_short_texts_in_training_with_dropout_alone(monkeypatch):
     seen = []
     monkeypatch.setattr(unpadded, "attend", lambda *parts: seen.append(parts) or attention.attend(*parts))
     chunk = pad([[0, 5, 6, 7, 2], [0, 8, 2]], 1)
@@ -140,3 +140,13 @@ def test_masks_look_like_chance():
     seed = draw_seed()
     whole = kept((4000,), share, seed)
     assert torch.equal(kept((1000,), share, seed, start=1500), whole[3000:])  # blocks share no words
+
+
+def test_where_it_pays(monkeypatch):
+    short, long = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, attention.LONG, 4)
+    for slow in (True, False):
+        monkeypatch.setattr(products, "mkl_is_slow", lambda slow=slow: slow)
+        assert attention.pays(short, 0.1) and attention.pays(short.double(), 0.1)
+        assert [attention.pays(part, 0.0) for part in (short, long, long.double())] == [False, slow, False]
+        assert attention.pays(short.bfloat16(), 0.0) == slow
+        assert not attention.pays(short.to("meta"), 0.1)
