@@ -34,7 +34,7 @@ class _Attention(torch.autograd.Function):
         share, dtype = ctx.share, query.dtype
         wide = torch.promote_types(dtype, torch.float32)
         inner = (gradient.to(wide) * mixed).sum(-1, keepdim=True)  # [g, T, 1]: what softmax's derivative takes off
-        gradient = (gradient * (1 / share)).contiguous()
+        gradient = gradient.contiguous() * (1 / share)
         of_query, of_key, of_value = (torch.empty_like(part) for part in (query, key, value))
         for rows in _blocks(query):
             weights = _weights(query[rows], key[rows], bias, rows)  # [b, T, T]
@@ -99,7 +99,7 @@ def attend(
         bias = torch.zeros(n, 1, length, dtype=wide).masked_fill_(~mask[:, 0, :1], torch.finfo(wide).min)  # [n, 1, T]
         bias = bias.repeat_interleave(heads, 0)  # [g, 1, T]
     query = query * (width**-0.5 if scaling is None else scaling)
-    flat = [part.reshape(n * heads, length, width) for part in (query, key, value)]  # [g, T, d] each
+    flat = [part.contiguous().view(n * heads, length, width) for part in (query, key, value)]  # [g, T, d] each
     share, seed = (share_kept(dropout), draw_seed()) if dropout else (1.0, 0)
     mixed = _Attention.apply(*flat, bias, share, seed)  # [g, T, d]
     return mixed.view(n, heads, length, width).transpose(1, 2).contiguous()

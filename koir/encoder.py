@@ -15,6 +15,7 @@ from koir.dropout import by_bits
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
+from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
 
@@ -35,6 +36,7 @@ class Encoder(nn.Module):
         unpadded.prepare(transformer)
         products.by_onednn(transformer)
         by_bits(transformer)
+        by_rows(transformer)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 

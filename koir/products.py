@@ -25,12 +25,17 @@ def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
+def _dense(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix without gaps between its rows or columns: with them oneDNN is a thousand times slower."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
 def batched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left [g, m, k] times right [g, k, n]: [g, m, n], either perhaps a transposed view. Knows no gradient."""
     alone = len(left) == 1 and left.dtype == torch.float32 and mkl_is_slow()
     if not alone:
         return torch.bmm(left, right)
-    left, right = left[0], right[0]
+    left, right = _dense(left[0]), _dense(right[0])
     if left.is_contiguous():
         return _product(left, right.t())[None]
     return _product(right.t(), left).t()[None]  # the same, and sooner where left is a transposed view
@@ -40,7 +45,7 @@ def _filled_up(rows: torch.Tensor) -> torch.Tensor:
     """rows [n, K] and zeros up to a multiple of STEP: oneDNN compiles each shape it meets, and chunks have many."""
     count, missing = len(rows), -len(rows) % STEP
     if not missing:
-        return rows
+        return _dense(rows)
     filled = rows.new_empty(count + missing, rows.shape[1])
     filled[:count], filled[count:] = rows, 0
     return filled

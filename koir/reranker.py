@@ -16,6 +16,7 @@ from koir.encoder import demo_base
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
+from koir.lookup import by_rows
 from koir.manifest import model_folder, written_aside
 from koir.tokens import pad, plan_chunks
 
@@ -36,6 +37,7 @@ class Reranker(nn.Module):
         unpadded.prepare(transformer)  # its attention on CPUs; pairs themselves stay padded
         products.by_onednn(transformer)
         by_bits(transformer)
+        by_rows(transformer)
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.new_head = new_head

@@ -17,6 +17,17 @@ def inputs(n=3, heads=2, length=7, width=4, dtype=torch.float64):
     return [torch.randn(n, heads, length, width, dtype=dtype).requires_grad_() for _ in range(3)], mask
 
 
+def test_products_see_no_gaps_between_rows(monkeypatch):
+    """Heads of a lone text are views with gaps, on which oneDNN falls back to its slow reference."""
+    seen = []
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_product", lambda rows, weight: seen.append((rows, weight)) or rows @ weight.t())
+    parts = [torch.randn(1, 300, 2, 8).transpose(1, 2).requires_grad_() for _ in range(3)]
+    attention.attend(*parts, None, 0.1).sum().backward()
+    assert len(seen) == 2 * 7  # two heads, two products forward and five backward
+    assert all(part.is_contiguous() or part.t().is_contiguous() for pair in seen for part in pair)
+
+
 def plain(query, key, value, mask, dropout, drops):
     """Attention spelled out. drops: [n, H, T, T] of ones and zeros."""
     scores = query @ key.mT * query.shape[-1] ** -0.5

@@ -26,6 +26,7 @@ ORDER = [
     "loading",
     "products",
     "dropout",
+    "lookup",
     "attention",
     "unpadded",
     "encoder",
