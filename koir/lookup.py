@@ -15,14 +15,14 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, ids, padding):
         ctx.save_for_backward(weight, ids)
-        ctx.padding = padding
+        ctx.rows, ctx.padding = len(weight), padding
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx, gradient):
         weight, ids = ctx.saved_tensors
         sparse = weight.grad is not None and weight.grad.layout == torch.strided
-        settings = (len(weight), ctx.padding, False, sparse)
+        settings = (ctx.rows, ctx.padding, False, sparse)
         return torch.ops.aten.embedding_backward(gradient.contiguous(), ids, *settings), None, None
 
 
