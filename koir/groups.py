@@ -95,13 +95,14 @@ class PairCollator:
     chunks' order. teacher [b, M]. filled: how many negatives were drawn at random for want of others.
     """
 
-    def __init__(self, reranker: Reranker, chunk_tokens: int, taught: bool):
-        self.reranker, self.chunk_tokens, self.taught = reranker, chunk_tokens, taught
+    def __init__(self, reranker: Reranker, chunk_tokens: int, taught: bool, longest: int | None = None):
+        """longest: tokens of a pair here, where fewer than the reranker reads."""
+        self.reranker, self.chunk_tokens, self.taught, self.longest = reranker, chunk_tokens, taught, longest
 
     def __call__(self, groups: Sequence[dict]) -> dict:
         """b groups to one batch."""
         pairs = [(group["query"], document) for group in groups for document in group["documents"]]
-        chunks, inverse, tokens = self.reranker.chunks(pairs, int(self.chunk_tokens))
+        chunks, inverse, tokens = self.reranker.chunks(pairs, int(self.chunk_tokens), self.longest)
         sizes = [len(group["documents"]) for group in groups]
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
         place = inverse.tolist()

@@ -12,12 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from koir import products, unpadded
 from koir.budget import CPU_CHUNK
 from koir.dropout import by_bits
-from koir.encoder import demo_base
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
 from koir.lookup import by_rows
-from koir.manifest import model_folder, written_aside
+from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import pad, plan_chunks
 
 HEAD_SEED = 20242
@@ -48,14 +47,15 @@ class Reranker(nn.Module):
         self.transformer.activation_checkpointing_enable(**settings)
 
     def chunks(
-        self, pairs: Sequence[tuple[str, str]], chunk_tokens: int
+        self, pairs: Sequence[tuple[str, str]], chunk_tokens: int, longest: int | None = None
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor, int]:
         """Pairs to padded chunks of at most `chunk_tokens` tokens, longest first.
 
-        Returns the chunks, [n] where each pair lands in their concatenation, and the number of tokens.
+        longest: tokens of a pair here, where fewer than the model reads. Returns the chunks, [n] where each pair lands in their concatenation, and the number of tokens.
         """
         queries, documents = zip(*pairs, strict=True)
-        coded = self.tokenizer(list(queries), list(documents), truncation=True, max_length=self.max_seq_length)
+        longest = min(longest or self.max_seq_length, self.max_seq_length)
+        coded = self.tokenizer(list(queries), list(documents), truncation=True, max_length=longest)
         ids, types = coded["input_ids"], coded.get("token_type_ids")
         plan = plan_chunks([len(sequence) for sequence in ids], chunk_tokens)
         chunks = []
@@ -154,15 +154,15 @@ def load_reranker(
     attention_dropout: float | None = None,
     num_hidden_layers: int | None = None,
 ) -> Reranker:
-    """Load a run folder, model folder or hub name as a Reranker, in float32.
+    """Load a run folder, model folder, hub name or `demo` as a Reranker, in float32.
 
-    new_head: a model without a scoring head, such as one of our encoders or `demo`, is taken too, and its head is
-    drawn from a fixed seed: what training starts from. dropout, attention_dropout, num_hidden_layers: as in
+    new_head: a model without a scoring head, such as one of our encoders, is taken too, and its head is drawn from a
+    fixed seed: what training may start from. dropout, attention_dropout, num_hidden_layers: as in
     `load_encoder`. max_seq_length: query, document and special tokens together; default: the folder's, at most the
     model's positions.
     Raises ModelError when the model is not to be had or does not give one score a pair.
     """
-    name = demo_base() if path == "demo" else model_folder(path)
+    name = str(DEMO / "reranker") if path == "demo" else model_folder(path)
     reach(name)
     with readable(path):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

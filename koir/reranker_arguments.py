@@ -39,6 +39,10 @@ class GroupArguments:
     train_data: list[str] = field(
         default_factory=lambda: ["demo"], metadata={"help": "rows: .jsonl, .jsonl.gz, .parquet, hub names, or demo"}
     )
+    train_max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": "tokens of a pair while training; the tuned model reads --max_seq_length; default: as many"},
+    )
     group_size: int = field(default=8, metadata={"help": "documents a query: one right and its negatives, drawn anew"})
     negatives_from: str = field(
         default="rows",
@@ -60,6 +64,8 @@ class GroupArguments:
         require(bool(self.train_data), "--train_data", "nothing", "at least one file, hub name or demo")
         require(self.group_size >= 2, "--group_size", str(self.group_size), "at least 2: one right, one negative")
         require(self.negatives_depth >= 1, "--negatives_depth", str(self.negatives_depth), "at least 1")
+        length = self.train_max_seq_length
+        require(length is None or length >= 8, "--train_max_seq_length", str(length), "at least 8 tokens")
         share, ratio = self.random_negatives_until, self.max_ratio
         require(0 <= share <= 1, "--random_negatives_until", str(share), "0 (never) to 1 (always)")
         require(ratio > 0, "--max_ratio", str(ratio), "above 0 (0.95 is usual)")

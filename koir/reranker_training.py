@@ -34,7 +34,9 @@ class RerankerTrainer(RunTrainer):
             require_scores(triplets, f"--loss {self.loss_arguments.loss}")
         mined = self._mined(triplets) if self.data_arguments.negatives_from != "rows" else None
         rows = Groups(triplets.pairs, self.data_arguments.group_size, args.seed, mined, fill=not taught)
-        collator = PairCollator(reranker, groups["chunks"].chunk_tokens, taught)
+        collator = PairCollator(
+            reranker, groups["chunks"].chunk_tokens, taught, self.data_arguments.train_max_seq_length
+        )
         super().__init__(reranker, args, rows, collator, groups["dev_tasks"])
         self.queries = self.negatives = self.filled = 0
         self._candidates: dict[str, dict] = {}  # of each dev task, found once

@@ -1,11 +1,12 @@
-"""Make the bundled base encoder again, from nothing, out of open Korean corpora (docs/base-model.md).
+"""Make the bundled encoder and reranker again, from nothing, out of open Korean corpora (docs/base-model.md).
 
     python scripts/make_base.py --data_dir DATA --output_dir outputs/base
 
 DATA/raw and DATA/beir hold the corpora and tasks that docs/base-model.md lists. Steps: rows; a bag of pieces, learned
-in a minute and written as a transformer; weights in half precision. With --contrastive, v1.1 trains the transformer on
-(v1.1/recipes/base.yaml) before the last step. What a step has written is not made again. OUTPUT/base is what
-koir/demo/base holds.
+in a minute and written as a transformer; the same pieces written as a cross-encoder, which learns from the rows
+(reranker/recipes/base.yaml); weights in half precision. With --contrastive, v1.1 trains the transformer on
+(v1.1/recipes/base.yaml). What a step has written is not made again. OUTPUT/base and OUTPUT/reranker are what koir/demo
+holds under these names.
 """
 
 import gzip
@@ -24,11 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from koir.arguments import require  # noqa: E402
-from koir.demo import bag, rows  # noqa: E402
+from koir.demo import bag, matcher, rows  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.flags import parse  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
+from koir.reranker import Reranker  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 SPECIAL = 5  # the first pieces of the vocabulary are special tokens
@@ -44,39 +46,52 @@ class BaseArguments:
     bag_batch: int = field(default=2048, metadata={"help": "rows an update of it"})
     bag_learning_rate: float = field(default=4e-3, metadata={"help": "its peak learning rate"})
     contrastive: bool = field(default=False, metadata={"help": "train the transformer on with v1.1"})
+    reranker_training: bool = field(default=True, metadata={"help": "no: the cross-encoder stays as it was written"})
     seed: int = field(default=1, metadata={"help": "of rows, first vectors and order"})
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> Path:
-    """The steps; returns the folder of the model."""
+    """The steps; returns the folder of the encoder."""
     (settings,) = parse([BaseArguments], argv, __doc__, recipes=False)
     data, out = Path(settings.data_dir), Path(settings.output_dir)
     for part in ("raw", "beir"):
         require((data / part).is_dir(), f"--data_dir {data}", f"no folder {part}", "a folder with raw/ and beir/")
     file, start, run = out / "rows.jsonl.gz", out / "bag", out / "contrastive"
+    written, learned = out / "matcher", out / "learned"
     if not file.is_file():
         made = rows.all_rows(data / "raw", data / "beir", settings.seed)
         with written_aside(file) as aside, gzip.GzipFile(aside, "wb", mtime=0) as stream:
             stream.writelines((json.dumps(item, ensure_ascii=False) + "\n").encode() for item in made)
         print(f"{file}: {len(made):,} rows")
-    if not start.is_dir():
-        _bag(rows.json_lines(file), start, settings)
-    if settings.contrastive and not (run / "run.json").is_file():
-        command = [sys.executable, ROOT / "v1.1/train.py", ROOT / "v1.1/recipes/base.yaml"]
-        command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]
-        if run.is_dir():
-            command += ["--resume_from_checkpoint", "last"]
-        subprocess.run([str(word) for word in command], check=True)
-    model = out / "base"
+    if not (start.is_dir() and written.is_dir()):
+        _bag(rows.json_lines(file), start, written, settings)
+    if settings.contrastive:
+        _train("v1.1", start, file, run)
+    if settings.reranker_training:
+        _train("reranker", written, file, learned)
+    model, reranker = out / "base", out / "reranker"
     _in_half_precision(run / "model" if settings.contrastive else start, model)
+    _in_half_precision(learned / "model" if settings.reranker_training else written, reranker)
     write_json(out / "run.json", {"kind": "base", "settings": vars(settings)} | origin())
-    print(f"model: {model}\nnext:  .venv/bin/python evaluate.py --first_stage bm25 dense:{model}")
+    print(f"models: {model} {reranker}")
+    print(f"next:   .venv/bin/python evaluate.py --first_stage bm25 dense:{model} --reranker none {reranker}")
     return model
 
 
-def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
-    """The bag of pieces, as a model folder."""
+def _train(stage: str, start: Path, file: Path, run: Path) -> None:
+    """Train with a stage's recipe base.yaml, where that is not done; a run that was stopped goes on."""
+    if (run / "run.json").is_file():
+        return
+    command = [sys.executable, ROOT / stage / "train.py", ROOT / stage / "recipes/base.yaml"]
+    command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]
+    if run.is_dir():
+        command += ["--resume_from_checkpoint", "last"]
+    subprocess.run([str(word) for word in command], check=True)
+
+
+def _bag(made: list[dict], folder: Path, written: Path, settings: BaseArguments) -> None:
+    """The bag of pieces, as an encoder in `folder` and as a cross-encoder in `written`."""
     base = DEMO / "base"
     config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     texts = list(dict.fromkeys(text for item in made for text in (item["query"], item["document"])))
@@ -95,6 +110,9 @@ def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
     silent = sorted(set(range(SPECIAL)).union(*prompts))
     transformer = bag.as_transformer(vectors, config, silent, settings.seed)
     Encoder(transformer, tokenizer, "mean", 512, DEFAULT_PROMPTS).save(folder)
+    special, begin = tokenizer.all_special_ids, tokenizer.cls_token_id
+    model = matcher.as_cross_encoder(vectors, config, special, begin, settings.seed)
+    Reranker(model, matcher.two_sided(tokenizer), 512).save(written)
 
 
 def _in_half_precision(model: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bundled base encoder: how its rows are made, the bag of pieces it starts from, and what ships."""
+"""The bundled encoder and reranker: how their rows are made, the bag of pieces they start from, and what ships."""
 
 import os
 import random
@@ -9,13 +9,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from koir.demo import bag, rows
+from koir.demo import bag, matcher, rows
 from koir.encoder import Encoder, load_encoder
 from koir.manifest import DEMO, ROOT
+from koir.reranker import Reranker, load_reranker
 from koir.tokens import DEFAULT_PROMPTS
 
 DATA = Path(os.environ.get("KOIR_DATA") or ROOT.parent / "shared" / "data")
 TEXTS = ["연차는 며칠인가요?", "연차 유급휴가는 1년에 15일입니다.", "김치는 발효 음식이다.", "발효한 배추로 만든 김치"]
+QUESTION = "소득의 얼마를 보험료로 내나요?"
+ANSWERS = ["소득의 일부를 보험료로 낸다.", "소득이 높은 사람이 많다.", "김치는 발효 음식이다."]
 PASSAGE = "국민연금은 노후를 위한 제도이다. 18세부터 60세까지 가입한다. 소득의 일부를 보험료로 낸다."
 
 
@@ -65,6 +68,56 @@ def test_gradients_reach_every_layer_of_it(tokenizer):
         assert (
             layer.output.dense.weight.grad.abs().max() > 0 and layer.attention.output.dense.weight.grad.abs().max() > 0
         )
+
+
+@pytest.fixture
+def written():
+    """A cross-encoder of full size as it is written, over a tokenizer of its own."""
+    tokenizer, config = AutoTokenizer.from_pretrained(DEMO / "base"), AutoConfig.from_pretrained(DEMO / "base")
+    vectors = bag.first_vectors(tokenizer, [*TEXTS, PASSAGE, QUESTION, *ANSWERS], 254, seed=0)
+    special = tokenizer.all_special_ids
+    model = matcher.as_cross_encoder(vectors, config, special, tokenizer.cls_token_id, seed=0)
+    return Reranker(model, matcher.two_sided(tokenizer), 512)
+
+
+def test_a_written_cross_encoder_finds_words_again_before_it_learns_anything(written):
+    exact, one, none = written.score([(QUESTION, answer) for answer in ANSWERS])
+    assert exact > one + 0.2 and one > none
+    padded = [f"{ANSWERS[0]} {TEXTS[2] * times}" for times in (0, 5, 10, 20)]
+    assert (np.diff(written.score([(QUESTION, text) for text in padded])) < 0).all()  # long documents say less
+    often = [f"{'보험료 ' * times}그 밖의 것" for times in range(4)]
+    gains = np.diff(written.score([("보험료", text) for text in often]))
+    assert (gains > 0).all() and gains[0] > 2 * gains[1] > 2 * gains[2]  # twice is not twice as much
+    assert written.score([(QUESTION, ANSWERS[0]), (ANSWERS[0], QUESTION)]).std() > 0.01
+
+
+def test_its_layers_tell_query_from_document_by_types_alone(written):
+    chunks, _, _ = written.chunks([(QUESTION, ANSWERS[0])], 1000)
+    (types,) = chunks[0]["token_type_ids"].tolist()
+    asked = len(written.tokenizer(QUESTION)["input_ids"])
+    assert types == [0] * asked + [1] * (len(types) - asked)
+    written([chunks[0] | {"token_type_ids": torch.zeros_like(chunks[0]["input_ids"])}])
+
+
+def test_gradients_reach_all_that_scores(written):
+    written.train()
+    scores = written(written.chunks([(QUESTION, answer) for answer in ANSWERS], 1000)[0])
+    (scores - scores.mean()).square().sum().backward()
+    still = {name for name, weight in written.transformer.named_parameters() if not weight.grad.abs().max() > 0}
+    assert not {name for name in still if "output.dense.weight" in name or "embeddings" in name or "query" in name}
+
+
+def test_the_reranker_that_ships_is_small_and_scores_as_cross_encoder_does():
+    from sentence_transformers import CrossEncoder
+
+    weights = DEMO / "reranker" / "model.safetensors"
+    reranker, theirs = load_reranker("demo"), CrossEncoder(str(DEMO / "reranker"), device="cpu")
+    assert weights.stat().st_size <= 15_000_000 and reranker.max_seq_length == 512 and not reranker.new_head
+    assert {parameter.dtype for parameter in reranker.parameters()} == {torch.float32}
+    pairs = [(QUESTION, answer) for answer in ANSWERS] + [(text, PASSAGE * 9) for text in TEXTS]
+    found = reranker.score(pairs)
+    assert np.abs(found - theirs.predict(pairs, activation_fn=torch.nn.Identity())).max() < 1e-5
+    assert found[0] > found[1] > found[2] and np.abs(reranker.score(pairs, bf16=True) - found).max() < 0.1
 
 
 def test_clozes_hide_the_sentence_they_ask_for():

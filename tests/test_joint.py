@@ -45,7 +45,7 @@ def task():
 @pytest.fixture(scope="module")
 def reranker_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reranker") / "model"
-    load_reranker("demo", new_head=True, num_hidden_layers=1).save(folder)
+    load_reranker("demo").save(folder)
     return str(folder)
 
 

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from koir.encoder import load_encoder
 from koir.evaluation.pipeline import Pipeline
+from koir.manifest import DEMO
 from koir.reranker import load_reranker
 from koir.retrieval.score_maps import sigmoid
 from koir.retrieval.stages import in_memory
@@ -40,7 +41,7 @@ def folders(tmp_path_factory):
     there = tmp_path_factory.mktemp("models")
     load_encoder("demo", num_hidden_layers=1).save(there / "encoder")
     for name, scale in (("reranker", 30.0), ("other", -30.0)):
-        reranker, generator = load_reranker("demo", new_head=True, num_hidden_layers=1), torch.Generator()
+        reranker, generator = load_reranker(str(DEMO / "base"), new_head=True, num_hidden_layers=1), torch.Generator()
         generator.manual_seed(3)
         with torch.no_grad():
             for weight in reranker.transformer.roberta.parameters():

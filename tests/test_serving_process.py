@@ -24,7 +24,7 @@ HEADERS = {"Content-Type": "application/json"}
 def server(tmp_path_factory):
     there = tmp_path_factory.mktemp("server")
     load_encoder("demo", num_hidden_layers=1).save(there / "encoder")
-    load_reranker("demo", new_head=True, num_hidden_layers=1).save(there / "reranker")
+    load_reranker("demo").save(there / "reranker")
     flags = ["--first_stage", f"dense:{there / 'encoder'}", "--reranker", there / "reranker"]
     with serving(*flags, log=there / "log") as (process, url):
         yield process, url, there / "log"

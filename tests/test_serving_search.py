@@ -26,7 +26,7 @@ def built(tmp_path_factory):
     """An index, an encoder, a reranker and a pipeline.json over them."""
     there = tmp_path_factory.mktemp("search")
     load_encoder("demo", num_hidden_layers=1).save(there / "encoder")
-    load_reranker("demo", new_head=True, num_hidden_layers=1).save(there / "reranker")
+    load_reranker("demo").save(there / "reranker")
     rows = [json.dumps({"_id": name, "text": text}, ensure_ascii=False) for name, text in TEXTS.items()]
     (there / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     spec = importlib.util.spec_from_file_location("build_index", ROOT / "scripts" / "build_index.py")

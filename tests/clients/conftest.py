@@ -15,12 +15,13 @@ OURS = Path(os.environ.get("KOIR_PYTHON", ROOT / ".venv/bin/python"))  # the ser
 MODELS = """
 import sys
 from koir.encoder import load_encoder
+from koir.manifest import DEMO
 from koir.reranker import load_reranker
 import torch
 torch.manual_seed(0)
 for kind, model in (
     ("encoder", load_encoder("demo", num_hidden_layers=1)),
-    ("reranker", load_reranker("demo", new_head=True, num_hidden_layers=1)),
+    ("reranker", load_reranker(str(DEMO / "base"), new_head=True, num_hidden_layers=1)),
 ):
     words = model.transformer.get_input_embeddings().weight
     torch.nn.init.normal_(words)  # far apart: with the bundled ones the last bit decides ranks
