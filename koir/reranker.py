@@ -51,7 +51,8 @@ class Reranker(nn.Module):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor, int]:
         """Pairs to padded chunks of at most `chunk_tokens` tokens, longest first.
 
-        longest: tokens of a pair here, where fewer than the model reads. Returns the chunks, [n] where each pair lands in their concatenation, and the number of tokens.
+        longest: tokens of a pair here, where fewer than the model reads.
+        Returns the chunks, [n] where each pair lands in their concatenation, and the number of tokens.
         """
         queries, documents = zip(*pairs, strict=True)
         longest = min(longest or self.max_seq_length, self.max_seq_length)

@@ -3,10 +3,10 @@
     python scripts/make_base.py --data_dir DATA --output_dir outputs/base
 
 DATA/raw and DATA/beir hold the corpora and tasks that docs/base-model.md lists. Steps: rows; a bag of pieces, learned
-in a minute and written as a transformer; the same pieces written as a cross-encoder, which learns from the rows
-(reranker/recipes/base.yaml); weights in half precision. With --contrastive, v1.1 trains the transformer on
-(v1.1/recipes/base.yaml). What a step has written is not made again. OUTPUT/base and OUTPUT/reranker are what koir/demo
-holds under these names.
+in a minute and written as a transformer; the same pieces written as a cross-encoder; weights in half precision. With
+--contrastive, v1.1 trains the transformer on (v1.1/recipes/base.yaml); with --reranker_training the cross-encoder
+learns too (reranker/recipes/base.yaml). What a step has written is not made again. OUTPUT/base and OUTPUT/reranker are
+what koir/demo holds under these names.
 """
 
 import gzip
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from koir.arguments import require  # noqa: E402
 from koir.demo import bag, matcher, rows  # noqa: E402
-from koir.encoder import Encoder  # noqa: E402
+from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.flags import parse  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
@@ -46,7 +46,7 @@ class BaseArguments:
     bag_batch: int = field(default=2048, metadata={"help": "rows an update of it"})
     bag_learning_rate: float = field(default=4e-3, metadata={"help": "its peak learning rate"})
     contrastive: bool = field(default=False, metadata={"help": "train the transformer on with v1.1"})
-    reranker_training: bool = field(default=True, metadata={"help": "no: the cross-encoder stays as it was written"})
+    reranker_training: bool = field(default=False, metadata={"help": "train the cross-encoder as well"})
     seed: int = field(default=1, metadata={"help": "of rows, first vectors and order"})
 
 
@@ -64,14 +64,16 @@ def main(argv: list[str] | None = None) -> Path:
         with written_aside(file) as aside, gzip.GzipFile(aside, "wb", mtime=0) as stream:
             stream.writelines((json.dumps(item, ensure_ascii=False) + "\n").encode() for item in made)
         print(f"{file}: {len(made):,} rows")
-    if not (start.is_dir() and written.is_dir()):
-        _bag(rows.json_lines(file), start, written, settings)
+    if not start.is_dir():
+        _bag(rows.json_lines(file), start, settings)
     if settings.contrastive:
         _train("v1.1", start, file, run)
-    if settings.reranker_training:
-        _train("reranker", written, file, learned)
     model, reranker = out / "base", out / "reranker"
     _in_half_precision(run / "model" if settings.contrastive else start, model)
+    if not written.is_dir():
+        _cross_encoder(model, written, settings.seed)
+    if settings.reranker_training:
+        _train("reranker", written, file, learned)
     _in_half_precision(learned / "model" if settings.reranker_training else written, reranker)
     write_json(out / "run.json", {"kind": "base", "settings": vars(settings)} | origin())
     print(f"models: {model} {reranker}")
@@ -90,8 +92,8 @@ def _train(stage: str, start: Path, file: Path, run: Path) -> None:
     subprocess.run([str(word) for word in command], check=True)
 
 
-def _bag(made: list[dict], folder: Path, written: Path, settings: BaseArguments) -> None:
-    """The bag of pieces, as an encoder in `folder` and as a cross-encoder in `written`."""
+def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
+    """The bag of pieces, as a model folder."""
     base = DEMO / "base"
     config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     texts = list(dict.fromkeys(text for item in made for text in (item["query"], item["document"])))
@@ -110,9 +112,15 @@ def _bag(made: list[dict], folder: Path, written: Path, settings: BaseArguments)
     silent = sorted(set(range(SPECIAL)).union(*prompts))
     transformer = bag.as_transformer(vectors, config, silent, settings.seed)
     Encoder(transformer, tokenizer, "mean", 512, DEFAULT_PROMPTS).save(folder)
-    special, begin = tokenizer.all_special_ids, tokenizer.cls_token_id
-    model = matcher.as_cross_encoder(vectors, config, special, begin, settings.seed)
-    Reranker(model, matcher.two_sided(tokenizer), 512).save(written)
+
+
+def _cross_encoder(model: Path, folder: Path, seed: int) -> None:
+    """The pieces of an encoder, written as a cross-encoder."""
+    encoder = load_encoder(str(model))
+    tokenizer = matcher.two_sided(encoder.tokenizer)
+    vectors, special = bag.pieces(encoder.transformer), tokenizer.all_special_ids
+    written = matcher.as_cross_encoder(vectors, encoder.transformer.config, special, tokenizer.cls_token_id, seed)
+    Reranker(written, tokenizer, encoder.max_seq_length).save(folder)
 
 
 def _in_half_precision(model: Path, folder: Path) -> None:

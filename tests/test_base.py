@@ -60,6 +60,15 @@ def test_the_transformer_of_a_bag_embeds_as_the_bag_does(tokenizer):
     assert torch.allclose(embedded @ embedded.T, expected @ expected.T, atol=0.03)
 
 
+def test_a_transformer_gives_its_bag_back(tokenizer):
+    vectors = bag.first_vectors(tokenizer, TEXTS, small().hidden_size - bag.SLACK, seed=0)
+    back = bag.pieces(bag.as_transformer(vectors, small(), [0, 2], seed=0))
+    centred = vectors - vectors.mean(1, keepdim=True)
+    apart = [row for row in range(len(vectors)) if row not in (0, 2)]
+    ratio = (back[apart] * centred[apart]).sum(1) / centred[apart].square().sum(1)
+    assert torch.allclose(back[apart], ratio[:, None] * centred[apart], atol=1e-4) and back.norm(dim=1).max() <= 1.0001
+
+
 def test_gradients_reach_every_layer_of_it(tokenizer):
     vectors = bag.first_vectors(tokenizer, TEXTS, small().hidden_size - bag.SLACK, seed=0)
     transformer = bag.as_transformer(vectors, small(), [0, 2], seed=0)
@@ -82,12 +91,12 @@ def written():
 
 def test_a_written_cross_encoder_finds_words_again_before_it_learns_anything(written):
     exact, one, none = written.score([(QUESTION, answer) for answer in ANSWERS])
-    assert exact > one + 0.2 and one > none
+    assert exact > one + 1 and one > none
     padded = [f"{ANSWERS[0]} {TEXTS[2] * times}" for times in (0, 5, 10, 20)]
     assert (np.diff(written.score([(QUESTION, text) for text in padded])) < 0).all()  # long documents say less
     often = [f"{'보험료 ' * times}그 밖의 것" for times in range(4)]
     gains = np.diff(written.score([("보험료", text) for text in often]))
-    assert (gains > 0).all() and gains[0] > 2 * gains[1] > 2 * gains[2]  # twice is not twice as much
+    assert (gains > 0).all() and gains[0] > 2 * gains[1] > 3 * gains[2]  # twice is not twice as much
     assert written.score([(QUESTION, ANSWERS[0]), (ANSWERS[0], QUESTION)]).std() > 0.01
 
 
@@ -117,7 +126,7 @@ def test_the_reranker_that_ships_is_small_and_scores_as_cross_encoder_does():
     pairs = [(QUESTION, answer) for answer in ANSWERS] + [(text, PASSAGE * 9) for text in TEXTS]
     found = reranker.score(pairs)
     assert np.abs(found - theirs.predict(pairs, activation_fn=torch.nn.Identity())).max() < 1e-5
-    assert found[0] > found[1] > found[2] and np.abs(reranker.score(pairs, bf16=True) - found).max() < 0.1
+    assert found[0] > found[1] > found[2] and np.abs(reranker.score(pairs, bf16=True) - found).max() < 0.2
 
 
 def test_clozes_hide_the_sentence_they_ask_for():

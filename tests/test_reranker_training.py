@@ -233,6 +233,16 @@ def test_the_collator_finds_each_score_again(scored, tmp_path):
     assert torch.allclose(batch["target"][place[place >= 0]], flat)
 
 
+def test_training_reads_less_of_a_pair_where_told_and_the_saved_model_does_not(scored, tmp_path):
+    reranker = tiny_reranker(tmp_path)
+    chosen = [Groups(load_triplets([str(scored)]).pairs, 4, seed=0)[row, 0, False] for row in range(5)]
+    read = {
+        longest: PairCollator(reranker, 10**6, False, longest)(chosen)["chunks"][0]["input_ids"].shape[1]
+        for longest in (None, 24, 10**6)
+    }
+    assert read[24] == 24 < read[None] == read[10**6] and reranker.max_seq_length == 128
+
+
 @pytest.mark.parametrize(
     ("loss", "data", "said"),
     [
@@ -241,6 +251,7 @@ def test_the_collator_finds_each_score_again(scored, tmp_path):
         ("cross_entropy", {"group_size": 1}, "--group_size"),
         ("cross_entropy", {"random_negatives_until": 1.5}, "--random_negatives_until"),
         ("cross_entropy", {"max_ratio": 0.5}, "--max_ratio"),
+        ("cross_entropy", {"train_max_seq_length": 4}, "--train_max_seq_length"),
     ],
 )
 def test_contradictions_are_refused(loss, data, said):

@@ -1,1 +1,1 @@
-"""The bundled Korean corpus, tokenizer and base encoder: data only."""
+"""The bundled Korean corpus, tokenizer, base encoder and reranker, and how the two models are made."""

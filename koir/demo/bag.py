@@ -155,3 +155,9 @@ def as_transformer(
             layer.output.dense.weight.zero_()
         transformer.encoder.layer[-1].output.LayerNorm.weight[-SLACK:] = 0
     return transformer
+
+
+def pieces(transformer: PreTrainedModel) -> torch.Tensor:
+    """The bag's vectors out of what `as_transformer` wrote: [V, hidden_size - SLACK], none longer than 1."""
+    words = transformer.embeddings.word_embeddings.weight.detach()  # [V, hidden_size]
+    return words[:, :-SLACK] / words.norm(dim=1, keepdim=True)

@@ -23,7 +23,7 @@ RAREST, ASIDE, BEGIN, RAISED = 3.0, 2.0, 10.0, 4.0  # heights of RARE (at most),
 SHARPNESS, THRESHOLD = 6.0, 0.8  # logit of a piece with itself; which likeness `<s>` outweighs
 APART = 6.0  # logits that keep a text's own tokens out
 STEEPNESS = 2.0  # rarity is the length of a piece's vector to this power
-GAIN = 8.0  # from what was found to logits
+STEEP, GAIN = 1.5, 16.0  # from what was found to logits: GAIN * tanh(STEEP * found)
 
 
 def two_sided(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -157,9 +157,9 @@ def _add_up(attention: nn.Module, heads: int) -> None:
 
 
 def _judge(head: nn.Module) -> None:
-    """Half of FOUND - ASKED, through tanh, times GAIN."""
+    """FOUND - ASKED through tanh, so large that softmax over candidates is neither flat nor sure of itself."""
     size = head.dense.in_features
     head.dense.weight[0] = 0
-    head.dense.weight[0, _at(FOUND, size)], head.dense.weight[0, _at(ASKED, size)] = 0.5, -0.5
+    head.dense.weight[0, _at(FOUND, size)], head.dense.weight[0, _at(ASKED, size)] = STEEP, -STEEP
     head.out_proj.weight.zero_()
     head.out_proj.weight[0, 0] = GAIN
