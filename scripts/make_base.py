@@ -3,10 +3,9 @@
     python scripts/make_base.py --data_dir DATA --output_dir outputs/base
 
 DATA/raw and DATA/beir hold the corpora and tasks that docs/base-model.md lists. Steps: rows; a bag of pieces, learned
-in a minute and written as a transformer; the same pieces written as a cross-encoder; weights in half precision. With
---contrastive, v1.1 trains the transformer on (v1.1/recipes/base.yaml); with --reranker_training the cross-encoder
-learns too (reranker/recipes/base.yaml). What a step has written is not made again. OUTPUT/base and OUTPUT/reranker are
-what koir/demo holds under these names.
+in a minute and written as a transformer; weights in half precision; the same pieces written as a cross-encoder. With
+--contrastive, v1.1 trains the transformer on (v1.1/recipes/base.yaml) before that. What a step has written is not made
+again. OUTPUT/base and OUTPUT/reranker are what koir/demo holds under these names.
 """
 
 import gzip
@@ -46,7 +45,6 @@ class BaseArguments:
     bag_batch: int = field(default=2048, metadata={"help": "rows an update of it"})
     bag_learning_rate: float = field(default=4e-3, metadata={"help": "its peak learning rate"})
     contrastive: bool = field(default=False, metadata={"help": "train the transformer on with v1.1"})
-    reranker_training: bool = field(default=False, metadata={"help": "train the cross-encoder as well"})
     seed: int = field(default=1, metadata={"help": "of rows, first vectors and order"})
 
 
@@ -58,7 +56,7 @@ def main(argv: list[str] | None = None) -> Path:
     for part in ("raw", "beir"):
         require((data / part).is_dir(), f"--data_dir {data}", f"no folder {part}", "a folder with raw/ and beir/")
     file, start, run = out / "rows.jsonl.gz", out / "bag", out / "contrastive"
-    written, learned = out / "matcher", out / "learned"
+    written = out / "matcher"
     if not file.is_file():
         made = rows.all_rows(data / "raw", data / "beir", settings.seed)
         with written_aside(file) as aside, gzip.GzipFile(aside, "wb", mtime=0) as stream:
@@ -66,30 +64,21 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"{file}: {len(made):,} rows")
     if not start.is_dir():
         _bag(rows.json_lines(file), start, settings)
-    if settings.contrastive:
-        _train("v1.1", start, file, run)
+    if settings.contrastive and not (run / "run.json").is_file():
+        command = [sys.executable, ROOT / "v1.1/train.py", ROOT / "v1.1/recipes/base.yaml"]
+        command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]
+        if run.is_dir():
+            command += ["--resume_from_checkpoint", "last"]
+        subprocess.run([str(word) for word in command], check=True)
     model, reranker = out / "base", out / "reranker"
     _in_half_precision(run / "model" if settings.contrastive else start, model)
     if not written.is_dir():
         _cross_encoder(model, written, settings.seed)
-    if settings.reranker_training:
-        _train("reranker", written, file, learned)
-    _in_half_precision(learned / "model" if settings.reranker_training else written, reranker)
+    _in_half_precision(written, reranker)
     write_json(out / "run.json", {"kind": "base", "settings": vars(settings)} | origin())
     print(f"models: {model} {reranker}")
     print(f"next:   .venv/bin/python evaluate.py --first_stage bm25 dense:{model} --reranker none {reranker}")
     return model
-
-
-def _train(stage: str, start: Path, file: Path, run: Path) -> None:
-    """Train with a stage's recipe base.yaml, where that is not done; a run that was stopped goes on."""
-    if (run / "run.json").is_file():
-        return
-    command = [sys.executable, ROOT / stage / "train.py", ROOT / stage / "recipes/base.yaml"]
-    command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]
-    if run.is_dir():
-        command += ["--resume_from_checkpoint", "last"]
-    subprocess.run([str(word) for word in command], check=True)
 
 
 def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
