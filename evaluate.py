@@ -63,7 +63,11 @@ class EvaluateArguments:
         },
     )
     normalise: str = field(
-        default="minmax", metadata={"help": "how --interpolate brings both scores to one scale: minmax, or z"}
+        default="minmax",
+        metadata={
+            "help": "how --interpolate brings both scores to one scale: minmax, z, or raw: as they are, which keeps "
+            "how sure bm25 and weighted hybrids are"
+        },
     )
     score_map: str = field(
         default="sigmoid",
@@ -115,9 +119,7 @@ class TaskArguments:
     )
     bf16: bool = field(
         default=False,
-        metadata={
-            "help": "rerankers multiply in bfloat16: faster where the chip has it, logits move by about 0.01"
-        },
+        metadata={"help": "rerankers multiply in bfloat16: faster where the chip has it, logits move by about 0.01"},
     )
     whole: bool = field(default=False, init=False)  # whether every cell of --check has to be measured
 

@@ -74,6 +74,7 @@ def test_mixing_moves_from_one_run_to_the_other():
     pair = align(first, second)
     assert pair.mixed(0.0, 4) == {"a": 1.0, "b": 0.5, "d": 0.0, "c": 0.0}  # absent is 0; ties by id
     assert pair.mixed(0.5, 2) == {"c": 0.5, "a": 0.5}
+    assert align(first, {"a": 1.0, "b": 4.0, "c": 5.0}, "raw").mixed(0.5, 3) == {"a": 5.0, "b": 4.5, "c": 3.0}
     assert list(pair.mixed(1.0, 1)) == ["c"]
 
 

@@ -40,7 +40,12 @@ def standard(scores: np.ndarray) -> np.ndarray:
     return (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
 
 
-SCALES = {"minmax": minmax, "z": standard}
+def unscaled(scores: np.ndarray) -> np.ndarray:
+    """Scores as they are."""
+    return scores
+
+
+SCALES = {"minmax": minmax, "z": standard, "raw": unscaled}
 
 
 @dataclass(frozen=True)
