@@ -211,7 +211,7 @@ def _settings(what: EvaluateArguments) -> Settings:
     stages, rerankers = what.first_stage, [path for path in what.reranker if path != "none"]
     if not stages:
         run = newest_run("encoder")
-        stages = ["bm25", f"dense:{read_run(run)['base']}", f"dense:{run}", f"hybrid:{run}"]
+        stages = ["bm25", f"dense:{read_run(run, base=str)['base']}", f"dense:{run}", f"hybrid:{run}"]
         if not what.reranker:
             rerankers = _newest_reranker()
     weight, interpolate = (

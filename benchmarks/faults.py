@@ -108,6 +108,7 @@ def refused(subject: Subject, how: str, before: Callable[[], None] | None) -> di
         wanted, took = undisturbed(subject, place)
         small, log = place / "small", place / "log.txt"
         (small / "run").mkdir(parents=True)
+        (place / "cache").mkdir(exist_ok=True)
         (place / "cache").chmod(0o777)
         size = max(size_of(place / "calm") // 2, 8192) if how == "full disk" else 2**30
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "none", str(small)]

@@ -201,9 +201,16 @@ def load_encoder(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
-            transformer = AutoModel.from_pretrained(
-                name, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
+            transformer, told = AutoModel.from_pretrained(
+                name,
+                config=config,
+                trust_remote_code=trust_remote_code,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
             )
+    if absent := sorted(key for key in told["missing_keys"] if "pooler." not in key):
+        raise ModelError(path, f"no weights for {absent[0]}", "a complete model")
     longest = most_tokens(transformer.config)
     length = max_seq_length or min(saved["max_seq_length"] or 512, longest)
     if length > longest:

@@ -98,15 +98,24 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def read_run(folder: Path) -> dict:
-    """The run.json of a complete run folder. Raises RunError when it is missing or broken."""
+def read_run(folder: Path, **needed: type) -> dict:
+    """The run.json of a complete run folder. needed: keys that it must have, and of which type.
+
+    Raises RunError when it is missing, broken or lacks one.
+    """
     file = folder / "run.json"
     if not file.is_file():
         raise RunError(str(folder), "no run.json (the run did not finish)", "a complete run folder")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise RunError(str(file), f"broken JSON ({error})", "a run.json as training writes it") from None
+    lacking = [
+        name for name, kind in needed.items() if not isinstance(facts, dict) or not isinstance(facts.get(name), kind)
+    ]
+    if lacking or not isinstance(facts, dict):
+        raise RunError(str(file), f"no {', '.join(lacking) or 'object'}", "a run.json as it was written")
+    return facts
 
 
 def newest_run(kind: str, outputs: Path = Path("outputs")) -> Path:

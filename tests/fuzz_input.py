@@ -195,7 +195,9 @@ def body_of(client: TestClient, route: str) -> Callable[[Path], None]:
             raise RuntimeError(f"{answer.status_code}: {answer.text[:200]}")
         if answer.status_code >= 400:
             error = answer.json()["error"]
-            raise RowError(error["code"] or "", error["message"], error["message"].partition(":")[2])
+            if not (error["code"] and error["message"]):
+                raise RuntimeError(f"an error without words: {error}")
+            raise RowError(error["code"], "see there", error["message"])
 
     return read
 

@@ -396,3 +396,22 @@ def test_registry_answers_by_kind(registry):
         empty.find("reranker", "x")
     assert isinstance(registry.find("reranker", "any name"), ServedReranker)
     assert isinstance(registry.find("encoder", None), ServedEncoder)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "said"),
+    [
+        ("/v1/score", {"text_1": "가"}, "body", "expected text_1 and text_2"),
+        ("/rerank", {"query": "가", "texts": ["나"], "raw_scores": "x"}, "raw_scores", "valid boolean"),
+        ("/v1/rerank", b'{"query": "\xb0\xa1"}', None, "expected one JSON object"),
+    ],
+)
+def test_a_refusal_names_the_field_and_what_is_expected(client, path, body, param, said):
+    sent = (
+        {"content": body, "headers": {"Content-Type": "application/json"}}
+        if isinstance(body, bytes)
+        else {"json": body}
+    )
+    answer = client.post(path, **sent)
+    error = answer.json()["error"]
+    assert answer.status_code in (400, 422) and error["param"] == param and said in error["message"]

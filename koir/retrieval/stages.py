@@ -34,6 +34,7 @@ from koir.retrieval.morphemes import CONTENT_TAGS
 
 KINDS = ("bm25", "dense", "hybrid", "milvus")
 FUSIONS = ("rrf", "weighted")
+FACTS = {"first_stage": str, "fusion": str, "weight": float | int | None, "corpus_fingerprint": str}  # of an index
 
 
 def corpus_fingerprint(corpus: dict[str, str]) -> str:
@@ -221,7 +222,7 @@ def described(index_uri: str) -> dict:
     Raises RunError where there is none.
     """
     _refuse_password(index_uri)
-    return _milvus().described(index_uri) if is_milvus(index_uri) else read_run(Path(index_uri))
+    return _milvus().described(index_uri) if is_milvus(index_uri) else read_run(Path(index_uri), **FACTS)
 
 
 def open_index(index_uri: str, progress: bool = False):

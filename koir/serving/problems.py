@@ -36,9 +36,12 @@ def from_validation(errors: Sequence[dict]) -> Problem:
     error = errors[0]
     if error["type"] == "json_invalid":
         return Problem(400, f"body: found broken JSON ({error['ctx']['error']}); expected one object", "invalid_json")
+    ours = ("body", "tei", "vllm")  # no field's name: which of several shapes was tried
     steps = [
-        str(step) for step in error["loc"] if step != "body" and not str(step).startswith(("tagged-", "function-"))
+        str(step) for step in error["loc"] if step not in ours and not str(step).startswith(("tagged-", "function-"))
     ]
+    if not steps and error["type"] == "value_error":
+        return Problem(422, f"body: {error['msg'].removeprefix('Value error, ')}", "value_error", "body")
     if not steps:
         return Problem(422, "body: expected one JSON object, sent as application/json", error["type"], "body")
     param = ".".join(steps[:4])
