@@ -2,8 +2,8 @@
 # Installs what the tests need into .venv and runs the whole suite. Usage: bash scripts/test.sh [pytest arguments ...]
 #   without arguments the demo's scores are checked too: evaluate.py --check results/expected/demo.json
 #   --clients [...]   real clients of the server instead, from PyPI, in an environment of their own (.venv-clients)
-#   --fuzz            20,000 damaged files through every reader, then schemathesis on the server's own OpenAPI
-#   --faults [...]    kills, a full disk, lost ranks (benchmarks/faults.py; about an hour)
+#   --fuzz            20,000 damaged files, then hypothesis through every reader, then schemathesis on the server
+#   --faults [...]    kills, a machine that refuses, lost ranks (benchmarks/faults.py; see docs/faults.md)
 # Where there is a chromium (or KOIR_BROWSER=/path/to/one) the board is tested in it too, unless -m "not browser".
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -47,7 +47,7 @@ case "${1:-}" in
   --fuzz)
     shift
     .venv/bin/python tests/fuzz_input.py
-    in_clients_environment tests/clients/test_fuzz.py -s "$@"
+    in_clients_environment tests/clients/test_readers.py tests/clients/test_fuzz.py -s "$@"
     ;;
   --faults)
     shift
