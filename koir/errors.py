@@ -86,7 +86,7 @@ def refused_by_machine(error: Exception) -> UserError | None:
             return UserError("the disk", found, expected)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return UserError("memory", "none left", "a machine with more, or less at once")
-    if "PytorchStreamWriter failed writing" in str(error):
+    if re.search(r"PytorchStreamWriter failed writing|\d+ requested and \d+ written", str(error)):  # torch, numpy
         return UserError("the disk", "a write that failed", REFUSALS[errno.ENOSPC][1])
     inner = error.__cause__ or error.__context__
     return refused_by_machine(inner) if isinstance(inner, Exception) else None

@@ -24,6 +24,8 @@ def failing(error, cause=None):
         (OSError(errno.EMFILE, "Too many open files"), "the disk: found too many open files; expected a higher limit"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk: found no space left on device"),
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), "the disk: found a write"),
+        (OSError("8192 requested and 8160 written"), "the disk: found a write that failed; expected free space"),
+        (MemoryError(), "memory: found none left"),
         (UserError("file, line 3", "nothing", "a text"), "file, line 3: found nothing; expected a text"),
     ],
 )  # fmt: skip

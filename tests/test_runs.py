@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from one_step import tiny_encoder, trainer_class
+from one_step import tiny_encoder, trainer_class, trainer_module
 
 from koir import runs
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
@@ -164,3 +164,17 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
     with pytest.raises(RunError, match="never overwritten"):
         checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
         runs.run(trainer_class("v1"), "v1", "", [*words, "--resume_from_checkpoint", str(checkpoint)])
+
+
+@pytest.mark.parametrize("version", ["v1", "v1.1"])
+@pytest.mark.parametrize(("count", "steps"), [(5, 1), (9, 2)], ids=["fewer rows than a batch", "one row left"])
+def test_a_batch_that_is_not_full_is_trained_on_as_it_is(version, count, steps, base, tmp_path):
+    rows = [{"query": f"물음 {n}", "document": f"답 {n}"} for n in range(count)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    words = command(version, base, tmp_path / "run", "--train_data", file, "--per_device_train_batch_size", "8")
+    trainer_module(version).main(words[2:])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == steps and losses[0] > 0
+    assert losses[1:] == [0.0] * (steps - 1)  # one query and one document: nothing to tell apart

@@ -70,3 +70,15 @@ def test_small_sources_are_said(capsys):
     assert "2 sources smaller than a batch (9 rows) share batches" in capsys.readouterr().err
     with pytest.raises(FlagError, match="--batch_by source: found no source with 8 rows"):
         OneSourceBatches(["작은"] * 7, 8, 1.0, 3, lambda: 0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 13])
+def test_processes_get_equal_batches_and_the_last_is_filled_from_the_start(rows):
+    def dealt(process):
+        batches = BatchSampler(RandomOrder(rows, 0, lambda: 0), 4, False)
+        return list(BatchSamplerShard(batches, 2, process, even_batches=True))
+
+    parts, order = [dealt(0), dealt(1)], list(RandomOrder(rows, 0, lambda: 0))
+    assert {len(batch) for part in parts for batch in part} == {4} and len(parts[0]) == len(parts[1])
+    seen = [row for pair in zip(*parts, strict=True) for batch in pair for row in batch]
+    assert seen[:rows] == order and set(seen[rows:]) <= set(order[:8])

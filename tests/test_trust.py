@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -133,3 +134,25 @@ def test_neither_messages_nor_run_json_hold_a_password(monkeypatch):
     )
     assert "hunter2" not in str(RunError(URI, URI, URI))
     assert manifest.without_passwords("a@b.kr https://hub/x@main") == "a@b.kr https://hub/x@main"
+
+
+# --- what the source may not hold ------------------------------------------------------------------------------------
+
+NEVER = {
+    "a shell": r"shell=True|os\.system\(|os\.popen\(",
+    "a pickle": r"^\s*(import|from) (pickle|dill|joblib|shelve)|allow_pickle=True|weights_only=False",
+    "YAML that builds objects": r"yaml\.(load|unsafe_load|full_load)\(",
+    "text run as code": r"(?<![\w.])(eval|exec)\(",
+    "archives unpacked": r"\.extractall\(|\.unpack_archive\(",
+}
+
+
+def test_the_source_has_no_shell_pickle_or_code_from_text():
+    files = [
+        file for part in ("koir", "v1", "v1.1", "reranker", "scripts") for file in (HERE.parent / part).rglob("*.py")
+    ]
+    lines = [(file, line) for file in [*files, HERE.parent / "evaluate.py"] for line in file.read_text().splitlines()]
+    found = [(what, file.name, line) for what, sign in NEVER.items() for file, line in lines if re.search(sign, line)]
+    assert [(what, name) for what, name, _ in found] == [("a pickle", "runs.py")], found  # its error's name alone
+    loads = [line for _, line in lines if "torch.load(" in line]
+    assert all("weights_only=True" in line for line in loads)
