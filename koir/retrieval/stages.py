@@ -146,9 +146,10 @@ class FirstStage:
                 index.save(aside)
                 facts = {"part": part, "documents": len(corpus), "corpus_fingerprint": key}
                 write_json(aside / "complete.json", facts | {"fingerprint": self._keys[part]})
-            shutil.rmtree(shards, ignore_errors=True)
         if world_size() > 1:
-            torch.distributed.barrier()
+            torch.distributed.barrier()  # until here another process may be reading the shards
+        if rank() == 0:
+            shutil.rmtree(shards, ignore_errors=True)
 
 
 def join_processes() -> bool:
