@@ -37,10 +37,12 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Tiny models, made by our own environment."""
+    """Tiny models and an index, made by our own environment."""
     there = tmp_path_factory.mktemp("models")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([OURS, "-c", MODELS, str(there)], env=environment, check=True, capture_output=True, timeout=300)
+    index = ["scripts/build_index.py", "--corpus", "demo", "--first_stage", f"dense:{there / 'encoder'}"]
+    for words in (["-c", MODELS, str(there)], [*index, "--index_uri", str(there / "index")]):
+        subprocess.run([OURS, *words], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
     return there
 
 
@@ -50,7 +52,7 @@ def server(folders):
     from served import serving
 
     (folders / "keys").write_text(KEY + "\n", encoding="utf-8")
-    flags = ["--first_stage", f"dense:{folders / 'encoder'}", "--reranker", folders / "reranker"]
+    flags = ["--index_uri", folders / "index", "--reranker", folders / "reranker"]
     flags += ["--api_key_file", folders / "keys", "--dtype", "float32"]
     with serving(*flags, log=folders / "log", python=OURS, seconds=300) as (_, url):
         yield url

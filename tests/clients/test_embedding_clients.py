@@ -22,7 +22,7 @@ def test_openai(server, right):
     import openai
 
     sdk = openai.OpenAI(base_url=server + "/v1", api_key=KEY)
-    assert {model.id for model in sdk.models.list()} == {"encoder", "reranker"}
+    assert {model.id for model in sdk.models.list()} == {"encoder", "reranker", "search"}
     wanted = right.encode(TEXTS)
     for settings in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
         answer = sdk.embeddings.create(model="encoder", input=TEXTS, **settings)
