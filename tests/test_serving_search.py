@@ -98,6 +98,12 @@ def test_a_pipeline_and_a_models_file_share_what_they_name(built):
     assert models == ["encoder", "ours", "p"]  # the reranker once, by its own name
 
 
+def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer, models = search(ModelArguments(dtype="float32"), top_n=1, depth=3)
+    assert models == ["demo", "demo", "search"] and answer["milliseconds"].keys() == {"first_stage", "reranker"}
+
+
 def test_what_does_not_fit_together_is_refused(built):
     other = ModelArguments(first_stage="bm25", index_uri=str(built / "index"), reranker="none")
     with pytest.raises(RunError, match="an index of dense"):

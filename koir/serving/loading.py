@@ -34,7 +34,9 @@ class ModelArguments:
     )
     reranker: str | None = field(
         default=None,
-        metadata={"help": "run folder, model folder or hub name; none; default: the newest run, else none"},
+        metadata={
+            "help": "run folder, model folder, hub name or demo; none; default: the newest run, else demo beside demo"
+        },
     )
     index_uri: str | None = field(
         default=None,
@@ -166,8 +168,9 @@ def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
         _say(f"--first_stage {spec}")
     reranker = arguments.reranker
     if reranker is None:
-        reranker = str(_newest("reranker") or "none")
-        why = "" if reranker != "none" else " (no complete reranker run): embeddings and search only"
+        untrained = "demo" if spec == "dense:demo" else "none"  # the demo's is no match for somebody's own encoder
+        reranker = str(_newest("reranker") or untrained)
+        why = " (no complete reranker run): embeddings and search only" if reranker == "none" else ""
         _say(f"--reranker {reranker}{why}")
     pipeline = Pipeline(
         spec,
