@@ -58,8 +58,8 @@ class EvaluateArguments:
     interpolate: str | None = field(
         default=None,
         metadata={
-            "help": "also score a mixture with the first stage: the reranker's share, 0 to 1, or auto: chosen on dev; "
-            "default: no mixture"
+            "help": "also score a mixture with the first stage: the reranker's share, 0 to 1, or auto: the best on dev "
+            "that makes no dev task worse; default: no mixture"
         },
     )
     normalise: str = field(

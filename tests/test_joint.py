@@ -120,6 +120,17 @@ def test_the_weight_is_the_best_on_the_grid_and_the_smallest_of_equals():
     assert scores[weight] == mean_scores(evaluate_run(qrels, whole))["ndcg_at_10"]
 
 
+def test_a_gain_on_one_task_is_not_paid_for_by_another():
+    right, wrong = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}
+    clear, spoilt = ({"q": {"a": 1}}, {"q": align(wrong, right)}), ({"q": {"a": 1}}, {"q": align(right, wrong)})
+    gains = [clear, clear, spoilt]  # the mean asks for a weight that turns all three round
+    free, _ = choose_weight(gains)
+    kept, scores = choose_weight(gains, unharmed=True)
+    assert (
+        kept < free and scores[kept] < scores[free] and spoilt[1]["q"].mixed(kept, 1) == {"a": pytest.approx(1 - kept)}
+    )
+
+
 def test_a_weight_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("KOIR_CACHE", str(tmp_path))
     assert fitting.remembered(["a"], lambda: (0.3, {0.3: 1.0})) == 0.3

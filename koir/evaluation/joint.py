@@ -198,11 +198,12 @@ class Joint:
             for task, run, done in self._dev_logits(spec, path):
                 pairs = {query: mixture(run[query], done.logits[query], depth, scale) for query in task.queries}
                 tasks.append((task.qrels, pairs))
-            return choose_weight(tasks)
+            return choose_weight(tasks, unharmed=True)
 
         of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, self.settings.kept]
         return remembered(
-            ["share", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)], choose
+            ["unharmed", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)],
+            choose,
         )
 
     @functools.cache  # noqa: B019
