@@ -85,8 +85,8 @@ class Reranker(nn.Module):
     ) -> np.ndarray:
         """(query, document) pairs to float32 raw logits [n], in order.
 
-        chunk_tokens: padded tokens that go through the transformer at once; default: 2,048 on a CPU, whose cache they
-        then fit, else 16,384. progress: the name of a progress bar, or None for silence. bf16: matrix products in
+        chunk_tokens: padded tokens that go through the transformer at once; default: 1,024 on a CPU, whose cache they
+        then fit, else 8,192. progress: the name of a progress bar, or None for silence. bf16: matrix products in
         bfloat16, which is faster where the chip has it (AVX512-BF16, AMX, GPUs) and moves scores by about 0.01.
         """
         training = self.training
