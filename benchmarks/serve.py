@@ -120,7 +120,7 @@ def server(folder: Path, dtype: str, infinity: str | None = None):
     words = [sys.executable, "scripts/serve.py", "--reranker", str(folder), "--first_stage", "dense:demo"]
     words += ["--port", str(port), "--dtype", dtype]
     if infinity:
-        words = [infinity, "-m", "infinity_emb.infinity_server", "v2", "--model-id", str(folder), "--engine", "torch"]
+        words = [str(Path(infinity).with_name("infinity_emb")), "v2", "--model-id", str(folder), "--engine", "torch"]
         words += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
         words += ["--no-bettertransformer", "--no-compile", "--url-prefix", "/v1"]
     ready = f"http://127.0.0.1:{port}/{'v1/models' if infinity else 'ready'}"

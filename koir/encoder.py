@@ -14,7 +14,7 @@ from koir import products, unpadded
 from koir.dropout import by_bits
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
-from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
+from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
@@ -140,12 +140,8 @@ class Encoder(nn.Module):
 
         state_dict: this module's weights where they live elsewhere (sharded training). card: README.md of the folder.
         """
-        if state_dict is not None:
-            state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
         with written_aside(Path(folder)) as aside:
-            self.transformer.save_pretrained(aside, state_dict=state_dict)
-            self.tokenizer.model_max_length = self.max_seq_length
-            self.tokenizer.save_pretrained(aside)
+            write_model(self, aside, state_dict)
             for name, content in self._description().items():
                 (aside / name).parent.mkdir(exist_ok=True)
                 (aside / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -201,15 +197,8 @@ def load_encoder(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
-            transformer, told = AutoModel.from_pretrained(
-                name,
-                config=config,
-                trust_remote_code=trust_remote_code,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    if absent := sorted(key for key in told["missing_keys"] if "pooler." not in key):
+            transformer, missing = weights(AutoModel, name, config, trust_remote_code)
+    if absent := sorted(key for key in missing if "pooler." not in key):
         raise ModelError(path, f"no weights for {absent[0]}", "a complete model")
     longest = most_tokens(transformer.config)
     length = max_seq_length or min(saved["max_seq_length"] or 512, longest)

@@ -1,10 +1,11 @@
-"""What loading an encoder and a reranker have in common: the hub, dropout, what a folder says of itself."""
+"""What loading and saving an encoder and a reranker have in common: the hub, dropout, what a folder says of itself."""
 
 import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig
@@ -70,6 +71,33 @@ def configured(
             raise ModelError(f"--num_hidden_layers {num_hidden_layers}", there, "1 to that many")
         config.num_hidden_layers = num_hidden_layers
     return config
+
+
+def weights(kind, name: str, config, trust_remote_code: bool) -> tuple[torch.nn.Module, set[str]]:
+    """An Auto class's model of the folder or hub name, in float32 and from safetensors alone; what had no weights."""
+    transformer, told = kind.from_pretrained(
+        name,
+        config=config,
+        trust_remote_code=trust_remote_code,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    return transformer, told["missing_keys"]
+
+
+def write_model(model, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
+    """The transformer and tokenizer of an encoder or reranker, as releases of transformers from 4 on read them."""
+    if state_dict is not None:
+        state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
+    model.transformer.save_pretrained(folder, state_dict=state_dict)
+    model.tokenizer.model_max_length = model.max_seq_length
+    model.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved.get("tokenizer_class") == "TokenizersBackend":  # what 5 calls it; 4, in many servers, knows this name
+        saved["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(saved, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _set_dropout(config, flag: str, probability: float | None, names: tuple[str, ...]) -> None:

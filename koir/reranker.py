@@ -14,7 +14,7 @@ from koir.budget import CPU_CHUNK
 from koir.dropout import by_bits
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
-from koir.loading import configured, json_of, most_tokens, quiet, reach, readable
+from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import pad, plan_chunks
@@ -135,13 +135,9 @@ class Reranker(nn.Module):
         It appears whole or not at all. state_dict: this module's weights where they live elsewhere (sharded training).
         card: README.md of the folder.
         """
-        if state_dict is not None:
-            state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
         self.transformer.config.sentence_transformers = SHOWN
         with written_aside(Path(folder)) as aside:
-            self.transformer.save_pretrained(aside, state_dict=state_dict)
-            self.tokenizer.model_max_length = self.max_seq_length
-            self.tokenizer.save_pretrained(aside)
+            write_model(self, aside, state_dict)
             if card is not None:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 
@@ -171,15 +167,8 @@ def load_reranker(
         _one_label(path, config)
         with quiet(True), torch.random.fork_rng(devices=[]):  # a head that is drawn is told by new_head
             torch.manual_seed(HEAD_SEED)
-            transformer, told = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=config,
-                trust_remote_code=trust_remote_code,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    drawn = _drawn_head(path, transformer, told["missing_keys"], new_head)
+            transformer, missing = weights(AutoModelForSequenceClassification, name, config, trust_remote_code)
+    drawn = _drawn_head(path, transformer, missing, new_head)
     if tokenizer.pad_token_id is None:
         raise ModelError(path, "a tokenizer without a padding token", "one that has it")
     longest = most_tokens(transformer.config)

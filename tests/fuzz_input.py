@@ -31,6 +31,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from one_step import tiny_encoder  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 from test_reranker import tiny_reranker  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from koir import arguments  # noqa: E402
 from koir.arguments import parse  # noqa: E402
@@ -336,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         for _, file, read in known:  # what is not damaged is read, or is refused as the text of the seed says
             with contextlib.suppress(UserError):
                 read(file)
-        for number in range(settings.inputs):
+        for number in tqdm(range(settings.inputs), desc="damaged", unit="input"):
             name, file, read = known[number % len(known)]
             good = file.read_bytes()
             file.write_bytes(damaged(good, rng))

@@ -43,6 +43,8 @@ def test_the_folder_is_in_the_long_standing_form(folder):
     kinds = [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")]
     assert [m["type"] for m in modules] == kinds
     assert json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+    assert tokenizer in ("PreTrainedTokenizerFast", "XLMRobertaTokenizer")  # known to transformers 4 and 5
     prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts == {"query": "query: ", "document": "passage: "}
     names = {file.suffix for file in folder.rglob("*") if file.is_file()}
