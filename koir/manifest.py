@@ -110,10 +110,9 @@ def read_run(folder: Path, **needed: type) -> dict:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise RunError(str(file), f"broken JSON ({error})", "a run.json as training writes it") from None
-    lacking = [
-        name for name, kind in needed.items() if not isinstance(facts, dict) or not isinstance(facts.get(name), kind)
-    ]
-    if lacking or not isinstance(facts, dict):
+    known = facts if isinstance(facts, dict) else {}
+    lacking = [name for name, kind in needed.items() if name not in known or not isinstance(known[name], kind)]
+    if lacking or known is not facts:
         raise RunError(str(file), f"no {', '.join(lacking) or 'object'}", "a run.json as it was written")
     return facts
 

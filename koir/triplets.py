@@ -230,7 +230,7 @@ def _parquet_records(file: Path) -> Iterator[tuple[object, str]]:
             for row in batch.to_pylist():
                 number += 1
                 yield row, f"{file}, row {number}"
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RowError(str(file), f"unreadable data ({error})", "a complete Parquet file") from None
 
 

@@ -144,7 +144,10 @@ def test_no_run_at_all_says_what_makes_one(make_run, outputs, there):
 
 
 def test_a_run_is_read_back(make_run):
-    assert read_run(make_run("훈련", 1)) == {"kind": "encoder", "base": "demo"}
+    run = make_run("훈련", 1)
+    assert read_run(run, kind=str) == {"kind": "encoder", "base": "demo"}
+    with pytest.raises(RunError, match="found no weight; expected a run.json as it was written"):
+        read_run(run, weight=float | None)  # None may be its value, but it has to be there
 
 
 def test_an_unfinished_and_a_broken_run_are_refused(make_run):

@@ -296,6 +296,13 @@ def test_parquet_has_the_fingerprint_of_its_jsonl(rows, tmp_path):
     assert parquet.fingerprint == lines.fingerprint and parquet.counts == lines.counts
 
 
+def test_parquet_text_that_is_no_utf8_is_refused(tmp_path):
+    broken = pa.array([b"\xff\xfe"]).view(pa.string())
+    pq.write_table(pa.table({"query": broken, "document": ["가"]}), tmp_path / "rows.parquet")
+    with pytest.raises(RowError, match=r"rows\.parquet: found unreadable data \('utf-8' codec"):
+        load_triplets([str(tmp_path / "rows.parquet")])
+
+
 def test_a_bad_parquet_row_is_named_by_its_number(tmp_path):
     pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"document": " "}]), tmp_path / "rows.parquet")
     with pytest.raises(RowError, match=r"rows\.parquet, row 2, field document: found an empty text; expected a text"):
