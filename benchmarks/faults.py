@@ -142,7 +142,7 @@ def refused(subject: Subject, how: str, before: Callable[[], None] | None) -> di
 
 
 def killed_by_the_kernel() -> dict:
-    """Take a training's memory away in the middle (a cgroup): finetune.sh's words; it resumes to the same weights."""
+    """Let another program take a training's memory (a cgroup): finetune.sh's words; it resumes to the same weights."""
     subject, group = SUBJECTS["kill-train"][1], Path("/sys/fs/cgroup/memory/koir-faults")
     what = f"out of memory, killed by the kernel: {subject.name}"
     try:
@@ -158,12 +158,13 @@ def killed_by_the_kernel() -> dict:
         with log.open("w") as out:
             job = subprocess.Popen(["bash", "-c", script, "bash", *words], stdout=out, stderr=out,
                                    env=os.environ | {"KOIR_CACHE": str(place / "cache")})  # fmt: skip
-        while job.poll() is None:
-            if any(folder.glob("checkpoints/*/trainer_state.json")):
-                used = int((group / "memory.usage_in_bytes").read_text())
-                with contextlib.suppress(OSError):  # less than can be taken back at this moment
-                    (group / "memory.limit_in_bytes").write_text(str(int(0.9 * used)))
+        while job.poll() is None and not any(folder.glob("checkpoints/*/trainer_state.json")):
             time.sleep(0.01)
+        used = int((group / "memory.usage_in_bytes").read_text())
+        (group / "memory.limit_in_bytes").write_text(str(used + 2**24))
+        greedy = f"echo $$ > {group}/cgroup.procs; head -c {2**27} /dev/zero | tail"  # which keeps an endless line
+        subprocess.run(["bash", "-c", greedy], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        job.wait()
         said, losses = log.read_text(), []
         if job.returncode != 137 or "memory ran out" not in said:
             losses.append(f"status {job.returncode}: {said[-300:]}")

@@ -18,7 +18,7 @@ def base(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=["v1.1", "reranker"])
+@pytest.fixture(scope="module", params=["v1", "v1.1", "reranker"])
 def train(request, base, tmp_path_factory):
     """A tiny training as a function of further flags; it gives the weights' bytes."""
     main = trainer_module(request.param).main
