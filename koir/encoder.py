@@ -194,8 +194,8 @@ def load_encoder(
     reach(name)
     with readable(path):
         saved = _saved_settings(name, pooling)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
             transformer, missing = weights(AutoModel, name, config, trust_remote_code)
     if absent := sorted(key for key in missing if "pooler." not in key):

@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
+from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from koir.errors import ModelError, UserError, refused_by_machine
+
+MOST_LABELS = 100_000
 
 
 def reach(name: str) -> None:
@@ -60,6 +63,10 @@ def configured(
     dropout, attention_dropout: probabilities while training, in place of the model's own. num_hidden_layers: only the
     first so many layers are kept. Raises ModelError for a value that the model cannot have.
     """
+    raw = json_of(name, "config.json")
+    labels = raw.get("num_labels") if isinstance(raw, dict) else None
+    if isinstance(labels, int) and labels > MOST_LABELS:  # AutoConfig would name each
+        raise ModelError(f"{name}/config.json", f"num_labels {labels:,}", f"at most {MOST_LABELS:,}; a reranker has 1")
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     _set_dropout(config, "--dropout", dropout, ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout"))
     _set_dropout(
@@ -74,7 +81,11 @@ def configured(
 
 
 def weights(kind, name: str, config, trust_remote_code: bool) -> tuple[torch.nn.Module, set[str]]:
-    """An Auto class's model of the folder or hub name, in float32 and from safetensors alone; what had no weights."""
+    """An Auto class's model of the folder or hub name, in float32 and from safetensors alone; what had no weights.
+
+    Raises ModelError where a folder's config.json asks for other sizes than its weights have.
+    """
+    _sizes_agree(kind, name, config, trust_remote_code)
     transformer, told = kind.from_pretrained(
         name,
         config=config,
@@ -84,6 +95,30 @@ def weights(kind, name: str, config, trust_remote_code: bool) -> tuple[torch.nn.
         output_loading_info=True,
     )
     return transformer, told["missing_keys"]
+
+
+def _sizes_agree(kind, name: str, config, trust_remote_code: bool) -> None:
+    """ModelError before anything is allocated: a configuration of any size takes all memory that it names."""
+    there = {}
+    for file in Path(name).glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            there |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118 (no mapping)
+    if not there:  # a hub name
+        return
+    layers = getattr(config, "num_hidden_layers", 0)
+    if layers > len(there):
+        raise ModelError(
+            f"{name}/config.json", f"num_hidden_layers {layers:,}", f"at most {len(there)}, as the weights"
+        )
+    with torch.device("meta"):
+        wanted = kind.from_config(config, trust_remote_code=trust_remote_code)
+    prefix = wanted.base_model_prefix + "."
+    for key, tensor in wanted.state_dict().items():
+        found = there.get(key) or there.get(key.removeprefix(prefix)) or there.get(prefix + key)
+        if found and found != list(tensor.shape):
+            raise ModelError(
+                f"{name}/config.json", f"{key} of {list(tensor.shape)}", f"{found}, as the weights have it"
+            )
 
 
 def write_model(model, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:

@@ -162,8 +162,8 @@ def load_reranker(
     name = str(DEMO / "reranker") if path == "demo" else model_folder(path)
     reach(name)
     with readable(path):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         _one_label(path, config)
         with quiet(True), torch.random.fork_rng(devices=[]):  # a head that is drawn is told by new_head
             torch.manual_seed(HEAD_SEED)

@@ -4,7 +4,8 @@
 
 Good files (the demo's rows, recipes, task, results, small archives, a model folder) and bodies of requests are damaged:
 bytes flipped, cut, doubled, swapped; JSON values and keys replaced by others of any type. A server may answer anything
-but 5xx, and every error with place and expectation. The last line printed is JSON for benchmarks/faults.py.
+but 5xx, and every error with place and expectation; no input may make a reader take all memory. The last line printed
+is JSON for benchmarks/faults.py.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import gzip
 import io
 import json
 import random
+import resource
 import shutil
 import sys
 import tarfile
@@ -71,6 +73,7 @@ STRANGE = [
     ["", None],
     10**30,
 ]
+MEMORY = 6 * 2**30  # bytes: no input may take more
 KINDS = [arguments.ModelArguments, arguments.DataArguments, arguments.LossArguments, arguments.ChunkArguments]
 
 
@@ -331,6 +334,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="readers whose names begin so")
     settings = parser.parse_args(argv)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     rng, counts, foreign = random.Random(settings.seed), {}, {}
     with tempfile.TemporaryDirectory() as place:
         known = [seed for seed in seeds(Path(place)) if seed[0].startswith(settings.only)]
@@ -347,6 +351,8 @@ def main(argv: list[str] | None = None) -> int:
                     read(file)
             except UserError as error:
                 outcome = "refused" if error.place and error.expected else "refused without a word"
+                if error.place == "memory":
+                    foreign.setdefault(f"{name}: all memory", file.read_bytes()[:300])
             except Exception as error:
                 outcome = "FOREIGN"
                 foreign.setdefault(f"{name}: {type(error).__name__}: {str(error)[:120]}", file.read_bytes()[:300])

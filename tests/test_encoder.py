@@ -105,6 +105,17 @@ def test_other_architectures_train_and_round_trip(tmp_path, architecture):
     assert np.allclose(load_encoder(str(tmp_path / "saved")).encode(TEXTS, "query"), encoder.encode(TEXTS, "query"))
 
 
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "hidden_size", "max_position_embeddings", "num_hidden_layers", "num_labels"]
+)
+def test_a_configuration_larger_than_the_weights_is_refused_before_it_takes_memory(folder, key):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: 10**9}))
+    said = r"model/config\.json: found (\w+ [0-9,]+|\S+ of \[[0-9, ]+\]); expected (at most|\[)"
+    with pytest.raises(ModelError, match=said):
+        load_encoder(str(folder))
+
+
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, folder):
     with pytest.raises(ModelError, match="no such folder"):
         load_encoder(str(tmp_path / "nothing"))
