@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/batch_size.py --train_data ROWS --tasks TASK... --output_dir outputs/batch-size
 
-First every batch climbs to the learning rate that dev likes best, with one seed. Then the other seeds at that rate, then
+First every batch climbs to the learning rate that dev likes best, one seed. Then the other seeds at that rate, then
 the same with a hard negative a row, and without the masks that keep right answers from being negatives. A finished run
 is kept in OUTPUT/runs and never made again, so the same command goes on where it stopped; --minutes bounds one call,
 and no run begins that would not end within it. The table and the picture show test, as the mean over seeds, with 95%
