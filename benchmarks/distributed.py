@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from koir import arguments  # noqa: E402
 from koir.encoder import load_encoder  # noqa: E402
 from koir.gather import leave_processes, rank  # noqa: E402
+from koir.manifest import origin  # noqa: E402
 from koir.triplets import load_triplets  # noqa: E402
 
 EXCHANGES = (
@@ -155,7 +156,7 @@ def main() -> None:
                   f"{found['seconds_a_step']:>9.2f} {share:>11}", flush=True)  # fmt: skip
     print("a step's exchanges:", ", ".join(f"{name} {calls:g}" for name, calls in rows[-1]["exchanges"].items()))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"rows": rows} | origin(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

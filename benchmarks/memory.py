@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_step  # noqa: E402
 
 from koir import losses  # noqa: E402
+from koir.manifest import origin  # noqa: E402
 
 
 def resident() -> int:
@@ -113,8 +114,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.machine()}, {what}, float32")
     (loss_table if loss_stage else encoder_table)(found)
     if arguments.json:
-        content = {"torch": torch.__version__, arguments.stage: found}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        content = json.dumps({arguments.stage: found} | origin(), indent=2)
+        arguments.json.write_text(content + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -349,7 +349,9 @@ def main() -> None:
             found[part] = runs[part]()
             print(f"{part}: {json.dumps(found[part], indent=2)}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        from koir.manifest import origin
+
+        arguments.json.write_text(json.dumps(found | origin(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

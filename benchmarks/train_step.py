@@ -30,11 +30,14 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utilisation import matmul_peak, step_operations  # noqa: E402
+
 from koir.encoder import Encoder  # noqa: E402
 from koir.gradcache import GradientCache  # noqa: E402
 from koir.losses import info_nce  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, chunked, pad, tokenise  # noqa: E402
 
+REPLAYED = {"ideal": 0.0, "keep_auto": 0.0, "keep_half": 0.5}  # shares of the forward passes; of all others: 1
 HERE = Path(__file__).parent
 TEMPERATURE = 0.02
 ROWS_SWEEP, TOKENS_SWEEP, CHUNK_SWEEP = (4, 8, 16, 32, 64), (512, 1024, 2048, 4096), (512, 1024, 2048, 4096)
@@ -171,7 +174,7 @@ def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
 
 
 def timed(bench: Bench, step: Callable[[], float]) -> float:
-    """Seconds of one step, gradients cleared before it."""
+    """Seconds of one step, gradients cleared before it; infinite where a GPU's memory does not suffice."""
     for module in (bench.encoder, getattr(step, "model", bench.encoder)):
         module.train()
         module.zero_grad(set_to_none=True)
@@ -179,7 +182,11 @@ def timed(bench: Bench, step: Callable[[], float]) -> float:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    step()
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return float("inf")
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -271,11 +278,13 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     small = engines_of(part, arguments, chosen, rival)
     for step in small.values():
         timed(part, step)
-    seconds = {name: [] for name in engines}
+    seconds, memory = {name: [] for name in engines}, {}
     for number in range(arguments.rounds):
         for name, step in engines.items():
             seconds[name].append(timed(bench, step))
             print(f"round {number + 1}: {name:<32} {seconds[name][-1]:8.2f} s", flush=True)
+            if bench.device.type == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated() / 2**30
     fastest = {name: min(values) for name, values in seconds.items()}
     print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm, {len(part.rows)} rows, no dropout")
     agreed = {}
@@ -292,7 +301,21 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
                 ratios[name][f"vs_sentence_transformers_{rival_name}"] = theirs / fastest[name]
     print("\n" + json.dumps(ratios, indent=2))
     facts = {"ratios": ratios, "seconds": fastest, "all_seconds": seconds, "loss_and_gradient_norm": agreed}
+    facts |= {"use": used(bench, fastest), "peak_memory_gib": memory}
     return facts | {"sweeps": {"sentence_transformers": rival_sweep, "ideal": ideal_sweep}, "best_rival": rival}
+
+
+def used(bench: Bench, fastest: dict[str, float]) -> dict:
+    """Tokens a second and the share of the measured matrix-product peak, replayed passes counted, of each engine."""
+    lengths = [len(ids) for row in bench.rows for ids in row]
+    peak = matmul_peak(bench.device, torch.bfloat16 if bench.half else torch.float32)
+    print(f"\nmatrix products: {peak / 1e12:.3f} Tflop/s at best\n{'':<32} {'tokens/s':>12} {'of the peak':>12}")
+    found = {"matmul_flops": peak}
+    for name, seconds in fastest.items():
+        operations = step_operations(bench.encoder.transformer, lengths, REPLAYED.get(name, 1.0))
+        found[name] = {"tokens_per_second": sum(lengths) / seconds, "of_peak": operations / seconds / peak}
+        print(f"{name:<32} {found[name]['tokens_per_second']:>12,.0f} {found[name]['of_peak']:>12.0%}")
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -325,6 +348,8 @@ def main() -> None:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions["transformers"] = transformers.__version__
     facts = {"versions": versions, "threads": torch.get_num_threads(), "tokens": tokens}
+    if device.type == "cuda":
+        versions["gpu"] = torch.cuda.get_device_name()
     facts["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")
     facts |= {name: value for name, value in vars(arguments).items() if name != "json"}
     print(json.dumps(facts))

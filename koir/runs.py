@@ -204,11 +204,18 @@ def _describe(encoder: Encoder, groups: dict) -> list[str]:
     parameters, rows = sum(p.numel() for p in encoder.parameters()), groups["training"].per_device_train_batch_size
     size = f"{parameters / 1e6:.1f}M parameters, {encoder.pooling} pooling, at most {encoder.max_seq_length} tokens"
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    args = groups["training"]
+    with torch.autocast(
+        args.device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16
+    ):
+        why = encoder.why_padded(args.device)
+    padded = "none: attention gets the real tokens alone" if why is None else f"to a chunk's longest text ({why})"
     adapted = [f"LoRA:    {trained:,} parameters are trained"] if groups["model"].lora_rank is not None else []
     return [
         f"encoder: {groups['model'].model_name_or_path}, {size}",
         *adapted,
         f"batch:   {rows * world_size():,} queries ({world_size()} x {rows:,}) see each other's documents",
+        f"padding: {padded}",
     ]
 
 

@@ -139,6 +139,26 @@ def test_a_scaled_backward_reaches_every_chunk():
     assert not torch.isfinite(step(overflowing, 0)).all() and overflowing.get_scale() == 2.0**39
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_replayed_chunk_is_bitwise_the_first_one(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU: replay is compared on the CPU alone")
+    encoder = tiny_encoder(dropout=0.3).train().to(device)
+    chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1)]
+    chunks = [{name: tensor.to(device) for name, tensor in chunk.items()} for chunk in chunks]
+    seen = []
+
+    def encode(chunk):
+        seen.append(encoder([chunk]))
+        return seen[-1]
+
+    GradientCache(encode, torch.Tensor.backward, 0)(chunks, lambda embeddings: embeddings.sum())
+    first, again = seen[:2], seen[2:]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert not first[0].requires_grad and again[0].requires_grad
+    assert not torch.equal(first[0], encoder([chunks[0]])), "dropout is on"
+
+
 def test_replay_draws_the_same_masks_and_leaves_the_generator_alone():
     encoder = tiny_encoder(dropout=0.3).train()
     chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1)]
