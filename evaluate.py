@@ -35,18 +35,22 @@ class EvaluateArguments:
         default_factory=list,
         metadata={
             "help": "bm25, dense:PATH, hybrid:PATH, milvus:PATH (run folder, model folder, hub name, demo); default: "
-            "bm25, the newest run and its base, and the hybrid of the newest run"
+            "bm25, the newest run (else demo) and its base, and its hybrid"
         },
     )
     reranker: list[str] = field(
         default_factory=list,
         metadata={
             "help": "none, or PATHs of cross-encoders; each first stage is scored alone too; default: none, or without "
-            "--first_stage the newest run"
+            "--first_stage the newest run (beside demo: demo)"
         },
     )
     depth: list[int] = field(
-        default_factory=lambda: [50], metadata={"help": "candidates handed to the reranker; several are all scored"}
+        default_factory=lambda: [50],
+        metadata={
+            "help": "candidates handed to the reranker; several are all scored; where a task gives the candidates "
+            "(MIRACLReranking), it is handed all of them"
+        },
     )
     fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
     weight: str | None = field(
@@ -210,15 +214,23 @@ def _settings(what: EvaluateArguments) -> Settings:
                         score_map=one.score_map or "sigmoid", **weights)  # fmt: skip
     stages, rerankers = what.first_stage, [path for path in what.reranker if path != "none"]
     if not stages:
-        run = newest_run("encoder")
-        stages = ["bm25", f"dense:{read_run(run, base=str)['base']}", f"dense:{run}", f"hybrid:{run}"]
-        if not what.reranker:
-            rerankers = _newest_reranker()
+        stages, untrained = _newest_stages()
+        rerankers = rerankers if what.reranker else _newest_reranker() or untrained
     weight, interpolate = (
         _share(text) if text not in (None, "auto") else text for text in (what.weight, what.interpolate)
     )
     return Settings(stages, rerankers, what.depth, what.index_uri, what.fusion, weight, interpolate, what.normalise,
                     what.score_map)  # fmt: skip
+
+
+def _newest_stages() -> tuple[list[str], list[str]]:
+    """First stages of the newest encoder run, and the rerankers to take where none was trained: the demo's for demo."""
+    try:
+        run = newest_run("encoder")
+    except RunError as error:
+        print(f"default: demo, since {error}", file=sys.stderr)
+        return ["bm25", "dense:demo", "hybrid:demo"], ["demo"]
+    return ["bm25", f"dense:{read_run(run, base=str)['base']}", f"dense:{run}", f"hybrid:{run}"], []
 
 
 def _newest_reranker() -> list[str]:

@@ -3,19 +3,24 @@
     .venv/bin/python benchmarks/retrieve.py [--model PATH] [--task BEIR] [--documents N] [--queries N] [--json FILE]
 
 Both get the same weights, float32, device and threads in one process, warm; sentence-transformers is swept over its
-batch sizes first and keeps its best. Then both run in turn, --rounds times, and each one's fastest round counts.
-Without --task, texts of random Korean words have the lengths of benchmarks/lengths.json. Scores of the ten best
-documents of each query are compared.
+batch sizes first and keeps its best. Then all run in turn, --rounds times, and each one's fastest round counts.
+Without --task, texts of random Korean words have the lengths of benchmarks/lengths.json. The ten best documents of each
+query and their scores are compared with sentence-transformers' in float32; with --task, nDCG@10 is too. Rows in
+bfloat16 have the same weights; theirs are cast, and its batch size is that of float32. Differences need a trained
+--model: the output matrices of demo's layers are zero, so its vectors are the same in either.
 """
 
 import argparse
+import functools
 import json
 import platform
 import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from sentence_transformers import SentenceTransformer, util
@@ -23,7 +28,8 @@ from sentence_transformers import SentenceTransformer, util
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.encoder import Encoder, load_encoder  # noqa: E402
-from koir.evaluation.tasks import load_task  # noqa: E402
+from koir.evaluation.metrics import mean_ndcg  # noqa: E402
+from koir.evaluation.tasks import Task, load_task  # noqa: E402
 from koir.retrieval.dense import Dense  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -49,10 +55,11 @@ def drawn(encoder: Encoder, documents: int, queries: int) -> tuple[list[str], li
     return [text(row[1]) for row in chosen[:documents]], [text(row[0]) for row in chosen[:queries]]
 
 
-def ours(encoder: Encoder, documents: list[str], queries: list[str]) -> tuple[float, float, list[dict]]:
+def ours(encoder: Encoder, documents: list[str], queries: list[str], bf16: bool = False):
     """Seconds to embed the corpus, seconds to embed and search the queries, and what was found."""
     started = time.perf_counter()
-    index = Dense.build(encoder, {f"{n:09}": text for n, text in enumerate(documents)}, "dense")
+    embeds = SimpleNamespace(encode=functools.partial(encoder.encode, bf16=bf16))
+    index = Dense.build(embeds, {f"{n:09}": text for n, text in enumerate(documents)}, "dense")
     built = time.perf_counter()
     found = index.search(queries, DEPTH)
     return built - started, time.perf_counter() - built, found
@@ -69,6 +76,50 @@ def theirs(model: SentenceTransformer, documents: list[str], queries: list[str],
     return built - started, seconds, [{f"{hit['corpus_id']:09}": hit["score"] for hit in hits} for hits in found]
 
 
+def engines(encoder: Encoder, half: bool, few: list, texts: list) -> tuple[dict[str, Callable], dict[int, float]]:
+    """Name -> a call that gives both seconds and what was found; and theirs's seconds by batch size."""
+    device = next(encoder.parameters()).device.type
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save(Path(folder) / "model")
+        load = functools.partial(SentenceTransformer, str(Path(folder) / "model"), device=device)
+        models = {"fp32": load()} | ({"bf16": load(model_kwargs={"dtype": torch.bfloat16})} if half else {})
+    sweep = {batch: sum(theirs(models["fp32"], *few, batch)[:2]) for batch in BATCHES}
+    batch, found = min(sweep, key=sweep.get), {}
+    for name, model in models.items():
+        found[f"sentence-transformers {name}"] = functools.partial(theirs, model, *texts, batch)
+        found[f"koir {name}"] = functools.partial(ours, encoder, *texts, name == "bf16")
+        theirs(model, *few, batch), ours(encoder, *few, name == "bf16")
+    return found, sweep
+
+
+def report(runs: dict[str, list[tuple]], texts: list, task: Task | None) -> dict[str, dict]:
+    """Print the table; returns what it shows. runs: engine -> its rounds, sentence-transformers in float32 first."""
+    best = {name: min(rounds, key=lambda run: run[0] + run[1]) for name, rounds in runs.items()}
+    first, count, rows = next(iter(best.values())), sum(map(len, texts)), {}
+    print(f"{'':28}{'corpus s':>10}{'queries s':>11}{'texts/s':>9}{'ratio':>7}{'max |diff|':>12}{'same ten':>10}"
+          f"{'nDCG@10':>9}")  # fmt: skip
+    for name, (corpus, queries, found) in best.items():
+        pairs = list(zip(found, first[2], strict=True))
+        row = {"corpus_seconds": corpus, "query_seconds": queries, "texts_per_second": count / (corpus + queries)}
+        row["ratio"] = (first[0] + first[1]) / (corpus + queries)
+        row["scores_apart"] = max(abs(a[d] - b[d]) for a, b in pairs for d in a.keys() & b.keys())
+        row["same"] = sum(a.keys() == b.keys() for a, b in pairs) / len(pairs)
+        row["ndcg_at_10"] = ndcg(task, texts, found) if task else None
+        quality = "-" if row["ndcg_at_10"] is None else f"{row['ndcg_at_10']:.4f}"
+        print(f"{name:28}{corpus:>10.2f}{queries:>11.2f}{row['texts_per_second']:>9.1f}{row['ratio']:>7.2f}"
+              f"{row['scores_apart']:>12.1e}{row['same']:>10.1%}{quality:>9}")  # fmt: skip
+        rows[name] = row | {"all_seconds": [run[0] + run[1] for run in runs[name]]}
+    return rows
+
+
+def ndcg(task: Task, texts: list, found: list[dict]) -> float:
+    """nDCG@10 of the task's first queries over its first documents."""
+    ids = list(task.corpus)
+    queries = list(task.queries)[: len(texts[1])]
+    run = {q: {ids[int(number)]: score for number, score in of.items()} for q, of in zip(queries, found, strict=True)}
+    return mean_ndcg({query: task.qrels[query] for query in queries}, run)
+
+
 def main() -> None:
     """Print the table, and write it with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,39 +128,29 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no_bf16", action="store_true", help="leave bfloat16 out")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = load_encoder(arguments.model).to(device).eval()
-    if arguments.task:
-        task = load_task(arguments.task)
-        texts = list(task.corpus.values())[: arguments.documents], list(task.queries.values())[: arguments.queries]
+    task = load_task(arguments.task) if arguments.task else None
+    if task:
+        texts = [list(task.corpus.values())[: arguments.documents], list(task.queries.values())[: arguments.queries]]
     else:
-        texts = drawn(encoder, arguments.documents, arguments.queries)
-    with tempfile.TemporaryDirectory() as folder:
-        encoder.save(Path(folder) / "model")
-        model = SentenceTransformer(str(Path(folder) / "model"), device=device)
-    few = [part[: max(32, len(part) // 4)] for part in texts]
-    sweep = {batch: sum(theirs(model, *few, batch)[:2]) for batch in BATCHES}
+        texts = list(drawn(encoder, arguments.documents, arguments.queries))
+    found, sweep = engines(encoder, not arguments.no_bf16, [part[: max(32, len(part) // 4)] for part in texts], texts)
     batch = min(sweep, key=sweep.get)
-    ours(encoder, *few)
-    rounds = [(ours(encoder, *texts), theirs(model, *texts, batch)) for _ in range(arguments.rounds)]
-    best = [min((pair[side] for pair in rounds), key=lambda run: run[0] + run[1]) for side in (0, 1)]
-    apart = max(abs(a[d] - b[d]) for a, b in zip(best[0][2], best[1][2], strict=True) for d in a.keys() & b.keys())
-    same = sum(a.keys() == b.keys() for a, b in zip(best[0][2], best[1][2], strict=True))
-    where = f"float32 on {device} ({platform.machine()}), torch {torch.__version__}, {torch.get_num_threads()} threads"
+    where = f"{device} ({platform.machine()}), torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"{len(texts[0]):,} documents, {len(texts[1]):,} queries, {where}; best batch of theirs: {batch}")
-    print(f"{'':24}{'corpus s':>10}{'queries s':>11}{'texts/s':>9}")
-    facts = {}
-    for name, (corpus, queries, _) in zip(("koir", "sentence-transformers"), best, strict=True):
-        speed = (len(texts[0]) + len(texts[1])) / (corpus + queries)
-        facts[name] = {"corpus_seconds": corpus, "query_seconds": queries, "texts_per_second": speed}
-        print(f"{name:24}{corpus:>10.2f}{queries:>11.2f}{speed:>9.1f}")
-    ratio = facts["koir"]["texts_per_second"] / facts["sentence-transformers"]["texts_per_second"]
-    print(f"{ratio:.2f}x; same ten documents for {same} of {len(texts[1])} queries, scores at most {apart:.1e} apart")
+    runs: dict[str, list[tuple]] = {name: [] for name in found}
+    for _ in range(arguments.rounds):
+        for name, work in found.items():
+            runs[name].append(work())
+    rows = report(runs, texts, task)
     if arguments.json:
-        facts |= {"ratio": ratio, "batch": batch, "device": device, "torch": torch.__version__}
-        facts |= {"documents": len(texts[0]), "queries": len(texts[1]), "same": same, "scores_apart": apart}
+        facts = {"batch": batch, "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        facts |= {"model": arguments.model, "task": arguments.task, "documents": len(texts[0])}
+        facts |= {"queries": len(texts[1]), "engines": rows}
         arguments.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -186,7 +186,9 @@ class TrainingArguments(HfTrainingArguments):
     per_device_train_batch_size: int = field(default=64, metadata={"help": "rows a process and step"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     logging_steps: float = field(default=1, metadata={"help": "steps between lines of metrics.jsonl"})
-    eval_strategy: str = field(default="no", metadata={"help": "set by --eval_steps; epoch: after each epoch"})
+    eval_strategy: str = field(
+        default="no", metadata={"help": "set by --eval_steps; epoch: after each epoch; first the base's, as step 0"}
+    )
     save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     report_to: str = field(default="none", metadata={"help": "none, or wandb (WANDB_MODE=offline needs no network)"})

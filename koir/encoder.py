@@ -67,11 +67,14 @@ class Encoder(nn.Module):
     def embedded(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
         """`embed` without gradients, by the soonest way there is on the device. bf16: matrix products in bfloat16."""
         if not self._by_inference(chunk["input_ids"].device):
-            with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
-                return self.embed(chunk)
+            return self._autocast(chunk, bf16)
         if bf16 not in self._inference:
             self._inference[bf16] = Inference(self.transformer, bf16)
         return self._pooled(self._inference[bf16](chunk, self.pooling == "cls"), chunk)
+
+    def _autocast(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
+        with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+            return self.embed(chunk)
 
     def only_embed(self, bf16: bool) -> None:
         """Keep one copy of the weights, laid out for `embedded`; nothing else works afterwards."""
@@ -105,16 +108,23 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, texts: Sequence[str], kind: str, chunk_tokens: int | None = None, progress: str | None = None
+        self,
+        texts: Sequence[str],
+        kind: str,
+        chunk_tokens: int | None = None,
+        progress: str | None = None,
+        bf16: bool = False,
     ) -> np.ndarray:
         """Texts to float32 unit vectors [len(texts), D], in order.
 
         kind: "query" or "document", which chooses the saved prompt. chunk_tokens: padded tokens that go through the
         transformer at once; default: 1,024 on a CPU, whose cache they must fit, else 8,192. progress: the name of a
-        progress bar, or None for silence.
+        progress bar, or None for silence. bf16: matrix products in bfloat16, which is faster where the chip has it
+        (AVX512-BF16, AMX, GPUs) and moves cosines by less than 0.01.
         """
         training = self.training
         self.eval()
+        embedded = self._autocast if training else self.embedded
         try:
             device = next(self.parameters()).device
             chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else 8192)
@@ -128,7 +138,7 @@ class Encoder(nn.Module):
                     rows = []
                     for chunk in chunks:
                         chunk = {name: tensor.to(device) for name, tensor in chunk.items()}
-                        rows.append((self.embed(chunk) if training else self.embedded(chunk)).cpu())
+                        rows.append(embedded(chunk, bf16).cpu())
                         bar.update(len(rows[-1]))
                     vectors[start : start + len(part)] = torch.cat(rows)[inverse].numpy()
             return vectors

@@ -9,6 +9,7 @@ from pathlib import Path
 from koir.arguments import ChunkArguments
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
+from koir.evaluation.report import worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task
 from koir.gather import world_size
@@ -20,7 +21,7 @@ from koir.reranker_arguments import (
     RerankingArguments,
 )
 from koir.reranker_training import candidates, reranked
-from koir.runs import SIGNIFICANT, Kind, held_out
+from koir.runs import Kind, held_out
 
 
 def _loader(model: RerankerModelArguments) -> Callable[[], Reranker]:
@@ -91,8 +92,7 @@ def _said(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, lis
         found[kind] = pipeline.comparison(tuned, other, name)
         difference, p = found[kind]["difference"], found[kind]["p"]
         print(f"tuned to {name}: nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
-        if difference < 0 and p < SIGNIFICANT:
-            warnings.append(f"WARNING: tuned is significantly worse than {called} on {task.name} ({difference:+.3f})")
+        warnings += worse("tuned", called, task.name, difference, p)
     for kind, row in (("first_stage", first), ("base", base), ("tuned", tuned)):
         found[kind] = row.content["scores"][task.split][0] | {"intervals": row.content["koir"]["intervals"]}
     return found, warnings

@@ -6,7 +6,7 @@ import torch
 
 from koir.arguments import TrainingArguments
 from koir.batches import require_scores
-from koir.evaluation.metrics import evaluate_run, mean_scores
+from koir.evaluation.metrics import mean_ndcg
 from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task
 from koir.gather import gather_sizes, world_size
@@ -40,6 +40,7 @@ class RerankerTrainer(RunTrainer):
         super().__init__(reranker, args, rows, collator, groups["dev_tasks"])
         self.queries = self.negatives = self.filled = 0
         self._candidates: dict[str, dict] = {}  # of each dev task, found once
+        self._first_stage: dict[str, float] = {}  # its own dev scores
 
     def _mined(self, triplets: Triplets) -> list[list[str]]:
         """Negatives out of a first stage's candidates, and one line on what was found."""
@@ -96,11 +97,17 @@ class RerankerTrainer(RunTrainer):
         """nDCG@10 of the dev tasks' candidates, reranked by the model as it is now."""
         reranker, depth, scores = self.accelerator.unwrap_model(self.model), self.evaluation.eval_depth, {}
         for task in self.dev_tasks:
+            metric = f"{task.name}/ndcg_at_10"
             if task.name not in self._candidates:
-                self._candidates[task.name] = candidates(self.evaluation.first_stage, task, depth)
+                found = candidates(self.evaluation.first_stage, task, depth)
+                self._candidates[task.name], self._first_stage[metric] = found, mean_ndcg(task.qrels, found)
             run = reranked(reranker, task, self._candidates[task.name], depth)
-            scores[f"{task.name}/ndcg_at_10"] = mean_scores(evaluate_run(task.qrels, run))["ndcg_at_10"]
+            scores[metric] = mean_ndcg(task.qrels, run)
         return scores
+
+    def rivals(self) -> dict[str, dict[str, float]]:
+        """Base and first stage."""
+        return super().rivals() | {"its own first stage": self._first_stage}
 
     def _get_train_sampler(self, train_dataset: object = None) -> Curriculum:
         args = self.args

@@ -69,10 +69,10 @@ def write_recipe(folder: Path, groups: dict) -> None:
 
 
 def keep_lines(file: Path, checkpoint: str | None) -> None:
-    """On resume, drop the lines that the interrupted run wrote after the checkpoint; they will be written again."""
+    """Drop the lines that an interrupted run wrote after the checkpoint, without one all; they are written again."""
     if not file.exists():
         return
-    step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+    step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1  # 0 is the base's
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         try:

@@ -19,6 +19,7 @@ from koir.arguments import TrainingArguments, require
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError
 from koir.evaluation import pipeline
+from koir.evaluation.report import worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, world_size
@@ -29,8 +30,6 @@ from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.trainer import RunTrainer
 from koir.training import prepare
 from koir.triplets import Triplets, load_triplets, report
-
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -255,8 +254,7 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
         print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
         print(table(SCORE_HEADER, rows))
         print(f"nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
-        if difference < 0 and p < SIGNIFICANT:
-            lines.append(f"WARNING: tuned is significantly worse than its base on {task.name} ({difference:+.3f})")
+        lines += worse("tuned", "its base", task.name, difference, p)
         scores[task.name] = {"split": split, "difference": difference, "p": p}
         for kind, done in (("base", before), ("tuned", after)):
             scores[task.name][kind] = done.content["scores"][split][0] | {

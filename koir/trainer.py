@@ -48,10 +48,14 @@ class RunTrainer(Trainer):
         self.training_seconds = 0.0
         self.paused = 0.0  # seconds spent on dev scores since the last line, not to be counted as training
 
-    def train(self, *args, **kwargs):
-        """As the Trainer's; what is said when it ends early stands on a line of its own, below the bar."""
+    def train(self, resume_from_checkpoint: str | None = None):
+        """As the Trainer's, but dev scores begin at step 0, with what training starts from.
+
+        What is said when it ends early stands on a line of its own, below the bar.
+        """
+        self.args.eval_on_start = self.args.eval_strategy != "no" and resume_from_checkpoint is None
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
             self.progress.close()
 
@@ -106,8 +110,24 @@ class RunTrainer(Trainer):
         scores = {f"eval_{name}": value for name, value in found.items()}
         self.paused += time.perf_counter() - paused
         self.log(scores)
+        self._warn(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
+
+    def rivals(self) -> dict[str, dict[str, float]]:
+        """What dev scores are held against: what it is called -> the same scores of it."""
+        base = next((line for line in self.state.log_history if line["step"] == 0), {})
+        return {"its base": {name.removeprefix("eval_"): value for name, value in base.items()}}
+
+    def _warn(self, found: dict[str, float]) -> None:
+        """A line for each dev score below a rival's; at step 0 nothing is tuned yet."""
+        for called, scores in self.rivals().items() if self.state.global_step else ():
+            for name, value in found.items():
+                if value < scores.get(name, value):
+                    self.progress.say(
+                        f"WARNING: at step {self.state.global_step} {name} is {value:.3f}, worse than {called} "
+                        f"({scores[name]:.3f})"
+                    )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add speed, then to the Trainer's reporters and one line to metrics.jsonl."""
@@ -162,6 +182,11 @@ class _Progress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.close()
 
+    def say(self, line: str) -> None:
+        """A line above the bar, where there is one."""
+        if self.training_bar is not None:
+            self.training_bar.write(line, file=sys.stderr)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None:
             return
@@ -170,5 +195,5 @@ class _Progress(ProgressCallback):
         scores = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
         if scores:
             line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            self.training_bar.write(f"step {state.global_step}: {line}", file=sys.stderr)
+            self.say(f"step {state.global_step}: {line}")
         self.training_bar.set_postfix(self.shown)

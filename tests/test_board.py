@@ -16,8 +16,9 @@ from koir.board.labels import WORDS, words
 from koir.board.rows import read_board
 from koir.board.standing import mark_ties, pareto, standings, values_of
 from koir.board.tables import as_csv, as_markdown, records
+from koir.board.training import _summary
 from koir.errors import ResultError
-from koir.evaluation.stored import per_query, query_rows, read_result, training_runs
+from koir.evaluation.stored import TrainingRun, per_query, query_rows, read_result, training_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 METRIC = "ndcg_at_10"
@@ -381,3 +382,8 @@ def test_every_word_has_both_languages():
     assert all(len(both) == 2 and all(both) for both in WORDS.values())
     for english, korean in WORDS.values():
         assert re.findall(r"{\w+}", english).sort() == re.findall(r"{\w+}", korean).sort()
+
+
+def test_the_bases_dev_score_is_not_a_runs_best():
+    lines = [{"step": step, "demo/ndcg_at_10": score} for step, score in ((0, 0.9), (2, 0.4), (4, 0.3))]
+    assert _summary(TrainingRun("v1", lines, {}, 0))["best"] == {"demo/ndcg_at_10": 0.4}

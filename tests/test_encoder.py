@@ -19,6 +19,15 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_bf16_moves_cosines_little_and_leaves_float32_as_it_was(training):
+    encoder = tiny_encoder().train(training)
+    exact, half = encoder.encode(TEXTS, "query"), encoder.encode(TEXTS, "query", bf16=True)
+    assert half.dtype == np.float32 and np.abs(np.linalg.norm(half, axis=1) - 1).max() < 1e-5
+    assert 0 < np.abs(half @ half.T - exact @ exact.T).max() < 1e-2
+    assert np.array_equal(encoder.encode(TEXTS, "query"), exact) and encoder.training is training
+
+
 def test_round_trip_gives_the_same_vectors(folder):
     assert np.array_equal(load_encoder(str(folder)).encode(TEXTS, "query"), tiny_encoder().encode(TEXTS, "query"))
 

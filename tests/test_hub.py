@@ -1,11 +1,18 @@
 import json
 import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from test_reranker import tiny_reranker
 
+import evaluate
 from koir.encoder import load_encoder
 from koir.errors import TaskError
+from koir.evaluation import reproduction
 from koir.evaluation.hub import BENCHMARKS, KOREAN
+from koir.evaluation.joint import Joint, Settings
 from koir.evaluation.metrics import KS
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task, splits
@@ -24,11 +31,12 @@ QUERIES = [
     {"_id": f"q{n}", "text": text} for n, text in enumerate(["연차는 며칠?", "임금은 언제?", "세금 신고", "안 쓰임"])
 ]
 QRELS = [("q0", "d0"), ("q1", "d1"), ("q1", "d4"), ("q2", "d2")]
+CANDIDATES = {"q0": ["d3", "d0", "d1", "d2"], "q1": ["d4", "d0", "d2", "d3", "d1"], "q2": ["d0", "d1"]}
 
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
-    """Two dataset repositories as `hf download` leaves them: one of configs, one that mteb reshapes itself."""
+    """Dataset repositories as `hf download` leaves them: of JSON lines, of Parquet, one that mteb reshapes itself."""
     root = tmp_path_factory.mktemp("hub")
     folder = root / "taeminlee/Ko-StrategyQA"
     (folder / "qrels").mkdir(parents=True)
@@ -42,7 +50,24 @@ def data_root(tmp_path_factory):
     folder.mkdir(parents=True)
     (folder / "korean.csv").write_text("question,answer\n코로나란?,감염병이다.\n손은?,자주 씻는다.\n", encoding="utf-8")
     (folder / "README.md").write_text(card(korean=("test", "korean.csv")), encoding="utf-8")
+    parquet(
+        root / "yjoonjang/markers_bm",
+        {"corpus": ("corpus", "corpus", CORPUS), "default": ("test", "data", qrels),
+         "queries": ("queries", "queries", QUERIES)},
+    )  # fmt: skip
+    named = {"corpus": CORPUS, "qrels": [*qrels, {"query-id": "q0", "corpus-id": "d1", "score": 0}], "queries": QUERIES,
+             "top_ranked": [{"query-id": query, "corpus-ids": ids} for query, ids in CANDIDATES.items()]}  # fmt: skip
+    parquet(root / "mteb/MIRACLReranking", {f"ko-{part}": ("dev", f"ko-{part}", rows) for part, rows in named.items()})
     return str(root)
+
+
+def parquet(folder, configs):
+    """Write a repository as `push_to_hub` does: config -> (split, folder in it, rows)."""
+    for split, place, rows in configs.values():
+        (folder / place).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / place / f"{split}-00000-of-00001.parquet")
+    files = {name: (split, f"{place}/{split}-*") for name, (split, place, _) in configs.items()}
+    (folder / "README.md").write_text(card(**files), encoding="utf-8")
 
 
 def card(**configs):
@@ -61,6 +86,35 @@ def test_a_task_is_read_from_a_copy_of_its_repository(data_root):
 def test_a_task_in_a_shape_of_its_own_is_read_too(data_root):
     task = load_task("PublicHealthQA", "test", data_root)
     assert list(task.queries.values()) == ["코로나란?", "손은?"] and len(task.corpus) == 2
+
+
+def test_repositories_of_parquet_are_read(data_root):
+    task = load_task("AutoRAGRetrieval", "test", data_root)
+    assert (task.split, list(task.queries), len(task.corpus)) == ("test", ["q0", "q1", "q2"], len(CORPUS))
+    assert task.qrels["q1"] == {"d1": 1, "d4": 1} and task.candidates is None
+
+
+def test_a_reranking_tasks_candidates_are_read(data_root):
+    task = load_task("MIRACLReranking", "test", data_root)
+    assert (task.split, task.candidates) == ("dev", CANDIDATES)
+    assert task.qrels == load_task("Ko-StrategyQA", "dev", data_root).qrels  # what scores 0 is no answer
+
+
+def test_a_benchmark_is_evaluated_from_copies_and_held_against_published_cells(
+    data_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    name = "intfloat/multilingual-e5-large"  # a local folder of that name stands for the hub's
+    load_encoder("demo", num_hidden_layers=1).save(tmp_path / name)
+    published = str(Path(evaluate.__file__).parent / "results/published/koe5.json")
+    contents = evaluate.main(["--benchmark", "koe5", "--data_root", data_root, "--first_stage", "bm25", f"dense:{name}",
+                              "--reproduce", published, "--output_dir", "results"])  # fmt: skip
+    assert [content["task_name"] for content in contents] == [task for task in BENCHMARKS["koe5"] for _ in "12"]
+    cells = [cell for cell in reproduction.read_cells(published) if cell["model"] == name]
+    printed = capsys.readouterr().out.partition(f"{published}:\n")[2].splitlines()
+    assert len(printed) == len(cells) + 1 and all(line.startswith(name) for line in printed[:-1])
+    assert {line.split("  ")[1] for line in printed[:-1]} == set(BENCHMARKS["koe5"])
+    assert printed[-1].split(";")[0].endswith(f" of {len(cells)} cells OK")
 
 
 def test_without_hub_and_copy_the_line_says_how_to_get_one(data_root):
@@ -105,6 +159,28 @@ def test_scores_are_mtebs_own(data_root, tmp_path, monkeypatch):
         for k in KS:
             assert ours[f"{metric}_at_{k}"] == pytest.approx(row[f"{metric}_at_{k}"], abs=1e-4), f"{metric}@{k}"
     assert ours["main_score"] == pytest.approx(row["main_score"], abs=1e-4)
+
+
+def test_scores_of_reranked_candidates_are_mtebs_own(data_root, tmp_path, monkeypatch):
+    import mteb
+    from sentence_transformers import CrossEncoder
+
+    model = tiny_reranker(tmp_path)
+    model.save(tmp_path / "model")
+    theirs = mteb.get_task("MIRACLReranking", hf_subsets=["ko"])
+    path = f"{data_root}/mteb/MIRACLReranking"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    theirs.metadata = theirs.metadata.model_copy(update={"dataset": {"path": path, "revision": "local"}})
+    found = mteb.evaluate(CrossEncoder(str(tmp_path / "model"), device="cpu"), theirs, cache=None,
+                          show_progress_bar=False)  # fmt: skip
+    (row,) = found.task_results[0].scores["dev"]
+    settings = Settings(["bm25"], [str(tmp_path / "model")], [2], progress=False)
+    done = Joint(settings, [], tmp_path / "results").evaluate(load_task("MIRACLReranking", "dev", data_root))[1]
+    (ours,) = done.content["scores"]["dev"]
+    assert 0 < ours["ndcg_at_10"] < 1
+    for metric in ("ndcg", "recall", "precision", "mrr", "hit_rate"):
+        for k in KS:
+            assert ours[f"{metric}_at_{k}"] == pytest.approx(row[f"{metric}_at_{k}"], abs=1e-4), f"{metric}@{k}"
 
 
 def test_mteb_is_not_imported_for_other_tasks():

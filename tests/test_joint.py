@@ -1,4 +1,6 @@
+import hashlib
 import json
+import shutil
 import xml.dom.minidom
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +10,18 @@ import pytest
 import torch
 
 import evaluate
+from koir.encoder import load_encoder
 from koir.errors import FlagError
 from koir.evaluation import fitting, joint, reproduction
 from koir.evaluation.fitting import GRID, choose_weight
 from koir.evaluation.joint import Joint, Settings, sampled
 from koir.evaluation.metrics import evaluate_run, mean_ndcg, mean_scores
 from koir.evaluation.picture import picture
-from koir.evaluation.pipeline import Pipeline, candidate_recall, is_tied, read_pipeline
+from koir.evaluation.pipeline import Pipeline, candidate_recall, is_tied, read_pipeline, task_fingerprint
 from koir.evaluation.report import markdown, terminal
 from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task, load_task
+from koir.manifest import write_json
 from koir.reranker import load_reranker
 from koir.retrieval.ranking import align, ranked
 
@@ -211,9 +215,34 @@ def test_shares_are_chosen_on_dev_and_recorded(task, fake, tmp_path):
 def test_a_reranking_tasks_own_candidates_are_ranked(task, fake, tmp_path):
     given = {query: [*answers, *sorted(task.corpus)[:9]] for query, answers in task.qrels.items()}
     fixed = Task("고정", task.split, task.queries, task.corpus, task.qrels, given)
-    first, done = Joint(Settings(["bm25"], ["oracle"], [100], progress=False), [], tmp_path).evaluate(fixed)
+    settings = Settings(["bm25"], ["oracle"], [2, 5], progress=False)
+    first, done = Joint(settings, [], tmp_path).evaluate(fixed)
     assert all(set(first.run[q]) == set(done.run[q]) == set(given[q]) for q in given)
     assert done.content["scores"]["dev"][0]["mrr_at_10"] == 1
+    assert done.content["koir"]["pipeline"]["depth"] == max(map(len, given.values())) > 5
+    asked = len(fake.asked)
+    other = replace(fixed, candidates={query: listed[:-1] for query, listed in given.items()})
+    assert all(
+        set(row.run[q]) == set(given[q][:-1]) for row in Joint(settings, [], tmp_path).evaluate(other) for q in given
+    )
+    assert len(fake.asked) > asked
+
+
+def test_more_candidates_than_are_kept_elsewhere_are_all_kept(task, fake, tmp_path):
+    given = dict.fromkeys(task.queries, sorted(task.corpus)[:130])
+    fixed = replace(task, candidates=given)
+    settings = Settings(["bm25"], ["oracle"], [2], progress=False, interpolate="auto")
+    for _ in range(2):  # the second time from disk
+        rows = Joint(settings, [task], tmp_path).evaluate(fixed)
+        assert [len(run) for row in rows for run in row.run.values()] == [130] * 3 * len(given)
+    assert len({row.content["koir"]["candidate_recall"] for row in rows}) == 1
+
+
+def test_given_candidates_are_part_of_the_tasks_fingerprint_and_change_no_others(task):
+    made = {task_fingerprint(replace(task, candidates=given)) for given in (None, {"q": ["a"]}, {"q": ["b"]})}
+    parts = [task.split, task.queries, task.qrels, task.corpus]
+    before = hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    assert len(made) == 3 and task_fingerprint(task) == before
 
 
 def test_sampled_queries_are_always_the_same():
@@ -225,8 +254,13 @@ def test_sampled_queries_are_always_the_same():
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_tables_pictures_and_pipelines(reranker_path, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def few(monkeypatch):
+    """The command's tasks have six queries."""
     monkeypatch.setattr(evaluate, "load_task", lambda *of: sampled(load_task(*of), 6))
+
+
+def test_the_command_writes_tables_pictures_and_pipelines(few, reranker_path, tmp_path, capsys):
     out = tmp_path / "결과"
     words = [
         "--first_stage",
@@ -245,6 +279,13 @@ def test_the_command_writes_tables_pictures_and_pipelines(reranker_path, tmp_pat
     printed = capsys.readouterr().out
     assert all(content["koir"]["name"] in printed for content in contents) and "won/lost/tied" in printed
     text = (out / "report.md").read_text()
+    times = [line.split() for line in printed.partition("\ntime ")[2].splitlines()[2:7]]
+    assert "| time | index s | first stage ms/query | reranker ms/query | pairs/s |" in text
+    for content, cells in zip(contents, times, strict=True):
+        spent = content["koir"]["latency"]
+        columns = (spent["index_seconds"], spent["first_stage_ms"], spent["reranker_ms"], spent["pairs_per_second"])
+        shown = [f"{number:,.1f}" for number in columns if number is not None]
+        assert cells == [content["koir"]["name"], *shown] and f"| {cells[0]} | {shown[0]} | {shown[1]} |" in text
     assert "| ndcg | @1 | @3 | @5 | @10 |" in text and text.count("| bm25 |") >= 7
     xml.dom.minidom.parseString((out / "demo.svg").read_text())
     for content in contents:
@@ -255,6 +296,30 @@ def test_the_command_writes_tables_pictures_and_pipelines(reranker_path, tmp_pat
     assert read_pipeline(str(mixed)).interpolate == 0.3
     (first, *_, last) = evaluate.main(["--pipeline", str(mixed), "--output_dir", str(out)])
     assert last["scores"] == contents[-1]["scores"] and first["scores"] == contents[0]["scores"]
+
+
+def test_without_arguments_the_newest_runs_are_scored_on_the_demo(few, reranker_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load_encoder("demo", num_hidden_layers=1).save(tmp_path / "outputs/엔코더/model")
+    shutil.copytree(reranker_path, tmp_path / "outputs/reranker-1/model")
+    for name, facts in (("엔코더", {"kind": "encoder", "base": "demo"}), ("reranker-1", {"kind": "reranker"})):
+        write_json(tmp_path / "outputs" / name / "run.json", facts)
+    contents = evaluate.main([])
+    names = [stage + rest for stage in ("bm25", "dense-demo", "dense-엔코더", "hybrid-엔코더")
+             for rest in ("", "+reranker-1@50")]  # fmt: skip
+    assert [content["koir"]["name"] for content in contents] == names
+    assert {(content["task_name"], *content["scores"]) for content in contents} == {("demo", "test")}
+    assert (tmp_path / "results/report.md").is_file()
+
+
+def test_without_arguments_or_runs_the_demo_is_scored_and_said_to_be(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = [content["koir"]["name"] for content in evaluate.main([])]
+    stages = ("bm25", "dense-demo", "hybrid-demo")
+    assert names == [stage + rest for stage in stages for rest in ("", "+demo@50")]
+    assert "default: demo, since outputs/: found no complete encoder run" in capsys.readouterr().err
+    names = [content["koir"]["name"] for content in evaluate.main(["--reranker", "none"])]
+    assert names == list(stages)
 
 
 @pytest.mark.parametrize(
@@ -352,8 +417,9 @@ def test_a_reranker_that_harms_is_named(measured):
     }
     worse["koir"] |= {"name": "bm25+나쁜@10", "comparisons": [against]}
     worse["koir"]["pipeline"] |= {"reranker": "나쁜", "depth": 10}
-    assert "WARNING: bm25+나쁜@10 is worse than its own first stage on demo (-0.200, p = 0.0100)" in terminal(
-        [*measured, worse]
+    assert (
+        "WARNING: bm25+나쁜@10 is significantly worse than its own first stage on demo (-0.200, p = 0.0100)"
+        in terminal([*measured, worse])
     )
     assert "| bm25+나쁜@10 | bm25 | -0.200 | 0.0100 | 0/5/7 | [-0.300, -0.100] |" in markdown([[*measured, worse]])
     drawn = xml.dom.minidom.parseString(picture([*measured, worse]))

@@ -15,11 +15,13 @@ from transformers import TrainerCallback
 from koir.arguments import CacheArguments, ChunkArguments, TrainingArguments
 from koir.batches import padded
 from koir.errors import FlagError, RowError
+from koir.evaluation.tasks import Task
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
 from koir.losses import kl_divergence
 from koir.mining import Statistics
 from koir.ranking_losses import binary_cross_entropy, cross_entropy, squared_error
 from koir.reranker_arguments import GroupArguments, RankingLossArguments, RerankingArguments, check_together
+from koir.reranker_runs import _said, _scored
 from koir.retrieval.stages import first_stage
 from koir.triplets import load_triplets, text_hash
 
@@ -292,15 +294,35 @@ def test_the_command_goes_from_rows_to_a_table(trainer, tmp_path, capsys):
     assert (run["kind"], run["steps"], run["negatives_per_query"]) == ("reranker", 3, 2.0)
     found = run["scores"]["task"]
     assert found["first_stage"]["ndcg_at_10"] == 1.0 and found["to_first_stage"]["against"] == "bm25"
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "WARNING: at step 3 task/ndcg_at_10 is " in err and "worse than its own first stage (1.000)" in err
+    assert "WARNING: at step 0" not in err
     assert "12 queries, 12 documents, 5 candidates" in out and "base (" in out and "tuned to bm25" in out
     assert "WARNING: tuned is significantly worse than its own first stage on task" in out
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    assert [line["step"] for line in lines if "task/ndcg_at_10" in line] == [2, 3]
+    assert [line["step"] for line in lines if "task/ndcg_at_10" in line] == [0, 2, 3]
     assert sum("loss" in line and line["tokens_per_second"] > 0 for line in lines) == 3
     assert "random_negatives_until: 0.5" in (tmp_path / "run" / "recipe.yaml").read_text()
     assert CrossEncoder(str(tmp_path / "run" / "model")).max_seq_length == 32
     assert "CrossEncoder" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_a_tuned_reranker_below_base_and_first_stage_is_said_to_be(capsys):
+    queries = [f"q{n}" for n in range(20)]
+    task = Task("task", "dev", dict.fromkeys(queries, "물음"), {"a": "답", "b": "아님"}, {q: {"a": 1} for q in queries})
+    right = {query: {"a": 1.0, "b": 0.0} for query in queries}
+    wrong = {query: {"a": 0.0, "b": 1.0} for query in queries}
+    once = right | {"q0": wrong["q0"]}
+    lines = {}
+    for tuned in ("right", "once", "wrong"):
+        runs = {"bm25": right, "base": once, "tuned": {"right": right, "once": once, "wrong": wrong}[tuned]}
+        rows = {name: _scored(task, run, "bm25", 2, None, 0.0) for name, run in runs.items()}
+        _, lines[tuned] = _said(task, rows, 2)
+    assert lines["right"] == []
+    assert lines["once"] == ["WARNING: tuned is worse than its own first stage on task (-0.018, p = 1.0000)"]
+    called = ["its own first stage", "its base"]
+    for line, other in zip(lines["wrong"], called, strict=True):
+        assert line.startswith(f"WARNING: tuned is significantly worse than {other} on task (-0.3")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "reranker" / "recipes").glob("*.yaml")), ids=lambda file: file.stem)

@@ -47,3 +47,12 @@ def test_lines_after_the_checkpoint_and_cut_lines_go(tmp_path):
     file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
     keep_lines(file, "checkpoints/checkpoint-2")
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
+
+
+def test_the_bases_line_stays_with_a_checkpoint_and_goes_without(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2)))
+    keep_lines(file, "checkpoints/checkpoint-1")
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1]
+    keep_lines(file, None)
+    assert file.read_text() == ""

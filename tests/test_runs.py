@@ -13,7 +13,11 @@ from one_step import tiny_encoder, trainer_class, trainer_module
 
 from koir import runs
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
+from koir.encoder import load_encoder
 from koir.errors import RunError, exit_on_user_error
+from koir.evaluation.pipeline import evaluate_first_stage
+from koir.evaluation.tasks import load_task
+from koir.retrieval.stages import in_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,8 +70,10 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     assert wanted | {"wall_seconds", "tokens_per_second", "peak_memory_bytes", "scores"} <= manifest.keys()
     assert 69 < manifest["negatives_per_query"] < 300
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"} <= lines[0].keys()
-    assert "demo/ndcg_at_10" in lines[-1]
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"} <= lines[1].keys()
+    assert [line["step"] for line in lines if "demo/ndcg_at_10" in line] == [0, 6]
+    of_base = evaluate_first_stage(in_memory(load_encoder(str(base), max_seq_length=32)), load_task("demo", "dev"), "")
+    assert lines[0]["demo/ndcg_at_10"] == of_base.content["scores"]["dev"][0]["ndcg_at_10"]
     again = run(command("v1.1", base, folder))
     assert again.returncode == 2 and "never overwritten" in again.stderr and "Traceback" not in again.stderr
     repeated = run([sys.executable, "v1.1/train.py", folder / "recipe.yaml", "--output_dir", tmp_path / "again"])
@@ -140,6 +146,23 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsy
     assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out
 
 
+def test_dev_scores_begin_with_the_base_and_a_worse_one_is_said_to_be(base, tmp_path, capsys, monkeypatch):
+    trainer_class, found = trainer_module("v1").InfoNCETrainer, iter([0.5, 0.4, 0.6, 0.5, 0.3])
+    monkeypatch.setattr(trainer_class, "dev_scores", lambda self: {"demo/ndcg_at_10": next(found)})
+    flags = ["--eval_tasks", "demo", "--eval_steps", "1", "--save_steps", "3", "--max_steps", "3"]
+    words = command("v1", base, tmp_path / "run", *flags)[2:]
+    runs.run(trainer_class, "v1", "", words)
+    said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert said == ["WARNING: at step 1 demo/ndcg_at_10 is 0.400, worse than its base (0.500)"]
+    (tmp_path / "run" / "run.json").unlink()
+    more = ["--max_steps", "4", "--resume_from_checkpoint", "last"]
+    runs.run(trainer_class, "v1", "", [*words, *more])
+    said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert said == ["WARNING: at step 4 demo/ndcg_at_10 is 0.300, worse than its base (0.500)"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "demo/ndcg_at_10" in line] == [0, 1, 2, 3, 4]
+
+
 def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
     flags = [
         "--eval_tasks",
@@ -157,7 +180,7 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
     words = command("v1", base, tmp_path / "run", *flags)[2:]
     runs.run(trainer_class("v1"), "v1", "", words)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    scores = {line["step"]: line["demo/ndcg_at_10"] for line in lines if "demo/ndcg_at_10" in line}
+    scores = {line["step"]: line["demo/ndcg_at_10"] for line in lines if line["step"] and "demo/ndcg_at_10" in line}
     best = max(scores, key=lambda step: (scores[step], -step))
     saved = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     assert saved == (tmp_path / "run" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors").read_bytes()

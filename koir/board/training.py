@@ -76,12 +76,12 @@ def _count(value: float | None) -> str:
 
 
 def _summary(run: TrainingRun) -> dict:
-    """What a run came to: its facts, its last loss and speed, the best of each dev score."""
+    """What a run came to: its facts, its last loss and speed, the best of each dev score after the base's (step 0)."""
     last = {key: value for line in run.lines for key, value in line.items()}
     best: dict[str, float] = {}
     for line in run.lines:
         for key, value in line.items():
-            if "/" in key:
+            if "/" in key and line.get("step") != 0:
                 best[key] = max(value, best.get(key, value))
     facts = {key: run.facts.get(key) for key in ("trainer", "negatives_per_query", "tokens_per_second")}
     facts["tokens_per_second"] = facts["tokens_per_second"] or last.get("tokens_per_second")

@@ -47,10 +47,15 @@ class Settings:
     progress: bool = True
     bf16: bool = False  # of rerankers
 
-    @property
-    def kept(self) -> int:
+    def depths_of(self, task: Task) -> list[int]:
+        """How deep rerankers go: --depth, or through all candidates where the task itself gives them."""
+        if task.candidates is None:
+            return sorted(set(self.depths))
+        return [max(map(len, task.candidates.values()))]
+
+    def kept(self, task: Task) -> int:
         """Candidates of each first stage."""
-        return max(DEPTH, *self.depths)
+        return max(DEPTH, *self.depths_of(task))
 
 
 def digest(*values: object) -> str:
@@ -107,21 +112,21 @@ class Joint:
         stage, s = self.stage(spec), self.settings
         fusion = s.fusion if stage.fuses else None
         chosen = self._dev_on if stage.weight is not None and s.weight == "auto" else None
-        pipeline = Pipeline(spec, s.index_uri, fusion, stage.weight, None, s.kept, chosen_on=chosen)
-        key = digest(stage.fingerprint, fusion, stage.weight, s.kept, task_fingerprint(task))
+        pipeline = Pipeline(spec, s.index_uri, fusion, stage.weight, None, s.kept(task), chosen_on=chosen)
+        key = digest(stage.fingerprint, fusion, stage.weight, s.kept(task), task_fingerprint(task))
         return self._once(pipeline, task, key, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))
 
     def _reranked(self, task: Task, spec: str, baseline: Evaluated, path: str) -> list[Evaluated]:
-        model, fingerprint = self.reranker(path)
-        progress = f"{path} on {task.name}" if self.settings.progress else None
+        (model, fingerprint), s = self.reranker(path), self.settings
+        progress, depths = f"{path} on {task.name}" if s.progress else None, s.depths_of(task)
         scored: Callable[[], Reranked] = functools.cache(
-            lambda: rerank(model, task, baseline.run, self.settings.depths, progress, self.settings.bf16)
+            lambda: rerank(model, task, baseline.run, depths, progress, s.bf16)
         )
         rows = []
-        for depth in sorted(set(self.settings.depths)):
-            for weight in self._shares(spec, path, depth):
+        for depth in depths:
+            for weight in self._shares(spec, path, min(depth, max(s.depths))):
                 pipeline = self._pipeline(baseline, path, depth, weight)
-                scale = self.settings.normalise if weight is not None else None
+                scale = s.normalise if weight is not None else None
                 key = digest(baseline.content["koir"]["key"], fingerprint, depth, weight, scale)
                 make = functools.partial(self._final, task, baseline, scored, pipeline, key)
                 rows.append(self._once(pipeline, task, key, make))
@@ -158,7 +163,7 @@ class Joint:
             content["koir"]["pipeline"] = pipeline.content()
             return Evaluated(evaluate_run(task.qrels, run), run, content)
         done = make()
-        write_result(folder, done.content, done.run, task.qrels, top=self.settings.kept)
+        write_result(folder, done.content, done.run, task.qrels, top=self.settings.kept(task))
         return done
 
     def _compared(self, row: Evaluated, others: Sequence[Evaluated], task: Task) -> Evaluated:
@@ -167,7 +172,7 @@ class Joint:
         spec, path = koir["pipeline"]["first_stage"], koir["pipeline"]["reranker"]
         koir["parameters"] = {"first_stage": _size(self.stage(spec).encoder)}
         koir["parameters"]["reranker"] = _size(self.reranker(path)[0] if path else None)
-        write_result(self.output_dir / koir["name"], row.content, row.run, task.qrels, top=self.settings.kept)
+        write_result(self.output_dir / koir["name"], row.content, row.run, task.qrels, top=self.settings.kept(task))
         return row
 
     # --- weights, chosen on dev ---
@@ -200,7 +205,8 @@ class Joint:
                 tasks.append((task.qrels, pairs))
             return choose_weight(tasks, unharmed=True)
 
-        of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, self.settings.kept]
+        kept = max(map(self.settings.kept, self.dev_tasks))
+        of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, kept]
         return remembered(
             ["unharmed", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)],
             choose,
@@ -210,7 +216,7 @@ class Joint:
     def _dev_logits(self, spec: str, path: str) -> list[tuple[Task, dict, Reranked]]:
         found = []
         for task in self.dev_tasks:
-            runs = self.stage(spec)(task.corpus).search(list(task.queries.values()), self.settings.kept)
+            runs = self.stage(spec)(task.corpus).search(list(task.queries.values()), self.settings.kept(task))
             run = dict(zip(task.queries, runs, strict=True))
             progress = f"{path} on {task.name}/{task.split}" if self.settings.progress else None
             model, s = self.reranker(path)[0], self.settings

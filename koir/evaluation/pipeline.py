@@ -130,8 +130,11 @@ def is_tied(candidates: dict[str, float], among: int = 11) -> bool:
 
 
 def task_fingerprint(task: Task) -> str:
-    """sha256 over the split's queries, answers and corpus, so that results of different data never mix."""
-    content = json.dumps([task.split, task.queries, task.qrels, task.corpus], ensure_ascii=False, sort_keys=True)
+    """sha256 over the split's queries, answers, corpus and given candidates: results of different data never mix."""
+    parts = [task.split, task.queries, task.qrels, task.corpus]
+    if task.candidates is not None:
+        parts.append(task.candidates)
+    content = json.dumps(parts, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ from koir.evaluation.metrics import KS
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 
 HEADER = [*SCORE_HEADER, "ceiling", "ms/query", "nDCG@10 gained", "p", "won/lost/tied", "over"]
+TIME_HEADER = ["time", "index s", "first stage ms/query", "reranker ms/query", "pairs/s"]
 METRICS = ("ndcg", "recall", "precision", "f1", "mrr", "hit_rate")
 SIGNIFICANT = 0.05
 
@@ -17,6 +18,13 @@ def report_row(content: dict) -> list[str]:
     if not koir["comparisons"]:
         return [*row, "", "", "", ""]
     return [*row, *_gain(koir["comparisons"][0])]
+
+
+def time_row(content: dict) -> list[str]:
+    """One line of the second table: seconds to build or open the index, what each stage takes, the reranker's speed."""
+    koir = content["koir"]
+    cells = [koir["latency"][name] for name in ("index_seconds", "first_stage_ms", "reranker_ms", "pairs_per_second")]
+    return [koir["name"], *["" if cell is None else f"{cell:,.1f}" for cell in cells]]
 
 
 def _gain(found: dict) -> list[str]:
@@ -32,8 +40,9 @@ def title(content: dict) -> str:
 
 
 def terminal(contents: Sequence[dict]) -> str:
-    """One task's pipelines as a plain table, with warnings beneath it."""
-    lines = [title(contents[0]), table(HEADER, [report_row(content) for content in contents])]
+    """One task's pipelines as two plain tables, scores and times, with warnings beneath them."""
+    lines = [title(contents[0]), table(HEADER, [report_row(content) for content in contents]), ""]
+    lines.append(table(TIME_HEADER, [time_row(content) for content in contents]))
     tied = [f"{c['koir']['name']} {c['koir']['tied_queries']:,}" for c in contents if c["koir"]["tied_queries"]]
     if tied:
         lines.append("queries with equal scores among the first eleven, ordered by id: " + ", ".join(tied))
@@ -48,19 +57,25 @@ def warnings(contents: Sequence[dict]) -> list[str]:
         if koir["pipeline"]["reranker"] is None:
             continue
         own = koir["comparisons"][0]
-        if own["difference"] < 0 and own["p"] < SIGNIFICANT:
-            gain = f"{own['difference']:+.3f}, p = {own['p']:.4f}"
-            lines.append(
-                f"WARNING: {koir['name']} is worse than its own first stage on {content['task_name']} ({gain})"
-            )
+        if own["p"] < SIGNIFICANT:
+            lines += worse(koir["name"], "its own first stage", content["task_name"], own["difference"], own["p"])
     return lines
 
 
+def worse(name: str, called: str, task: str, difference: float, p: float) -> list[str]:
+    """The warning that a model's mean nDCG@10 is below that of something `called` so; none where it is not."""
+    if difference > -1e-9:
+        return []
+    how = "significantly worse" if p < SIGNIFICANT else "worse"
+    return [f"WARNING: {name} is {how} than {called} on {task} ({difference:+.3f}, p = {p:.4f})"]
+
+
 def markdown(tasks: Sequence[Sequence[dict]]) -> str:
-    """All tasks: the joint table, every comparison, and every metric at every cut-off."""
+    """All tasks: the joint table, times, every comparison, and every metric at every cut-off."""
     parts = ["# Evaluation", ""]
     for contents in tasks:
         parts += [f"## {title(contents[0])}", "", *_pipes(HEADER, [report_row(content) for content in contents]), ""]
+        parts += [*_pipes(TIME_HEADER, [time_row(content) for content in contents]), ""]
         pairs = [
             [
                 content["koir"]["name"],
