@@ -17,6 +17,7 @@ from koir.evaluation.tasks import load_task
 from koir.manifest import newest_run
 from koir.reranker import load_reranker
 from koir.retrieval.stages import described, first_stage, is_milvus, open_index
+from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
 from koir.serving.registry import Registry
 from koir.serving.search import Documents, ServedPipeline
@@ -138,6 +139,10 @@ def name_of(path: str) -> str:
 
 def load(arguments: ModelArguments) -> Registry:
     """All models that the flags ask for. Says on stderr what was taken by default and what is left out."""
+    return on_device(_load, arguments)
+
+
+def _load(arguments: ModelArguments) -> Registry:
     loader = Loader(arguments)
     said = {"pipeline": ["first_stage", "reranker"]}  # what the file says already
     said["models"] = [*said["pipeline"], "index_uri", "depth", "pipeline"]

@@ -1,4 +1,4 @@
-"""Models that serve: tokenising in one thread, forwards in another, a Batcher between them."""
+"""Models that serve: tokenising in a thread of each model, forwards in the device's, a Batcher between them."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,10 @@ class Answer:
 
 
 class Served:
-    """A model with a name, its queue, and the thread that tokenises for it (fast tokenizers are not thread-safe)."""
+    """A model with a name, its queue, and the thread that tokenises for it (fast tokenizers are not thread-safe).
+
+    Made in the device's thread, since laying out weights is work for all cores.
+    """
 
     kind = ""
 
@@ -61,7 +64,7 @@ class Served:
         return self.model.max_seq_length
 
     def close(self) -> None:
-        """End its threads."""
+        """Leave its queue and end its thread."""
         self.batcher.close()
         self.words.shutdown(wait=False, cancel_futures=True)
 
