@@ -36,6 +36,11 @@ def _usage(tokens: int) -> dict:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
+def _too_long(which: Sequence[int | str], named: str) -> str:
+    shown = ", ".join(map(str, which[:20])) + (", ..." if len(which) > 20 else "")
+    return f"{len(which)} documents were too long and were cut, by {named}: {shown}"
+
+
 def _order(logits: np.ndarray, top_n: int | None) -> list[int]:
     """Positions by float32 logit, best first, equal ones in the order of the request."""
     return np.argsort(-logits, kind="stable")[: min(top_n or len(logits), len(logits))].tolist()
@@ -74,8 +79,7 @@ async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: boo
     meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
     meta["tokens"] = {"input_tokens": answer.tokens, "output_tokens": 0}
     if answer.truncated:
-        shown = ", ".join(map(str, answer.truncated[:20])) + (", ..." if len(answer.truncated) > 20 else "")
-        meta["warnings"] = [f"{len(answer.truncated)} documents were too long and were cut, by index: {shown}"]
+        meta["warnings"] = [_too_long(answer.truncated, "index")]
     content = {"id": f"rerank-{uuid.uuid4().hex}", "object": "rerank", "created": int(time.time())}
     content |= {"model": reranker.name, "results": results, "usage": _usage(answer.tokens), "meta": meta}
     return _json(content, len(answer.truncated))
@@ -180,14 +184,20 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
     """The whole pipeline in one call: candidates of the first stage, ordered by the reranker."""
     pipeline = request.app.state.registry.find("pipeline", body.model)
     _note(request, pipeline.name, 1)
-    hits, milliseconds, tokens = await pipeline.search(body.query, body.top_n, body.depth, body.rerank)
+    found = await pipeline.search(body.query, body.top_n, body.depth, body.rerank)
+    truncated = len(found.cut) + found.cut_query
+    request.scope["koir"] |= {"texts": found.texts, "tokens": found.tokens, "truncated": truncated}
     results = []
-    for hit in hits:
+    for hit in found.hits:
         results.append({"id": hit.id, "relevance_score": hit.score, "first_stage_score": hit.first_stage_score})
         if body.return_documents:
             results[-1]["document"] = {"text": hit.text}
     content = {"id": f"search-{uuid.uuid4().hex}", "object": "search", "model": pipeline.name, "results": results}
-    return _json(content | {"usage": _usage(tokens), "milliseconds": milliseconds})
+    content |= {"usage": _usage(found.tokens), "milliseconds": found.milliseconds}
+    if truncated:
+        said = ["the query was too long for the encoder and was cut"] if found.cut_query else []
+        content["meta"] = {"warnings": said + ([_too_long(found.cut, "id")] if found.cut else [])}
+    return _json(content, truncated)
 
 
 @router.get("/v1/models", **LISTED, tags=["server"])

@@ -237,4 +237,6 @@ class SearchAnswer(BaseModel):
     object: str
     model: str
     results: list[dict[str, Any]]
+    usage: dict[str, int]
     milliseconds: dict[str, float]
+    meta: dict[str, Any] | None = Field(None, description="warnings, where something was cut")
