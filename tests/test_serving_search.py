@@ -145,6 +145,12 @@ def test_what_was_cut_is_said(built, caplog):
     assert "texts=4" in line and "tokens=" in line and "휴가" not in line
 
 
+def test_score_map_is_shown_by_a_search_too(built):
+    flags = ModelArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), score_map="exp_normalize")
+    answer, _ = search(flags, top_n=3)
+    assert sum(hit["relevance_score"] for hit in answer["results"]) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("top_n", "status"), [(-1, 422), (0, 422), (10**9, 200)])
 def test_top_n_of_a_search(built, top_n, status):
     registry = load(ModelArguments("bm25", "none", str(built / "hybrid")))

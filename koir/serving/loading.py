@@ -16,6 +16,7 @@ from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
 from koir.manifest import newest_run
 from koir.reranker import load_reranker
+from koir.retrieval.score_maps import SCORE_MAPS
 from koir.retrieval.stages import described, first_stage, index_folder, is_milvus, open_index
 from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
@@ -55,6 +56,14 @@ class ModelArguments:
     models: str | None = field(
         default=None, metadata={"help": "a YAML list of {name, encoder|reranker|pipeline: PATH}; default: none"}
     )
+    score_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "how scores are shown where no logits are asked for: sigmoid, raw, exp_normalize (softmax "
+            "over a request's documents: not comparable between requests); default: a pipeline.json's for its "
+            "/v1/search, else sigmoid"
+        },
+    )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1; default: cuda where there is one"})
     dtype: str = field(
         default="auto",
@@ -79,6 +88,8 @@ class Loader:
         )
         require(arguments.chunk_tokens is None or arguments.chunk_tokens >= 1, "--chunk_tokens",
                 str(arguments.chunk_tokens), "at least 1")  # fmt: skip
+        shown = arguments.score_map or "sigmoid"
+        require(shown in SCORE_MAPS, "--score_map", shown, ", ".join(SCORE_MAPS) + nearest(shown, SCORE_MAPS))
         require(arguments.max_queue >= 1, "--max_queue", str(arguments.max_queue), "at least 1")
         require(arguments.depth is None or arguments.depth >= 1, "--depth", str(arguments.depth), "at least 1")
         try:
@@ -122,6 +133,7 @@ class Loader:
             corpus = load_task("demo").corpus
             index = first_stage(spec, None, False, how[0] or "rrf", how[1], model)(corpus)
             texts_of = lambda ids: {document: corpus[document] for document in ids}  # noqa: E731
+        pipeline = replace(pipeline, score_map=self.arguments.score_map or pipeline.score_map)
         served = ServedPipeline(name, index, texts_of, pipeline, encoder, reranker, self.arguments.max_queue)
         self.registry.add(served)
         return served

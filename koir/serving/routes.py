@@ -69,7 +69,7 @@ async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: boo
     )
     answer = await reranker.score([(body.query, text) for text in texts], limits)
     _note(request, reranker.name, len(texts), answer)
-    scores = (answer.rows if body.raw else sigmoid(answer.rows)).tolist()
+    scores = (answer.rows if body.raw else request.app.state.score_map(answer.rows)).tolist()
     wanted = request.app.state.return_documents if body.return_documents is None else body.return_documents
     results = []
     for i in _order(answer.rows, body.top_n):
@@ -91,7 +91,7 @@ async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Respo
     _note(request, reranker.name, len(body.texts))
     answer = await reranker.score([(body.query, text) for text in body.texts], limits)
     _note(request, reranker.name, len(body.texts), answer)
-    scores = (answer.rows if body.raw_scores else sigmoid(answer.rows)).tolist()
+    scores = (answer.rows if body.raw_scores else request.app.state.score_map(answer.rows)).tolist()
     results = [{"index": i, "score": scores[i]} for i in _order(answer.rows, body.top_n)]
     if body.return_text:
         results = [result | {"text": body.texts[result["index"]]} for result in results]
@@ -123,7 +123,7 @@ async def rerank_v2(request: Request, body: schemas.RerankRequest) -> Response:
 
 
 @router.post("/infinity/rerank", **RERANKED)
-async def rerank_infinity(request: Request, body: schemas.VllmRerankRequest) -> Response:
+async def rerank_infinity(request: Request, body: schemas.RerankRequest) -> Response:
     """Infinity's shape: `document` is the bare text, as its client and LiteLLM's `infinity/` expect."""
     return await _rerank(request, body, plain_text=True)
 
