@@ -79,6 +79,7 @@ class Encoder(nn.Module):
     def only_embed(self, bf16: bool) -> None:
         """Keep one copy of the weights, laid out for `embedded`; nothing else works afterwards."""
         if self._by_inference(next(self.parameters()).device):
+            self._inference.clear()
             self._inference[bf16] = Inference(self.transformer, bf16).alone()
         elif bf16:
             half_linears(self)

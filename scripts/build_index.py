@@ -1,6 +1,5 @@
 """Build the index of a corpus that evaluation and serving use; started again after an interruption, it goes on."""
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from koir.arguments import parse, require  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.evaluation.tasks import load_corpus  # noqa: E402
 from koir.gather import rank  # noqa: E402
-from koir.manifest import cache_folder, origin, write_json, written_aside  # noqa: E402
-from koir.retrieval.stages import FUSIONS, corpus_fingerprint, first_stage, is_milvus, join_processes  # noqa: E402
+from koir.manifest import cache_folder  # noqa: E402
+from koir.retrieval.stages import FUSIONS, describe, first_stage, is_milvus, join_processes  # noqa: E402
 
 
 @dataclass
@@ -46,16 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     stage(corpus)
     if rank() > 0:
         return
-    facts = {"kind": "index", "first_stage": stage.spec, "fusion": stage.fusion, "weight": stage.weight}
-    facts |= {"documents": len(corpus), "corpus_fingerprint": corpus_fingerprint(corpus)}
     if is_milvus(uri):
         print(f"{len(corpus):,} documents: {stage.spec} at {uri} (what it was made from: {cache_folder() / 'indexes'})")
         return
-    with written_aside(Path(uri) / "documents.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
-        for document, text in corpus.items():
-            out.write(json.dumps({"_id": document, "text": text}, ensure_ascii=False) + "\n")
-    facts |= {"fingerprint": stage.fingerprint, "wall_seconds": time.perf_counter() - started}
-    write_json(Path(uri) / "run.json", facts | origin())
+    describe(Path(uri), stage, corpus, wall_seconds=time.perf_counter() - started)
     print(f"{len(corpus):,} documents: {stage.spec} in {uri}/")
 
 

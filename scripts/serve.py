@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"serving   http://{server.host}:{server.port} (Ctrl+C stops; /docs describes it)", file=sys.stderr, flush=True
     )
-    run(create_app(registry, rules, server.cors_origins, server.return_documents), server.host, server.port)
+    shown = models.score_map or "sigmoid"
+    run(create_app(registry, rules, server.cors_origins, server.return_documents, shown), server.host, server.port)
 
 
 def _free(host: str, port: int) -> None:

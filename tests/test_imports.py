@@ -97,6 +97,7 @@ ORDER = [
     "serving.meters",
     "serving.door",
     "serving.routes",
+    "serving.page",
     "serving.app",
     "demo",
 ]

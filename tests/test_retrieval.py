@@ -240,7 +240,7 @@ def test_an_index_is_built_and_opened_without_its_corpus(model, tmp_path):
     assert len((uri / "documents.jsonl").read_text().splitlines()) == len(LAW)
     (Path(model) / "model.safetensors").touch()
     with pytest.raises(RunError, match="no run.json"):
-        open_index(str(tmp_path))
+        open_index(str(tmp_path / "elsewhere"))
 
 
 def test_an_index_of_other_weights_is_not_opened(small, tmp_path):

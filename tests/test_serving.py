@@ -15,7 +15,7 @@ from koir.encoder import load_encoder
 from koir.evaluation.pipeline import Pipeline
 from koir.manifest import DEMO
 from koir.reranker import load_reranker
-from koir.retrieval.score_maps import sigmoid
+from koir.retrieval.score_maps import exp_normalize, sigmoid
 from koir.retrieval.stages import in_memory
 from koir.serving.app import create_app
 from koir.serving.door import Rules, read_keys
@@ -87,10 +87,29 @@ def test_raw_scores_are_the_logits_that_sigmoid_shows(client):
     assert (by_index(rerank(client, use_activation=False)["results"]) == raw).all()
 
 
-def test_a_score_does_not_depend_on_its_company(client):
-    together = by_index(rerank(client)["results"])
-    alone = [rerank(client, documents=[text])["results"][0]["relevance_score"] for text in DOCUMENTS]
-    assert np.abs(together - alone).max() <= 1e-5
+def test_score_map_decides_where_no_logits_are_asked_for(client, registry):
+    raw = by_index(rerank(client, raw_scores=True)["results"])
+    with TestClient(create_app(registry, score_map="exp_normalize")) as other:
+        for path, texts, key in (("/v1/rerank", "documents", "relevance_score"), ("/rerank", "texts", "score")):
+            answer = other.post(path, json={"query": QUERY, texts: DOCUMENTS}).json()
+            shares = by_index(answer["results"] if path == "/v1/rerank" else answer, key)
+            assert shares == pytest.approx(exp_normalize(raw)) and shares.sum() == pytest.approx(1)
+        assert (by_index(rerank(other, raw_scores=True)["results"]) == raw).all()
+        pairs = other.post("/score", json={"text_1": QUERY, "text_2": DOCUMENTS}).json()["data"]
+    assert by_index(pairs, "score") == pytest.approx(sigmoid(raw))  # pairs of any queries: no list to add up to 1
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_a_score_does_not_depend_on_its_company(folders, dtype, tolerance):
+    fillers = [f"{n}번 " + SENTENCE * (n % 5) + "한라산 " * n for n in range(40)]
+    with TestClient(create_app(load(ModelArguments("dense:demo", folders["reranker"], dtype=dtype)))) as client:
+        alone = np.array([rerank(client, documents=[text])["results"][0]["relevance_score"] for text in DOCUMENTS])
+        for texts in (DOCUMENTS, DOCUMENTS + fillers, fillers[:7] + DOCUMENTS + fillers[7:]):
+            results, first = rerank(client, documents=texts)["results"], texts.index(DOCUMENTS[0])
+            ours = [hit["index"] - first for hit in results if 0 <= hit["index"] - first < len(DOCUMENTS)]
+            together = by_index(results)[first : first + len(DOCUMENTS)]
+            assert np.abs(together - alone).max() <= tolerance
+            assert (np.diff(alone[ours]) <= 2 * tolerance).all()  # only what is that near may change places
 
 
 def test_bfloat16_stays_within_a_hundredth(folders):
@@ -202,13 +221,21 @@ def test_score_pairs_one_with_many_or_one_by_one(client):
 
 @pytest.mark.parametrize(
     ("path", "top_n", "expected"),
-    [("/rerank", 0, 10), ("/rerank", -1, 422), ("/rerank", 10**9, 10), ("/infinity/rerank", 0, 10),
+    [("/rerank", 0, 10), ("/rerank", -1, 422), ("/rerank", 10**9, 10),
+     ("/infinity/rerank", 0, 422), ("/infinity/rerank", -1, 422), ("/infinity/rerank", 10**9, 10),
      ("/v1/rerank", 0, 422), ("/v1/rerank", -1, 422), ("/v1/rerank", 10**9, 10), ("/v1/rerank", 10**30, 10),
-     ("/v2/rerank", 0, 422), ("/v2/rerank", 4, 4), ("/v1/rerank", None, 10)],
+     ("/v2/rerank", 0, 422), ("/v2/rerank", -1, 422), ("/v2/rerank", 10**9, 10), ("/v2/rerank", 4, 4),
+     ("/v1/rerank", None, 10)],
 )  # fmt: skip
 def test_top_n_as_each_original_takes_it(client, path, top_n, expected):
     answer = client.post(path, json={"query": QUERY, "documents": DOCUMENTS, "top_n": top_n})
     assert (answer.status_code if expected == 422 else len(answer.json()["results"])) == expected
+
+
+def test_one_document_may_come_without_its_list_as_vllm_takes_it(client):
+    (result,) = rerank(client, "/rerank", documents=SENTENCE, return_documents=True)["results"]
+    assert result["document"] == {"text": SENTENCE}
+    assert client.post("/v1/rerank", json={"query": "q", "documents": "a"}).status_code == 422
 
 
 def test_truncation_is_said(client):
@@ -229,7 +256,7 @@ ODD = {
     "an empty query": {"query": "", "documents": ["a"]},
     "a query that is a number": {"query": 3, "documents": ["a"]},
     "no documents": {"query": "q", "documents": []},
-    "documents that are a text": {"query": "q", "documents": "a"},
+    "documents that are a number": {"query": "q", "documents": 5},
     "a null document": {"query": "q", "documents": [None]},
     "a nested document": {"query": "q", "documents": [["a"]]},
     "an object without text": {"query": "q", "documents": [{"title": "a"}]},
@@ -310,6 +337,12 @@ def test_several_models_are_told_apart_by_name(folders, tmp_path):
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["e", "one", "two"]
 
 
+def test_docs_name_every_route_and_no_foreign_host(client):
+    text, routes = client.get("/docs").text, client.get("/openapi.json").json()["paths"]
+    assert all(f"{path}</code>" in text for path in routes) and "top_n" in text and "truncate_prompt_tokens" in text
+    assert "//" not in text and "<script" not in text and "src=" not in text
+
+
 def test_keys(registry, tmp_path):
     file = tmp_path / "keys"
     file.write_text("# for the tests\nfirst\n\nsecond key\n", encoding="utf-8")
@@ -368,12 +401,12 @@ def test_a_bug_of_ours_is_500_without_texts(client, registry, monkeypatch, caplo
 def test_search_is_first_stage_and_reranker_in_one_call(folders, registry):
     corpus = {f"d{number}": text for number, text in enumerate(DOCUMENTS)}
     index = in_memory(load_encoder(folders["encoder"]))(corpus)
-    searching, reranker = Registry(), registry.find("reranker", None)
+    searching, encoder, reranker = Registry(), registry.find("encoder", None), registry.find("reranker", None)
     pipeline = Pipeline("dense:encoder", reranker="reranker", depth=6)
     texts_of = lambda ids: {document: corpus[document] for document in ids}  # noqa: E731
     for name, mixed in (("plain", None), ("mixed", 0.0)):
         changed = replace(pipeline, interpolate=mixed)
-        searching.add(ServedPipeline(name, index, texts_of, changed, reranker))
+        searching.add(ServedPipeline(name, index, texts_of, changed, encoder, reranker))
     with TestClient(create_app(searching)) as client:
         ask = lambda **body: client.post("/v1/search", json={"query": QUERY} | body).json()["results"]  # noqa: E731
         first = ask(model="plain", top_n=10, depth=6, rerank=False)

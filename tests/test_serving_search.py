@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
@@ -10,7 +11,9 @@ from starlette.testclient import TestClient
 
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError
+from koir.manifest import DEMO
 from koir.reranker import load_reranker
+from koir.retrieval.stages import _encoder
 from koir.serving.app import create_app
 from koir.serving.loading import ModelArguments, load
 
@@ -39,6 +42,7 @@ def built(tmp_path_factory):
     build(stage, "index")
     build(f"milvus:{there / 'encoder'}", "milvus.db")
     build(f"hybrid:{there / 'encoder'}", "hybrid")
+    _encoder.cache_clear()
     pipeline = {
         "first_stage": stage,
         "index_uri": str(there / "index"),
@@ -98,6 +102,102 @@ def test_a_pipeline_and_a_models_file_share_what_they_name(built):
     assert models == ["encoder", "ours", "p"]  # the reranker once, by its own name
 
 
+def test_the_encoder_is_loaded_once_and_embeds_the_query_in_its_queue(built):
+    registry = load(ModelArguments(index_uri=str(built / "hybrid"), reranker="none", dtype="float32"))
+    encoder, pipeline = registry.find("encoder", None), registry.find("pipeline", None)
+    assert pipeline.index.dense.encoder is encoder.model and _encoder.cache_info().currsize == 0
+    with TestClient(create_app(registry)) as client:
+        assert client.post("/v1/search", json={"query": "처음 묻는 말"}).json()["usage"]["total_tokens"] > 2
+        assert encoder.batcher.done == 1
+        encoder.batcher.texts += encoder.batcher.max_queue
+        refused = client.post("/v1/search", json={"query": "휴가"})
+        encoder.batcher.texts -= encoder.batcher.max_queue
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1 and pipeline.waiting == 0
+
+
+@pytest.mark.parametrize("kind", ["bm25", "dense"])
+def test_a_part_of_a_hybrid_is_an_index_too_and_its_searches_are_bounded(built, kind):
+    spec = kind if kind == "bm25" else f"dense:{built / 'encoder'}"
+    registry = load(ModelArguments(spec, "none", str(built / "hybrid"), max_queue=3))
+    pipeline = registry.find("pipeline", None)
+    assert pipeline.index.name == spec
+    with TestClient(create_app(registry)) as client:
+        assert client.post("/v1/search", json={"query": "유급휴가"}).json()["results"][0]["id"] == "쉼"
+        pipeline.waiting += 3
+        refused = client.post("/v1/search", json={"query": "휴가"})
+        pipeline.waiting -= 3
+        assert client.post("/v1/search", json={"query": "휴가"}).status_code == 200
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert "searches are waiting" in refused.json()["detail"]
+
+
+def test_what_was_cut_is_said(built, caplog):
+    flags = ModelArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), dtype="float32")
+    with TestClient(create_app(load(flags))) as client, caplog.at_level("INFO", "koir.serving"):
+        plain = client.post("/v1/search", json={"query": "휴가"})
+        long = client.post("/v1/search", json={"query": "휴가 " * 900, "top_n": 1})
+        assert 'koir_truncated_texts_total{model="search"} 4.0' in client.get("/metrics").text
+    assert "x-truncated-texts" not in plain.headers and "meta" not in plain.json()
+    assert long.headers["x-truncated-texts"] == "4"  # the query, and each of three pairs with it
+    of_query, of_pairs = long.json()["meta"]["warnings"]
+    assert "the query" in of_query and all(name in of_pairs for name in TEXTS)
+    (line,) = [record.getMessage() for record in caplog.records if "truncated=4" in record.getMessage()]
+    assert "texts=4" in line and "tokens=" in line and "휴가" not in line
+
+
+def test_score_map_is_shown_by_a_search_too(built):
+    flags = ModelArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), score_map="exp_normalize")
+    answer, _ = search(flags, top_n=3)
+    assert sum(hit["relevance_score"] for hit in answer["results"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("top_n", "status"), [(-1, 422), (0, 422), (10**9, 200)])
+def test_top_n_of_a_search(built, top_n, status):
+    registry = load(ModelArguments("bm25", "none", str(built / "hybrid")))
+    with TestClient(create_app(registry)) as client:
+        answer = client.post("/v1/search", json={"query": "유급휴가", "top_n": top_n})
+    assert answer.status_code == status and (status == 422 or len(answer.json()["results"]) == 1)
+
+
+def evaluated(built, there, *tasks):
+    """Evaluate the demo's corpus under other names with --index_uri; the pipeline.json of the reranked hybrid."""
+    import evaluate
+
+    for task in tasks:
+        shutil.copytree(DEMO / "beir", there / task)
+    flags = ["--first_stage", "bm25", f"hybrid:{built / 'encoder'}", "--reranker", str(built / "reranker")]
+    flags += ["--depth", "3", "--index_uri", str(there / "indexes"), "--output_dir", str(there / "results")]
+    evaluate.main([*flags, "--tasks", *[str(there / task) for task in tasks]])
+    return next(file for file in there.glob("results/hybrid*+*/pipeline.json"))
+
+
+def test_what_was_evaluated_is_served(built, tmp_path, capsys):
+    pipeline = evaluated(built, tmp_path, "law")
+    row = json.loads(next(pipeline.parent.glob("law.queries.jsonl")).open(encoding="utf-8").readline())
+    queries = [json.loads(line) for line in (tmp_path / "law/queries.jsonl").open(encoding="utf-8")]
+    (query,) = [question["text"] for question in queries if question["_id"] == row["query_id"]]
+    answer, models = search(ModelArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)
+    assert [hit["id"] for hit in answer["results"]] == row["top"][:3] and models[-1] == pipeline.parent.name
+    assert all(hit["document"]["text"] for hit in answer["results"])
+    shutil.rmtree(tmp_path / "indexes")  # results are on disk, so nothing has to be searched again
+    shutil.rmtree(tmp_path / "law")
+    evaluated(built, tmp_path, "law")
+    assert search(ModelArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)[0]["results"]
+
+
+def test_a_folder_of_several_corpora_serves_the_one_that_is_named(built, tmp_path, capsys):
+    pipeline = evaluated(built, tmp_path, "law", "news")
+    registry = load(ModelArguments(pipeline=str(pipeline)))
+    assert not registry.by_kind["pipeline"] and registry.by_kind["reranker"] and registry.by_kind["encoder"]
+    assert "no search" in (said := capsys.readouterr().err) and "law, news" in said
+    named = ModelArguments(pipeline=str(pipeline), index_uri=str(tmp_path / "indexes/news"))
+    assert search(named)[0]["results"]
+    for file in tmp_path.glob("indexes/*/run.json"):
+        file.unlink()
+    assert not load(ModelArguments(pipeline=str(pipeline))).by_kind["pipeline"]
+    assert "scripts/build_index.py" in capsys.readouterr().err
+
+
 def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer, models = search(ModelArguments(dtype="float32"), top_n=1, depth=3)
@@ -106,7 +206,7 @@ def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):
 
 def test_what_does_not_fit_together_is_refused(built):
     other = ModelArguments(first_stage="bm25", index_uri=str(built / "index"), reranker="none")
-    with pytest.raises(RunError, match="an index of dense"):
+    with pytest.raises(RunError, match="no index of bm25 .*an index of dense"):
         load(other)
     with pytest.raises(RunError, match="no such file"):
         load(ModelArguments(index_uri=str(built / "nowhere.db"), reranker="none"))

@@ -28,7 +28,7 @@ from koir.evaluation.tasks import Task
 from koir.reranker import Reranker, load_reranker
 from koir.retrieval.dense import weights_fingerprint
 from koir.retrieval.hybrid import FETCH, weighted
-from koir.retrieval.stages import FirstStage, first_stage
+from koir.retrieval.stages import FirstStage, corpus_fingerprint, describe, first_stage, is_milvus
 
 
 @dataclass
@@ -106,7 +106,19 @@ class Joint:
             rows.append(self._compared(baseline, others, task))
             for path in self.settings.rerankers:
                 rows += [self._compared(row, [baseline], task) for row in self._reranked(task, spec, baseline, path)]
+        self._keep_indexes(task)
         return rows
+
+    def _keep_indexes(self, task: Task) -> None:
+        """With --index_uri: all indexes are there, even of results that were read from disk, and described."""
+        s = self.settings
+        if s.index_uri is None:
+            return
+        for stage in map(self.stage, s.first_stages):
+            if not stage.is_complete(corpus_fingerprint(task.corpus)):
+                stage(task.corpus)
+        if not is_milvus(s.index_uri):
+            describe(Path(s.index_uri) / task.name, stage, task.corpus)
 
     def _first_stage(self, task: Task, spec: str) -> Evaluated:
         stage, s = self.stage(spec), self.settings

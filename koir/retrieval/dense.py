@@ -57,9 +57,10 @@ class Dense:
         ids = json.loads((folder / "ids.json").read_text(encoding="utf-8", errors="surrogatepass"))
         return cls(encoder, ids, np.load(folder / "vectors.npy", mmap_mode="r"), name, progress)
 
-    def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
-        """For each query its `depth` nearest documents: id -> cosine."""
-        vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)  # [Q, D]
+    def search(self, queries: Sequence[str], depth: int, vectors: np.ndarray | None = None) -> list[dict[str, float]]:
+        """For each query its `depth` nearest documents: id -> cosine. vectors: [Q, D], of queries embedded already."""
+        if vectors is None:
+            vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)
         found, waiting, wanted = {}, np.arange(len(queries)), depth
         while len(waiting):  # a tie that reaches beyond what was fetched is fetched whole
             wanted = min(wanted + 8, len(self.ids))

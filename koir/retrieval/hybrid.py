@@ -50,14 +50,17 @@ class Hybrid:
         """Document ids, sorted."""
         return self.dense.ids
 
-    def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
-        """For each query its `depth` best documents: id -> fused score."""
-        return [self.fuse(*parts, depth) for parts in self.parts(queries, depth)]
+    def search(self, queries: Sequence[str], depth: int, vectors: np.ndarray | None = None) -> list[dict[str, float]]:
+        """For each query its `depth` best documents: id -> fused score. vectors: as `Dense.search` takes them."""
+        return [self.fuse(*parts, depth) for parts in self.parts(queries, depth, vectors)]
 
-    def parts(self, queries: Sequence[str], depth: int) -> list[tuple[dict[str, float], dict[str, float]]]:
+    def parts(
+        self, queries: Sequence[str], depth: int, vectors: np.ndarray | None = None
+    ) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Each query's lexical and dense run, before they are fused."""
         fetch = max(FETCH, depth)
-        return list(zip(self.lexical.search(queries, fetch), self.dense.search(queries, fetch), strict=True))
+        dense = self.dense.search(queries, fetch, vectors)
+        return list(zip(self.lexical.search(queries, fetch), dense, strict=True))
 
     def fuse(self, lexical: dict[str, float], dense: dict[str, float], depth: int) -> dict[str, float]:
         """One query's fused candidates, best first."""

@@ -231,7 +231,8 @@ class DenseMilvus(_Part):
             found |= {row["id"]: row["text"] for row in rows}
         return found
 
-    def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
-        """For each query its `depth` nearest documents: id -> cosine."""
-        vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)  # [Q, D]
+    def search(self, queries: Sequence[str], depth: int, vectors: np.ndarray | None = None) -> list[dict[str, float]]:
+        """For each query its `depth` nearest documents: id -> cosine. vectors: [Q, D], of queries embedded already."""
+        if vectors is None:
+            vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)
         return self.found(list(vectors), depth)

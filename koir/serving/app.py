@@ -8,11 +8,13 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from koir.retrieval.score_maps import SCORE_MAPS
 from koir.serving.door import Door, Rules
 from koir.serving.meters import Meters
+from koir.serving.page import page
 from koir.serving.problems import Problem, from_validation
 from koir.serving.registry import Registry
 from koir.serving.routes import router
@@ -23,18 +25,24 @@ LAST_CALLS = 0.5  # seconds in which open connections may still bring a request 
 
 
 def create_app(
-    registry: Registry, rules: Rules | None = None, cors_origins: Sequence[str] = (), return_documents: bool = False
+    registry: Registry,
+    rules: Rules | None = None,
+    cors_origins: Sequence[str] = (),
+    return_documents: bool = False,
+    score_map: str = "sigmoid",
 ) -> FastAPI:
-    """An application over loaded models. return_documents: where a rerank request does not say."""
+    """An application over loaded models. return_documents, score_map: where a rerank request does not say."""
 
     app = FastAPI(
         title="koir",
         summary="Korean retrieval: rerank, embeddings, search",
         responses={status: {"model": ErrorBody} for status in ERRORS},
+        docs_url=None,
         redoc_url=None,
         strict_content_type=False,
     )
-    app.state.registry, app.state.return_documents, app.state.draining = registry, return_documents, False
+    app.state.registry, app.state.draining = registry, False
+    app.state.return_documents, app.state.score_map = return_documents, SCORE_MAPS[score_map]
     meters = Meters(registry)
     app.include_router(router)
     _server_routes(app, meters)
@@ -59,6 +67,10 @@ def _server_routes(app: FastAPI, meters: Meters) -> None:
         if app.state.draining:
             raise Problem(503, "the server is shutting down", "shutting_down")
         return {"status": "ready"}
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(page(app.openapi()))
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def metrics() -> Response:

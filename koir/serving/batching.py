@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,20 @@ from koir.serving.problems import Problem
 
 PADDING = 0.25  # at most this share of a chunk is padding,
 SMALL_CHUNK = 256  # unless the chunk has so few tokens that another forward would cost more
+# All of torch's work in a server, whichever model's: each thread that computes has OpenMP threads of its own, and once
+# there are more of them than cores, they sleep between products instead of waiting awake.
+DEVICE = ThreadPoolExecutor(1, "device")
+
+
+def on_device(function: Callable, *arguments):
+    """Call it in the device's thread, and give what it returns or raise what it raises; never from that thread."""
+    return DEVICE.submit(function, *arguments).result()
+
+
+def queue_full(waiting: int, most: int, seconds: float, what: str = "texts") -> Problem:
+    """429. seconds: until what is waiting now will be done."""
+    message = f"{waiting:,} {what} are waiting, and the queue holds {most:,}; try again later"
+    return Problem(429, message, "queue_full", retry_after=min(max(math.ceil(seconds), 1), 60))
 
 
 @dataclass(eq=False)
@@ -41,14 +55,14 @@ class Call:
 class Batcher:
     """Feeds a model from many requests at once.
 
-    forward: [items] -> one row for each, run in a thread of its own. chunk_tokens: padded tokens of one forward; it is
+    forward: [items] -> one row for each, run in the device's thread. chunk_tokens: padded tokens of one forward; it is
     halved when memory runs out. max_queue: texts in the house beyond which new requests are turned away.
     A chunk is formed when the device is free, or once it has enough waiting to fill one: nobody waits for company.
     """
 
     def __init__(self, forward: Callable[[list], Sequence], chunk_tokens: int, max_queue: int = 32768):
         self.forward, self.chunk_tokens, self.max_queue = forward, chunk_tokens, max_queue
-        self.device = ThreadPoolExecutor(1, "device")
+        self.handed: set[Future] = set()  # chunks that the device has or is about to have
         self.texts = 0  # of admitted requests, from their tokenising to their answer
         self.known: dict[Hashable, Work] = {}  # waiting or running
         self.shelves: dict[int, dict[Work, None]] = {}  # waiting works by length
@@ -60,9 +74,7 @@ class Batcher:
     def admitted(self, texts: int) -> Iterator[None]:
         """Count a request's texts while it is inside. Any number is let in, unless the house is already full: 429."""
         if self.texts >= self.max_queue:
-            seconds = math.ceil(self.texts * self.seconds / max(self.done, 1))
-            message = f"{self.texts:,} texts are waiting, and the queue holds {self.max_queue:,}; try again later"
-            raise Problem(429, message, "queue_full", retry_after=min(max(seconds, 1), 60))
+            raise queue_full(self.texts, self.max_queue, self.texts * self.seconds / max(self.done, 1))
         self.texts += texts
         try:
             yield
@@ -95,8 +107,9 @@ class Batcher:
         return call.rows
 
     def close(self) -> None:
-        """End the device's thread."""
-        self.device.shutdown(wait=False, cancel_futures=True)
+        """Take back the chunks that have not begun; the device's thread goes on for others."""
+        for chunk in list(self.handed):
+            chunk.cancel()
 
     def _shelve(self, work: Work) -> None:
         self.shelves.setdefault(work.length, {})[work] = None
@@ -125,8 +138,10 @@ class Batcher:
             chunk = self._next_chunk()
             self.running += 1
             items = [work.item for work in chunk]
-            future = asyncio.get_running_loop().run_in_executor(self.device, self._timed, items)
-            future.add_done_callback(functools.partial(self._delivered, chunk))
+            handed = DEVICE.submit(self._timed, items)
+            self.handed.add(handed)
+            handed.add_done_callback(self.handed.discard)
+            asyncio.wrap_future(handed).add_done_callback(functools.partial(self._delivered, chunk))
         if not self.shelves:
             self.calls.clear()  # whose works are all running or done
 

@@ -15,7 +15,7 @@ from koir.errors import FlagError
 from koir.serving.meters import Meters
 from koir.serving.problems import Problem
 
-OPEN = {"/health", "/ready", "/v1/models", "/models", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
+OPEN = {"/health", "/ready", "/v1/models", "/models", "/docs", "/openapi.json"}
 GONE = 499  # how the log and the metrics call a client that hung up
 log = logging.getLogger("koir.serving")
 

@@ -16,7 +16,9 @@ from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
 from koir.manifest import newest_run
 from koir.reranker import load_reranker
-from koir.retrieval.stages import described, first_stage, is_milvus, open_index
+from koir.retrieval.score_maps import SCORE_MAPS
+from koir.retrieval.stages import described, first_stage, index_folder, is_milvus, open_index
+from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
 from koir.serving.registry import Registry
 from koir.serving.search import Documents, ServedPipeline
@@ -41,8 +43,8 @@ class ModelArguments:
     index_uri: str | None = field(
         default=None,
         metadata={
-            "help": "for /v1/search, what scripts/build_index.py wrote: a folder, a .db file or a Milvus cluster "
-            "(key: MILVUS_TOKEN); default: the demo's corpus"
+            "help": "for /v1/search, what scripts/build_index.py or evaluate.py wrote: a folder, a .db file or a "
+            "Milvus cluster (key: MILVUS_TOKEN); default: the demo's corpus"
         },
     )
     depth: int | None = field(
@@ -53,6 +55,14 @@ class ModelArguments:
     )
     models: str | None = field(
         default=None, metadata={"help": "a YAML list of {name, encoder|reranker|pipeline: PATH}; default: none"}
+    )
+    score_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "how scores are shown where no logits are asked for: sigmoid, raw, exp_normalize (softmax "
+            "over a request's documents: not comparable between requests); default: a pipeline.json's for its "
+            "/v1/search, else sigmoid"
+        },
     )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1; default: cuda where there is one"})
     dtype: str = field(
@@ -65,7 +75,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "padded tokens that go through a model at once; default: 2048 on a CPU, else 32768"},
     )
-    max_queue: int = field(default=32768, metadata={"help": "texts waiting at a model before new requests get 429"})
+    max_queue: int = field(default=32768, metadata={"help": "texts at a model, or searches, before new ones get 429"})
 
 
 class Loader:
@@ -78,6 +88,8 @@ class Loader:
         )
         require(arguments.chunk_tokens is None or arguments.chunk_tokens >= 1, "--chunk_tokens",
                 str(arguments.chunk_tokens), "at least 1")  # fmt: skip
+        shown = arguments.score_map or "sigmoid"
+        require(shown in SCORE_MAPS, "--score_map", shown, ", ".join(SCORE_MAPS) + nearest(shown, SCORE_MAPS))
         require(arguments.max_queue >= 1, "--max_queue", str(arguments.max_queue), "at least 1")
         require(arguments.depth is None or arguments.depth >= 1, "--depth", str(arguments.depth), "at least 1")
         try:
@@ -108,21 +120,21 @@ class Loader:
             self.registry.add(self.loaded[kind, path])
         return self.loaded[kind, path]
 
-    def search(self, pipeline: Pipeline, name: str, reranker: ServedReranker | None) -> ServedPipeline:
+    def search(
+        self, pipeline: Pipeline, name: str, encoder: ServedEncoder | None, reranker: ServedReranker | None
+    ) -> ServedPipeline:
         """Open a pipeline's index (without one: the demo's corpus is indexed) and serve its search."""
-        if pipeline.index_uri:
-            uri, facts = pipeline.index_uri, described(pipeline.index_uri)
-            if pipeline.first_stage != facts["first_stage"]:
-                raise RunError(uri, f"an index of {facts['first_stage']}", f"one of {pipeline.first_stage}")
-            index = open_index(uri)
-            texts_of = index.dense.texts if is_milvus(uri) else Documents(Path(uri) / "documents.jsonl")
-            if pipeline.fusion and hasattr(index, "fusion"):  # chosen after the index was built
-                index.fusion, index.weight = pipeline.fusion, pipeline.weight
+        uri, spec, how = pipeline.index_uri, pipeline.first_stage, (pipeline.fusion, pipeline.weight)
+        model = encoder.model if encoder else None
+        if uri:
+            index = open_index(uri, False, spec, *how, model)
+            texts_of = index.dense.texts if is_milvus(uri) else Documents(index_folder(uri) / "documents.jsonl")
         else:
             corpus = load_task("demo").corpus
-            stage = first_stage(pipeline.first_stage, None, False, pipeline.fusion or "rrf", pipeline.weight)
-            index, texts_of = stage(corpus), lambda ids: {document: corpus[document] for document in ids}
-        served = ServedPipeline(name, index, texts_of, pipeline, reranker)
+            index = first_stage(spec, None, False, how[0] or "rrf", how[1], model)(corpus)
+            texts_of = lambda ids: {document: corpus[document] for document in ids}  # noqa: E731
+        pipeline = replace(pipeline, score_map=self.arguments.score_map or pipeline.score_map)
+        served = ServedPipeline(name, index, texts_of, pipeline, encoder, reranker, self.arguments.max_queue)
         self.registry.add(served)
         return served
 
@@ -138,6 +150,10 @@ def name_of(path: str) -> str:
 
 def load(arguments: ModelArguments) -> Registry:
     """All models that the flags ask for. Says on stderr what was taken by default and what is left out."""
+    return on_device(_load, arguments)
+
+
+def _load(arguments: ModelArguments) -> Registry:
     loader = Loader(arguments)
     said = {"pipeline": ["first_stage", "reranker"]}  # what the file says already
     said["models"] = [*said["pipeline"], "index_uri", "depth", "pipeline"]
@@ -150,12 +166,12 @@ def load(arguments: ModelArguments) -> Registry:
     elif arguments.pipeline:
         pipeline = read_pipeline(arguments.pipeline)
         uri, depth = arguments.index_uri or pipeline.index_uri, arguments.depth or pipeline.depth
-        if uri is None:
-            _say("no search, since neither --index_uri nor the pipeline names an index")
-        pipeline = replace(pipeline, index_uri=uri, depth=depth)
-        _pipeline(loader, pipeline, _pipeline_name(arguments.pipeline), uri is not None)
+        searched = arguments.index_uri is not None or _searchable(uri)
+        _pipeline(loader, replace(pipeline, index_uri=uri, depth=depth), _pipeline_name(arguments.pipeline), searched)
     else:
         _from_flags(loader, arguments)
+    for served in loader.registry.batching:
+        served.settle()
     return loader.registry
 
 
@@ -184,14 +200,26 @@ def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
     _pipeline(loader, pipeline, "search", searched)
 
 
+def _searchable(uri: str | None) -> bool:
+    """Whether what a pipeline names as its index says which corpus it holds; if not, why goes to stderr."""
+    try:
+        if uri is not None and not is_milvus(uri):
+            index_folder(uri)
+    except RunError as error:
+        _say(f"no search; {error}")
+        return False
+    if uri is None:
+        _say("no search, since neither --index_uri nor the pipeline names an index")
+    return uri is not None
+
+
 def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = True) -> None:
     """Serve a pipeline's encoder, its reranker, and its search where there is a corpus."""
     kind, _, path = pipeline.first_stage.partition(":")
-    if path:
-        loader.encoder(path)
+    encoder = loader.encoder(path) if path else None
     reranker = loader.reranker(pipeline.reranker) if pipeline.reranker else None
     if searched:
-        loader.search(pipeline, name, reranker)
+        loader.search(pipeline, name, encoder, reranker)
     elif kind == "bm25":
         raise FlagError(f"--first_stage {pipeline.first_stage}", "nothing to search", "--index_uri with its index")
 

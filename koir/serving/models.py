@@ -1,4 +1,4 @@
-"""Models that serve: tokenising in one thread, forwards in another, a Batcher between them."""
+"""Models that serve: tokenising in a thread of each model, forwards in the device's, a Batcher between them."""
 
 import asyncio
 import contextlib
@@ -43,14 +43,16 @@ class Answer:
 
 
 class Served:
-    """A model with a name, its queue, and the thread that tokenises for it (fast tokenizers are not thread-safe)."""
+    """A model with a name, its queue, and the thread that tokenises for it (fast tokenizers are not thread-safe).
+
+    It serves once it is settled, which like its forwards is work for the device's thread.
+    """
 
     kind = ""
 
     def __init__(self, name: str, model: nn.Module, bf16: bool, chunk_tokens: int | None, max_queue: int):
         self.name, self.model, self.bf16, self.created = name, model.eval(), bf16, int(time.time())
         self.device = next(model.parameters()).device
-        self._settle()
         chunk = chunk_tokens or (CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK)
         self.batcher = Batcher(self._forward, chunk, max_queue)
         self.words = ThreadPoolExecutor(1, "tokenise")
@@ -61,7 +63,7 @@ class Served:
         return self.model.max_seq_length
 
     def close(self) -> None:
-        """End its threads."""
+        """Leave its queue and end its thread."""
         self.batcher.close()
         self.words.shutdown(wait=False, cancel_futures=True)
 
@@ -102,7 +104,8 @@ class Served:
         with torch.inference_mode():
             return self._rows(chunk).cpu().numpy()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Lay the weights out for serving; nothing else works with the model afterwards."""
         raise NotImplementedError
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -174,7 +177,8 @@ class ServedReranker(Served):
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model.scored(chunk, self.bf16)  # [n]
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Only `scored` works from now on."""
         self.model.only_score(self.bf16)
 
 
@@ -202,7 +206,8 @@ class ServedEncoder(Served):
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model.embedded(chunk, self.bf16)  # [n, D]
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Only `embedded` works from now on."""
         self.model.only_embed(self.bf16)
 
 

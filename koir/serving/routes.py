@@ -36,6 +36,11 @@ def _usage(tokens: int) -> dict:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
+def _too_long(which: Sequence[int | str], named: str) -> str:
+    shown = ", ".join(map(str, which[:20])) + (", ..." if len(which) > 20 else "")
+    return f"{len(which)} documents were too long and were cut, by {named}: {shown}"
+
+
 def _order(logits: np.ndarray, top_n: int | None) -> list[int]:
     """Positions by float32 logit, best first, equal ones in the order of the request."""
     return np.argsort(-logits, kind="stable")[: min(top_n or len(logits), len(logits))].tolist()
@@ -64,7 +69,7 @@ async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: boo
     )
     answer = await reranker.score([(body.query, text) for text in texts], limits)
     _note(request, reranker.name, len(texts), answer)
-    scores = (answer.rows if body.raw else sigmoid(answer.rows)).tolist()
+    scores = (answer.rows if body.raw else request.app.state.score_map(answer.rows)).tolist()
     wanted = request.app.state.return_documents if body.return_documents is None else body.return_documents
     results = []
     for i in _order(answer.rows, body.top_n):
@@ -74,8 +79,7 @@ async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: boo
     meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
     meta["tokens"] = {"input_tokens": answer.tokens, "output_tokens": 0}
     if answer.truncated:
-        shown = ", ".join(map(str, answer.truncated[:20])) + (", ..." if len(answer.truncated) > 20 else "")
-        meta["warnings"] = [f"{len(answer.truncated)} documents were too long and were cut, by index: {shown}"]
+        meta["warnings"] = [_too_long(answer.truncated, "index")]
     content = {"id": f"rerank-{uuid.uuid4().hex}", "object": "rerank", "created": int(time.time())}
     content |= {"model": reranker.name, "results": results, "usage": _usage(answer.tokens), "meta": meta}
     return _json(content, len(answer.truncated))
@@ -87,7 +91,7 @@ async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Respo
     _note(request, reranker.name, len(body.texts))
     answer = await reranker.score([(body.query, text) for text in body.texts], limits)
     _note(request, reranker.name, len(body.texts), answer)
-    scores = (answer.rows if body.raw_scores else sigmoid(answer.rows)).tolist()
+    scores = (answer.rows if body.raw_scores else request.app.state.score_map(answer.rows)).tolist()
     results = [{"index": i, "score": scores[i]} for i in _order(answer.rows, body.top_n)]
     if body.return_text:
         results = [result | {"text": body.texts[result["index"]]} for result in results]
@@ -119,7 +123,7 @@ async def rerank_v2(request: Request, body: schemas.RerankRequest) -> Response:
 
 
 @router.post("/infinity/rerank", **RERANKED)
-async def rerank_infinity(request: Request, body: schemas.VllmRerankRequest) -> Response:
+async def rerank_infinity(request: Request, body: schemas.RerankRequest) -> Response:
     """Infinity's shape: `document` is the bare text, as its client and LiteLLM's `infinity/` expect."""
     return await _rerank(request, body, plain_text=True)
 
@@ -180,14 +184,20 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
     """The whole pipeline in one call: candidates of the first stage, ordered by the reranker."""
     pipeline = request.app.state.registry.find("pipeline", body.model)
     _note(request, pipeline.name, 1)
-    hits, milliseconds, tokens = await pipeline.search(body.query, body.top_n, body.depth, body.rerank)
+    found = await pipeline.search(body.query, body.top_n, body.depth, body.rerank)
+    truncated = len(found.cut) + found.cut_query
+    request.scope["koir"] |= {"texts": found.texts, "tokens": found.tokens, "truncated": truncated}
     results = []
-    for hit in hits:
+    for hit in found.hits:
         results.append({"id": hit.id, "relevance_score": hit.score, "first_stage_score": hit.first_stage_score})
         if body.return_documents:
             results[-1]["document"] = {"text": hit.text}
     content = {"id": f"search-{uuid.uuid4().hex}", "object": "search", "model": pipeline.name, "results": results}
-    return _json(content | {"usage": _usage(tokens), "milliseconds": milliseconds})
+    content |= {"usage": _usage(found.tokens), "milliseconds": found.milliseconds}
+    if truncated:
+        said = ["the query was too long for the encoder and was cut"] if found.cut_query else []
+        content["meta"] = {"warnings": said + ([_too_long(found.cut, "id")] if found.cut else [])}
+    return _json(content, truncated)
 
 
 @router.get("/v1/models", **LISTED, tags=["server"])

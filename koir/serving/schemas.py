@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 
 def _whole(text: str) -> str:
@@ -47,8 +57,12 @@ class _Truncation(BaseModel):
         return "right" if side is None else side.lower() if isinstance(side, str) else side
 
 
+def _listed(documents: Any) -> Any:
+    return [documents] if isinstance(documents, str) else documents
+
+
 class RerankRequest(_Truncation):
-    """Jina, Cohere v1 and v2, LocalAI: top_n is at least 1."""
+    """Jina, Cohere v1 and v2, LocalAI, Infinity: top_n is at least 1."""
 
     model: str | None = Field(None, description="as /v1/models lists it; any name where one reranker is loaded")
     query: Query
@@ -68,8 +82,9 @@ class RerankRequest(_Truncation):
 
 
 class VllmRerankRequest(RerankRequest):
-    """vLLM and Infinity: top_n 0 means all."""
+    """vLLM: top_n 0 means all, and one document may come without its list."""
 
+    documents: Annotated[Documents, BeforeValidator(_listed)]
     top_n: int | None = Field(None, ge=0, description="best ones returned; 0 or absent: all")
 
 
@@ -237,4 +252,6 @@ class SearchAnswer(BaseModel):
     object: str
     model: str
     results: list[dict[str, Any]]
+    usage: dict[str, int]
     milliseconds: dict[str, float]
+    meta: dict[str, Any] | None = Field(None, description="warnings, where something was cut")

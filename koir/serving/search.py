@@ -10,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from koir.errors import RunError
 from koir.evaluation.pipeline import Pipeline
 from koir.evaluation.reranking import final_run
 from koir.retrieval.ranking import ranked
 from koir.retrieval.score_maps import SCORE_MAPS
-from koir.serving.models import Limits, ServedReranker
+from koir.serving.batching import queue_full
+from koir.serving.models import Answer, Limits, ServedEncoder, ServedReranker
 from koir.serving.problems import Problem
 
 log = logging.getLogger("koir.serving")
@@ -27,7 +30,7 @@ class Documents:
 
     def __init__(self, file: Path):
         if not file.is_file():
-            raise RunError(str(file), "no such file", "an index that scripts/build_index.py wrote")
+            raise RunError(str(file), "no such file", "what scripts/build_index.py or evaluate.py wrote there")
         self.file, self.places = file, {}
         with file.open("rb") as lines:
             place = 0
@@ -55,10 +58,25 @@ class Hit:
     first_stage_score: float
 
 
-class ServedPipeline:
-    """An index, the texts behind it, and the reranker (or None) that orders its candidates.
+@dataclass
+class Found:
+    """A search's answer. hits: best first. milliseconds: of each stage. texts, tokens: that went through models.
 
-    texts_of: ids -> id -> text.
+    cut_query: whether the encoder read only a part of the query. cut: ids of candidates the reranker read in part.
+    """
+
+    hits: list[Hit]
+    milliseconds: dict[str, float]
+    texts: int
+    tokens: int
+    cut_query: bool
+    cut: list[str]
+
+
+class ServedPipeline:
+    """An index, the texts behind it, its encoder (or None), and the reranker (or None) that orders its candidates.
+
+    texts_of: ids -> id -> text. max_queue: searches in the first stage beyond which new ones are turned away.
     """
 
     kind = "pipeline"
@@ -69,29 +87,29 @@ class ServedPipeline:
         index,
         texts_of: Callable[[Sequence[str]], dict],
         pipeline: Pipeline,
+        encoder: ServedEncoder | None,
         reranker: ServedReranker | None,
+        max_queue: int = 32768,
     ):
-        self.name, self.index, self.texts_of, self.pipeline, self.reranker = name, index, texts_of, pipeline, reranker
+        self.name, self.index, self.texts_of, self.pipeline = name, index, texts_of, pipeline
+        self.encoder, self.reranker, self.max_queue = encoder, reranker, max_queue
         self.created, self.max_seq_length = int(time.time()), None
         self.first = ThreadPoolExecutor(1, "first-stage")
+        self.waiting, self.done, self.seconds = 0, 0, 0.0
 
     def close(self) -> None:
         """End its thread."""
         self.first.shutdown(wait=False, cancel_futures=True)
 
-    async def search(self, query: str, top_n: int, depth: int | None, rerank: bool) -> tuple[list[Hit], dict, int]:
-        """The `top_n` best documents, milliseconds of each stage, and the reranker's tokens."""
-        depth = min(max(depth or self.pipeline.depth, top_n), MOST_CANDIDATES)
-        loop, started = asyncio.get_running_loop(), time.perf_counter()
-        try:
-            candidates, texts = await loop.run_in_executor(self.first, self._candidates, query, depth)
-        except RunError as error:  # a Milvus that went away
-            log.error("%s", error)
-            raise Problem(503, "the index does not answer; try again later", "index_unavailable") from None
+    async def search(self, query: str, top_n: int, depth: int | None, rerank: bool) -> Found:
+        """The `top_n` best documents."""
+        depth, started = min(max(depth or self.pipeline.depth, top_n), MOST_CANDIDATES), time.perf_counter()
+        candidates, texts, embedded = await self._first_stage(query, depth)
         milliseconds = {"first_stage": 1000 * (time.perf_counter() - started)}
+        texts_read, tokens, cut_query = (1, embedded.tokens, bool(embedded.truncated)) if embedded else (0, 0, False)
         if self.reranker is None or not rerank or not candidates:
-            order = ranked(candidates)[:top_n]
-            return [Hit(d, texts[d], candidates[d], candidates[d]) for d in order], milliseconds, 0
+            hits = [Hit(d, texts[d], candidates[d], candidates[d]) for d in ranked(candidates)[:top_n]]
+            return Found(hits, milliseconds, texts_read, tokens, cut_query, [])
         started, ids = time.perf_counter(), list(candidates)
         answer = await self.reranker.score([(query, texts[d]) for d in ids], Limits())
         milliseconds["reranker"] = 1000 * (time.perf_counter() - started)
@@ -100,10 +118,31 @@ class ServedPipeline:
         shown = final
         if p.interpolate is None:  # a mixture is shown as it is: its parts are on a scale of their own
             shown = dict(zip(ids, SCORE_MAPS[p.score_map or "sigmoid"](answer.rows).tolist(), strict=True))
-        order = ranked(final)[:top_n]
-        return [Hit(d, texts[d], shown[d], candidates[d]) for d in order], milliseconds, answer.tokens
+        hits = [Hit(d, texts[d], shown[d], candidates[d]) for d in ranked(final)[:top_n]]
+        cut = [ids[position] for position in answer.truncated]
+        return Found(hits, milliseconds, texts_read + len(ids), tokens + answer.tokens, cut_query, cut)
 
-    def _candidates(self, query: str, depth: int) -> tuple[dict[str, float], dict[str, str]]:
-        (found,) = self.index.search([query], depth)
+    async def _first_stage(self, query: str, depth: int) -> tuple[dict[str, float], dict[str, str], Answer | None]:
+        """The candidates, best first, their texts, and what the encoder said of the query. Raises Problem 429, 503."""
+        if self.waiting >= self.max_queue:
+            seconds = self.waiting * self.seconds / max(self.done, 1)
+            raise queue_full(self.waiting, self.max_queue, seconds, "searches")
+        self.waiting += 1
+        try:
+            embedded = await self.encoder.embed([query], "query", Limits()) if self.encoder else None
+            vectors = [embedded.rows] if embedded else []  # of [1, D]; BM25 takes none
+            search = asyncio.get_running_loop().run_in_executor(self.first, self._candidates, query, depth, *vectors)
+            return *await search, embedded
+        except RunError as error:  # a Milvus that went away
+            log.error("%s", error)
+            raise Problem(503, "the index does not answer; try again later", "index_unavailable") from None
+        finally:
+            self.waiting -= 1
+
+    def _candidates(self, query: str, depth: int, *vectors: np.ndarray) -> tuple[dict[str, float], dict[str, str]]:
+        started = time.perf_counter()
+        (found,) = self.index.search([query], depth, *vectors)
         found = dict(itertools.islice(found.items(), depth))
-        return found, self.texts_of(list(found))
+        texts = self.texts_of(list(found))
+        self.done, self.seconds = self.done + 1, self.seconds + time.perf_counter() - started
+        return found, texts
