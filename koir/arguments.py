@@ -1,5 +1,6 @@
 """Recipe dataclasses: every flag of training, with its default, its unit and what it does."""
 
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -201,6 +202,8 @@ class TrainingArguments(HfTrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows reach the collator whole
         self.logging_nan_inf_filter = False  # a broken loss is to be seen
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # else each process would take itself for the only one
+            self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own
