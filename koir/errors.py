@@ -73,7 +73,7 @@ REFUSALS = {
     errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
 }
 # gloo's words and NCCL's for another process that is gone
-LOST = r"Connection (closed|reset) by peer|Timed out waiting \d+ms|NCCL communicator was aborted"
+LOST = r"(?s)gloo.*(Connection (closed|reset) by peer|Timed out waiting)|NCCL communicator was aborted"
 
 
 def refused_by_machine(error: Exception) -> UserError | None:
