@@ -12,7 +12,6 @@ and too little memory in the middle (needs root). `input` runs the damaged files
 
 import argparse
 import codecs
-import contextlib
 import json
 import os
 import random
@@ -26,7 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from subjects import ROOT, SUBJECTS, TINY, Subject, attempt
+import ranks
+from subjects import ROOT, SUBJECTS, Subject, attempt
 
 from koir.retrieval import dense
 
@@ -187,50 +187,13 @@ def refusals() -> Iterator[dict]:
     yield killed_by_the_kernel()
 
 
-# --- lost ranks ------------------------------------------------------------------------------------------------------
-
-
-def lost_rank(how: signal.Signals) -> dict:
-    """Two processes train; one is killed or stopped: the job must end, name it, and leave no process behind."""
-    with tempfile.TemporaryDirectory() as place:
-        words = [*TINY, "--max_steps", "100000", "--save_steps", "100000", "--per_device_train_batch_size", "16"]
-        words += ["--ddp_timeout", "15", "--output_dir", f"{place}/run"]
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        environment = os.environ | {"KOIR_CACHE": f"{place}/cache", "HF_HUB_OFFLINE": "1"}
-        log = Path(place) / "log.txt"
-        with log.open("w") as out:
-            job = subprocess.Popen([*command, str(ROOT / "v1.1/train.py"), *words], stdout=out, stderr=out,
-                                   env=environment, start_new_session=True)  # fmt: skip
-        metrics = Path(place) / "run" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-            time.sleep(0.2)
-            if job.poll() is not None:
-                return {"what": f"rank {how.name}", "tried": 0, "losses": [log.read_text()[-500:]]}
-        ranks = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(ranks[1]), how)
-        begun, losses = time.monotonic(), []
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            job.wait(timeout=120)
-        took = time.monotonic() - begun
-        if job.poll() is None:
-            losses.append("the job did not end in 120 s")
-        left = subprocess.run(["pgrep", "-g", str(job.pid)], capture_output=True, text=True).stdout.split()
-        for process in left:
-            os.kill(int(process), signal.SIGKILL)
-        if left:
-            losses.append(f"{len(left)} processes left behind")
-        words = log.read_text()
-        if job.returncode == 0 or "rank 1" not in words.replace("rank: 1", "rank 1").replace("local_rank", "rank"):
-            losses.append(f"status {job.returncode}, rank 1 is not named: {words[-400:]}")
-        return {"what": f"{how.name} to rank 1 of 2", "tried": 1, "losses": losses, "note": f"ended after {took:.0f} s"}
-
-
 def run_group(name: str, kills: int, seed: int) -> Iterator[dict]:
     """The table rows of one group, as they are done."""
     if name == "disk":
         yield from refusals()
     elif name == "ranks":
-        yield from map(lost_rank, (signal.SIGKILL, signal.SIGSTOP))
+        yield from map(ranks.lost, (signal.SIGKILL, signal.SIGSTOP))
+        yield ranks.preempted()
     elif name == "input":
         command = [sys.executable, str(ROOT / "tests" / "fuzz_input.py"), "--seed", str(seed)]
         done = subprocess.run(command, capture_output=True, text=True)

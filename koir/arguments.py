@@ -1,8 +1,11 @@
 """Recipe dataclasses: every flag of training, with its default, its unit and what it does."""
 
+import datetime
+import os
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments as HfTrainingArguments
 
 from koir.flags import EVERYDAY, NOT_OURS, parse, require  # noqa: F401 (read from here by the commands)
@@ -203,6 +206,10 @@ class TrainingArguments(HfTrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows reach the collator whole
         self.logging_nan_inf_filter = False  # a broken loss is to be seen
+        if "LOCAL_RANK" in os.environ:  # several processes: without use_cpu, each would take itself for the only one
+            self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+            if self.use_cpu and not dist.is_initialized():  # the parent would forget ddp_timeout
+                dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=self.ddp_timeout))
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own

@@ -21,6 +21,14 @@ class Sides(NamedTuple):
     all_queries: torch.Tensor | None
 
 
+class NotFinite(ArithmeticError):
+    """A loss that is not finite. loss: its value. rows: of this process's queries, those that make it so, if any."""
+
+    def __init__(self, loss: float, rows: list[int]):
+        super().__init__(loss, rows)
+        self.loss, self.rows = loss, rows
+
+
 class Contrast:
     """The loss that the flags describe, as a function of one process's embeddings and batch.
 
@@ -40,7 +48,7 @@ class Contrast:
 
         embeddings: [U, D] of this process's distinct texts, in the order of `batch["chunks"]`. The mean of the values
         over the W processes is the mean over all B queries, and the mean of its gradients, which is what data-parallel
-        reducers take, is the gradient of that mean.
+        reducers take, is the gradient of that mean. Raises NotFinite.
         """
         sizes = gather_sizes(*batch["known"].shape, len(batch["document"]), device=embeddings.device)
         queries, answers, columns = (list(size) for size in zip(*sizes, strict=True))
@@ -48,25 +56,27 @@ class Contrast:
         hashes, known = _identities(batch, queries, max(answers), columns)  # [N], [B, P]
         sides = self.exchanged(embeddings, batch, columns, queries)
         seen = self.seen_by_guide(sides, batch, columns, queries)
-        own, temperature = batch["target"], self.loss.temperature  # [b]
+        own = batch["target"]  # [b]
         shared = {
+            "temperature": self.loss.temperature,
             "normalizer": sum(queries) / world_size(),
             "dimensions": self.loss.matryoshka_dimensions,
             "weights": self.loss.matryoshka_weights,
         }
         here = slice(first_query, first_query + len(own))
         guide, teacher = self.judge(seen and (seen.queries, seen.all_documents)), self.teacher(batch, first_column)
-        loss, negatives = contrastive_loss(
-            sides.queries, sides.all_documents, own + first_column, temperature, known[here], hashes,
-            guide=guide, teacher=teacher, **shared,
-        )  # fmt: skip
+        parts = [{"queries": sides.queries, "documents": sides.all_documents, "target": own + first_column,
+                  "known": known[here], "document_hashes": hashes, "guide": guide, "teacher": teacher}]  # fmt: skip
+        loss, negatives = contrastive_loss(**parts[0], **shared)
         if self.loss.symmetric_weight:
             guide = self.judge(seen and (seen.documents[own], seen.all_queries))
-            backwards, _ = contrastive_loss(
-                sides.documents[own], sides.all_queries, torch.arange(here.start, here.stop, device=own.device),
-                temperature, batch["document_hash"][own, None], known, guide=guide, **shared,
-            )  # fmt: skip
-            loss = loss + self.loss.symmetric_weight * backwards
+            target = torch.arange(here.start, here.stop, device=own.device)
+            parts.append({"queries": sides.documents[own], "documents": sides.all_queries, "target": target,
+                          "guide": guide, "known": batch["document_hash"][own, None],
+                          "document_hashes": known})  # fmt: skip
+            loss = loss + self.loss.symmetric_weight * contrastive_loss(**parts[1], **shared)[0]
+        if not torch.isfinite(loss):
+            raise NotFinite(loss.item(), [n for n in range(len(own)) if not all(_finite(n, p, shared) for p in parts)])
         return loss, negatives / len(own)
 
     def exchanged(self, vectors: torch.Tensor, plan: dict, columns: list[int], queries: list[int]) -> Sides:
@@ -99,6 +109,16 @@ class Contrast:
         columns = torch.where(columns < 0, columns, columns + first_column)  # [b, M]
         loss, scores = self.loss, batch["teacher_scores"]
         return Teacher(columns, scores, loss.distillation, loss.distillation_weight, loss.teacher_temperature)
+
+
+def _finite(row: int, part: dict, shared: dict) -> bool:
+    """Whether one row of a `contrastive_loss` has a finite loss. part: the arguments by name that differ by row."""
+    here, guide, teacher = slice(row, row + 1), part["guide"], part.get("teacher")
+    alone = part | {name: part[name][here] for name in ("queries", "target", "known")}
+    alone["guide"] = guide and guide._replace(rows=guide.rows[here])
+    alone["teacher"] = teacher and teacher._replace(columns=teacher.columns[here], scores=teacher.scores[here])
+    with torch.no_grad():
+        return bool(torch.isfinite(contrastive_loss(**alone, **shared)[0]))
 
 
 def _identities(batch: dict, queries: list[int], answers: int, columns: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

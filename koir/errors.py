@@ -3,6 +3,7 @@
 import difflib
 import errno
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -71,10 +72,12 @@ REFUSALS = {
     errno.EMFILE: ("too many open files", "a higher limit (ulimit -n)"),
     errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
 }
+# gloo's words and NCCL's for another process that is gone
+LOST = r"(?s)gloo.*(Connection (closed|reset) by peer|Timed out waiting)|NCCL communicator was aborted"
 
 
 def refused_by_machine(error: Exception) -> UserError | None:
-    """A full disk, a missing permission, too many open files or no memory as a UserError; None for any other error.
+    """What the machine refuses or has lost as a UserError: disk, permission, files, memory, another process; else None.
 
     torch, safetensors and pyarrow raise kinds of their own, so their words and causes are read too.
     """
@@ -84,6 +87,9 @@ def refused_by_machine(error: Exception) -> UserError | None:
     for found, expected in REFUSALS.values():
         if found in str(error).lower():
             return UserError("the disk", found, expected)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and re.search(LOST, str(error)):
+        found = "another process that ended or did not answer in time (--ddp_timeout)"
+        return UserError(f"rank {os.environ.get('RANK')}", found, "all of them at the same step")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return UserError("memory", "none left", "a machine with more, or less at once")
     if re.search(r"PytorchStreamWriter failed writing|\d+ requested and \d+ written", str(error)):  # torch, numpy

@@ -16,6 +16,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def meet() -> None:
+    """Wait for the other processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def leave_processes() -> None:
     """Wait for the other processes and part from them: a group that still lives at exit can abort its process."""
     if dist.is_available() and dist.is_initialized():

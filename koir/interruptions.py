@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from koir.errors import RunError
-from koir.gather import world_size
+from koir.gather import leave_processes, world_size
 
 RESUME = "--resume_from_checkpoint last"
 
@@ -42,16 +43,23 @@ class StopOnSignal(TrainerCallback):
         """
         signal.signal(signal.SIGTERM, self.before)
         if self.signalled:
+            leave_processes()  # the first to end ends the others, which may still be writing
             if int(os.environ.get("RANK", 0)) == 0:
                 print(f"stopped by SIGTERM; resume with --output_dir {folder} {RESUME}", flush=True)
             raise SystemExit(128 + signal.SIGTERM)
 
 
 class StopOnBrokenGradient(TrainerCallback):
-    """A gradient that is not finite ends the run before the optimizer spreads it; the last checkpoint stays good."""
+    """A gradient that is not finite ends the run before it is spread or saved; the last checkpoint stays good.
+
+    engine: DeepSpeed's, once there is one.
+    """
+
+    def __init__(self, engine: Callable[[], object | None] = lambda: None):
+        self.engine = engine
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        """Under fp16 the scaler skips such steps by itself, and DeepSpeed holds the gradients elsewhere."""
+        """Under fp16 the scaler skips such steps by itself; of DeepSpeed's gradients only the norm is to be had."""
         if args.fp16 or args.deepspeed:
             return
         named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
@@ -60,28 +68,44 @@ class StopOnBrokenGradient(TrainerCallback):
             name = named[int((~torch.isfinite(norms)).nonzero()[0])][0]
             raise RunError(f"step {state.global_step + 1}", f"a gradient of {name} that is not finite", _calmer())
 
+    def on_step_end(self, args, state, control, **_):
+        """DeepSpeed's step is done, or was skipped, by the time its norm is known; nothing is saved yet."""
+        engine = self.engine()
+        norm = None if engine is None or args.fp16 else engine.get_global_grad_norm()
+        if norm is not None and not 0 <= float(norm) < float("inf"):  # it says -1 or inf of what is not finite
+            raise RunError(f"step {state.global_step}", "gradients that are not finite", _calmer())
+
 
 def refuse_broken(step: int, embeddings: torch.Tensor, chunks: list[dict], tokenizer) -> None:
     """Raise RunError, with chunk and text, when an embedding [U, D] of this process is not finite.
 
     chunks: padded inputs of the U texts in the same order.
     """
-    broken = (~torch.isfinite(embeddings.detach()).all(1)).nonzero().flatten()
-    if not len(broken):
-        return
-    row = int(broken[0])
+    broken = (~torch.isfinite(embeddings.detach()).all(1)).nonzero().flatten().tolist()
+    if broken:
+        found = f"{len(broken)} embeddings that are not finite; first: {_place(broken[0], chunks, tokenizer)}"
+        raise RunError(f"step {step}", found, _calmer())
+
+
+def broken_loss(step: int, loss: float, broken: Sequence[int], what: str, chunks: list[dict], tokenizer) -> RunError:
+    """The error that names, beside a loss that is not finite, what broke it.
+
+    broken: rows of all chunks' inputs together, each the text of one `what`; there may be none.
+    """
+    found = f"a loss of {loss}"
+    if broken:
+        found += f", of {len(broken)} {what}; first: {_place(broken[0], chunks, tokenizer)}"
+    return RunError(f"step {step}", found, _calmer())
+
+
+def _place(row: int, chunks: list[dict], tokenizer) -> str:
+    """Chunk and text of a row of all chunks' inputs together."""
     for number, chunk in enumerate(chunks, 1):
         if row < len(chunk["input_ids"]):
             text = tokenizer.decode(chunk["input_ids"][row], skip_special_tokens=True)
-            where = f"chunk {number} of {len(chunks)}, text {text[:60]!r}"
-            raise RunError(f"step {step}", f"{len(broken)} embeddings that are not finite; first: {where}", _calmer())
+            return f"chunk {number} of {len(chunks)}, text {text[:60]!r}"
         row -= len(chunk["input_ids"])
-
-
-def refuse_broken_loss(step: int, loss: torch.Tensor) -> None:
-    """Raise RunError when a loss is not finite."""
-    if not torch.isfinite(loss):
-        raise RunError(f"step {step}", f"a loss of {loss.item()}", _calmer())
+    return "a repeat that keeps ranks in step"
 
 
 def _calmer() -> str:

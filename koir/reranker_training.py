@@ -11,7 +11,7 @@ from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task
 from koir.gather import gather_sizes, world_size
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
-from koir.interruptions import refuse_broken_loss
+from koir.interruptions import broken_loss
 from koir.losses import kl_divergence
 from koir.mining import Statistics
 from koir.ranking_losses import POINTWISE, cross_entropy
@@ -58,6 +58,7 @@ class RerankerTrainer(RunTrainer):
 
         Its mean over the W processes is the mean over all B queries, and so with its gradients.
         """
+        batch["scores"] = [scores.detach()]
         grouped, there = scores[batch["column"]], batch["there"]  # [b, M] each
         if self.loss_arguments.loss == "cross_entropy":
             total = cross_entropy(grouped, there)
@@ -69,6 +70,7 @@ class RerankerTrainer(RunTrainer):
     def judge_chunk(self, scores: torch.Tensor, batch: dict, start: int) -> torch.Tensor:
         """A pointwise loss's part of one chunk, whose scores [m] begin at `start` in the chunks' order."""
         target, weight = (batch[name][start : start + len(scores)] for name in ("target", "weight"))
+        batch.setdefault("scores", []).append(scores.detach())
         scores = scores[: len(target)]  # a repeat that keeps ranks in step has no target
         return POINTWISE[self.loss_arguments.loss](scores, target, weight) / self.normalizer(batch)
 
@@ -79,13 +81,28 @@ class RerankerTrainer(RunTrainer):
         return batch["queries"] / world_size()
 
     def account(self, loss: torch.Tensor, batch: dict) -> None:
-        """Count a batch; raise RunError for a loss that is not finite."""
-        refuse_broken_loss(self.state.global_step + 1, loss)
+        """Count a batch; raise RunError, with step, chunk and pair, where a score or the loss is not finite."""
+        if not torch.isfinite(loss):
+            step, tokenizer = self.state.global_step + 1, self.accelerator.unwrap_model(self.model).tokenizer
+            raise broken_loss(step, loss.item(), *self._broken(batch), batch["chunks"], tokenizer)
         self.steps += 1
         self.tokens += batch["tokens"]
         self.queries += len(batch["column"])
         self.negatives += batch["negatives"]
         self.filled += batch["filled"]
+
+    def _broken(self, batch: dict) -> tuple[list[int], str]:
+        """Which pairs, in the chunks' order, broke the loss, and what they are."""
+        scores = torch.cat(batch.pop("scores"))  # [n or more]
+        if broken := (~torch.isfinite(scores)).nonzero().flatten().tolist():
+            return broken, "scores that are not finite"
+        if self.loss_arguments.loss in POINTWISE:
+            parts = [self.judge_chunk(scores[n : n + 1], batch, n) for n in range(len(batch["target"]))]
+            return [n for n, part in enumerate(parts) if not torch.isfinite(part)], "pairs"
+        rows = range(len(batch["column"]))
+        groups = [batch | {k: batch[k][n : n + 1] for k in ("column", "there", "teacher")} for n in rows]
+        parts = [self.judge(scores, group) for group in groups]
+        return [int(batch["column"][n, 0]) for n in rows if not torch.isfinite(parts[n])], "groups"
 
     def facts(self) -> dict:
         """What run.json says of the training itself."""

@@ -59,8 +59,9 @@ def write_recipe(folder: Path, groups: dict) -> None:
     keys = {}
     for name in [name for name in groups if name not in ("training", "dev_tasks", "guide")]:
         keys |= vars(groups[name])
-    defaults = TrainingArguments(output_dir=groups["training"].output_dir).to_dict()
-    for key, value in groups["training"].to_dict().items():
+    args = groups["training"]  # making others sets up the processes anew, so these must be on the same devices
+    defaults = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}
+    for key, value in args.to_dict().items():
         if key not in arguments.NOT_OURS and value != defaults.get(key) and key != "resume_from_checkpoint":
             keys[key] = value
     text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)

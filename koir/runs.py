@@ -87,6 +87,8 @@ def run(
         print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
         print("\n".join(kind.describe(start, groups) + _budget_lines(groups)), file=sys.stderr)
         write_recipe(folder, groups)
+        if note := os.environ.get("KOIR_FOLDER"):  # where finetune.sh looks for checkpoints when it has the last word
+            Path(note).write_text(args.output_dir, encoding="utf-8")
         keep_lines(folder / "metrics.jsonl", checkpoint)
     trainer = trainer_class(start, args, triplets, groups)
     _train(trainer, checkpoint, folder, groups)
@@ -110,7 +112,7 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
     """Train; a signal ends it with a checkpoint and status 143, a lack of memory with the budget to resume with."""
     stop = StopOnSignal()
     trainer.add_callback(stop)
-    trainer.add_callback(StopOnBrokenGradient())
+    trainer.add_callback(StopOnBrokenGradient(lambda: trainer.deepspeed))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except pickle.UnpicklingError:

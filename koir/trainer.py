@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
 from koir.evaluation.tasks import Task
-from koir.gather import average_gradients, gather_sizes, world_size
+from koir.gather import average_gradients, gather_sizes, meet, world_size
 
 
 class RunTrainer(Trainer):
@@ -147,6 +147,11 @@ class RunTrainer(Trainer):
 
     def _get_output_dir(self, trial: object = None) -> str:
         return str(Path(self.args.output_dir) / "checkpoints")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; nobody goes on to write into the folder before it is there, for it appears all at once."""
+        super().save_model(output_dir, _internal_call)
+        meet()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:

@@ -7,12 +7,12 @@ import torch
 from koir import lora
 from koir.arguments import TrainingArguments, require
 from koir.batches import Collator, require_scores
-from koir.contrast import Contrast
+from koir.contrast import Contrast, NotFinite
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError
 from koir.evaluation import pipeline
 from koir.gather import world_size
-from koir.interruptions import refuse_broken, refuse_broken_loss
+from koir.interruptions import broken_loss, refuse_broken
 from koir.retrieval import stages
 from koir.sampling import OneSourceBatches, RandomOrder
 from koir.trainer import RunTrainer
@@ -56,11 +56,17 @@ class EmbeddingTrainer(RunTrainer):
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
-        """The loss of this process's rows against all texts of the global batch, as `Contrast` scales it."""
+        """The loss of this process's rows against all texts of the global batch, as `Contrast` scales it.
+
+        Raises RunError, with step, chunk and text, where an embedding or the loss is not finite.
+        """
         step = self.state.global_step + 1
         refuse_broken(step, embeddings, batch["chunks"], self.texts)
-        loss, negatives = self.judged(embeddings, batch)
-        refuse_broken_loss(step, loss)
+        try:
+            loss, negatives = self.judged(embeddings, batch)
+        except NotFinite as error:
+            rows = batch["inverse"][batch["query"][error.rows]].tolist()
+            raise broken_loss(step, error.loss, rows, "queries", batch["chunks"], self.texts) from None
         self.negatives = self.negatives + negatives
         self.steps += 1
         self.tokens += batch["tokens"]

@@ -1,4 +1,4 @@
-# Sourced by the finetune.sh scripts: set up, choose the recipe, start one process or torchrun.
+# Sourced by the finetune.sh scripts: set up, choose the recipe, start one process or, by scripts/launch.py, torchrun.
 # launch TRAIN.py DEFAULT_RECIPE [RECIPE.yaml] [--auto_retry] [--flag value ...]
 #   --auto_retry    when memory runs out, go on from the last checkpoint with half the token budget, by itself
 #   NPROC_PER_NODE  processes on this machine (default: one a visible GPU, else 1)
@@ -37,8 +37,8 @@ glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
     command=("$root/.venv/bin/python")
   else
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}"
-    command=("$root/.venv/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}"
-      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
+    command=("$root/.venv/bin/python" "$root/scripts/launch.py" --nproc_per_node "$processes" --nnodes "$nodes"
+      --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
   fi
   run_to_the_end "$retry" "${command[@]}" "$train" "$recipe" ${words[@]+"${words[@]}"}
 }
@@ -47,6 +47,8 @@ glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
 run_to_the_end() {
   local retry="$1" child status flags=()
   shift
+  KOIR_FOLDER="$(mktemp 2>/dev/null || true)"  # the training writes its run folder there
+  export KOIR_FOLDER
   if [ -n "$retry" ]; then
     KOIR_RETRY="$(mktemp)"
     export KOIR_RETRY
@@ -67,7 +69,19 @@ run_to_the_end() {
   if [ -n "$retry" ]; then rm -f "$KOIR_RETRY"; fi
   if [ "$status" = 137 ]; then
     echo "error: the process was killed, most likely by the kernel because memory ran out; expected less to hold:" \
-      "a smaller --chunk_tokens, --cache_keep_tokens 0; the last checkpoint is good: --resume_from_checkpoint last" >&2
+      "a smaller --chunk_tokens, --cache_keep_tokens 0$(to_resume "$(cat "$KOIR_FOLDER" 2>/dev/null)")" >&2
   fi
+  rm -f "$KOIR_FOLDER"
   return "$status"
+}
+
+# to_resume FOLDER: the flags to go on with, where the run folder holds a checkpoint that was written to its end.
+to_resume() {
+  local checkpoint
+  for checkpoint in "$1"/checkpoints/checkpoint-*; do
+    if [ "$(tail -n 1 "$checkpoint/trainer_state.json" 2>/dev/null)" = "}" ]; then
+      echo "; the last checkpoint is good: --output_dir $1 --resume_from_checkpoint last"
+      return
+    fi
+  done
 }

@@ -1,24 +1,29 @@
 """What ends a run early: each says where it stood and what to do, and saves nothing bad."""
 
 import os
+import re
 import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
-from one_step import tiny_encoder
+from one_step import tiny_encoder, trainer_module
+from test_reranker import tiny_reranker
 from transformers import TrainerControl, TrainerState
 
-from koir.errors import RunError
+from koir.arguments import LossArguments
+from koir.contrast import Contrast, NotFinite
+from koir.errors import RunError, refused_by_machine
 from koir.interruptions import (
     StopOnBrokenGradient,
     StopOnSignal,
     out_of_memory,
     refuse_broken,
-    refuse_broken_loss,
     smaller_budget,
 )
+from koir.reranker_training import RerankerTrainer
 from koir.tokens import pad
+from koir.training import EmbeddingTrainer
 
 
 @pytest.fixture
@@ -61,6 +66,18 @@ def test_a_broken_gradient_is_named_before_the_optimizer_sees_it():
     callback.on_pre_optimizer_step(SimpleNamespace(fp16=True, deepspeed=None), state, None, model=model)
 
 
+@pytest.mark.parametrize("norm", [float("nan"), float("inf"), -1.0])  # what DeepSpeed says of gradients that broke
+def test_under_deepspeed_a_broken_gradient_ends_the_run_before_it_is_saved(norm):
+    engine = SimpleNamespace(get_global_grad_norm=lambda: 0.5)
+    settings, state = SimpleNamespace(fp16=False, deepspeed="zero2.json"), TrainerState(global_step=7)
+    callback = StopOnBrokenGradient(lambda: engine)
+    callback.on_step_end(settings, state, None)
+    engine.get_global_grad_norm = lambda: norm
+    with pytest.raises(RunError, match="step 7: found gradients that are not finite"):
+        callback.on_step_end(settings, state, None)
+    callback.on_step_end(SimpleNamespace(fp16=True, deepspeed="zero2.json"), state, None)
+
+
 def test_broken_embeddings_are_said_with_chunk_and_text():
     tokenizer = tiny_encoder().tokenizer
     sequences = tokenizer(["연차는 며칠인가요", "전세 보증금", "한라산"])["input_ids"]
@@ -72,10 +89,24 @@ def test_broken_embeddings_are_said_with_chunk_and_text():
         refuse_broken(1, embeddings, chunks, tokenizer)
 
 
-def test_a_broken_loss_is_refused():
-    refuse_broken_loss(3, torch.tensor(1.0))
-    with pytest.raises(RunError, match="step 3: found a loss of nan"):
-        refuse_broken_loss(3, torch.tensor(float("nan")))
+@pytest.mark.parametrize("symmetric", [0.0, 0.5])
+def test_a_row_whose_loss_is_not_finite_is_found(symmetric):
+    arguments = LossArguments(distillation="margin_mse", symmetric_weight=symmetric)
+    batch = {"inverse": torch.arange(6), "query": torch.arange(3), "document": torch.arange(3, 6),
+             "target": torch.arange(3), "query_hash": torch.arange(1, 4), "document_hash": torch.arange(4, 7),
+             "known": torch.arange(4, 7)[:, None], "teacher_columns": torch.tensor([[0, 1], [1, 2], [2, 0]]),
+             "teacher_scores": torch.tensor([[1.0, 0.0], [3e38, 0.0], [2.0, 1.0]])}  # fmt: skip
+    with pytest.raises(NotFinite) as found:
+        Contrast(arguments)(torch.nn.functional.normalize(torch.arange(24.0).view(6, 4) + 1), batch)
+    assert found.value.rows == [1] and found.value.loss == float("inf")
+
+
+def test_a_process_that_is_gone_is_said_in_one_line(monkeypatch):
+    gone = RuntimeError("[gloo/tcp/unbound_buffer.cc:81] Timed out waiting 15000ms for recv operation to complete")
+    assert refused_by_machine(gone) is None, "one process alone waits for no other"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert str(refused_by_machine(gone)).startswith("rank 1: found another process that ended or did not answer")
 
 
 def test_what_counts_as_out_of_memory():
@@ -99,3 +130,97 @@ def test_half_the_budget_is_named_and_written_for_a_retry(tmp_path, monkeypatch)
 
 def test_where_no_smaller_budget_helps_that_is_said(tmp_path):
     assert "--max_seq_length" in str(smaller_budget(tmp_path, 512, 0, 512))
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """From a trainer's folder to the words of a run with a checkpoint every second step."""
+    place = tmp_path_factory.mktemp("base")
+    tiny_encoder(dropout=0.1).save(place / "encoder")
+    tiny_reranker(place / "reranker")
+    small = ["--max_seq_length", "16", "--per_device_train_batch_size", "6", "--chunk_tokens", "64"]
+    small += ["--save_steps", "2", "--max_steps", "5", "--learning_rate", "1e-3", "--use_cpu"]
+
+    def of(version, folder, *more):
+        base = place / ("reranker" if version == "reranker" else "encoder")
+        return [*small, "--model_name_or_path", str(base), "--output_dir", str(folder), *more]
+
+    return of
+
+
+@pytest.fixture
+def at_third_step(monkeypatch):
+    """Lets a function see, and change, what a method of a trainer is given in its third step."""
+
+    def disturb(owner, method, change):
+        original = getattr(owner, method)
+
+        def disturbed(trainer, values, batch, *more):
+            return original(trainer, change(values, batch) if trainer.state.global_step == 2 else values, batch, *more)
+
+        monkeypatch.setattr(owner, method, disturbed)
+
+    return disturb
+
+
+def test_a_run_that_sigterm_stops_resumes_to_the_weights_of_an_undisturbed_one(words, at_third_step, tmp_path, capsys):
+    main, cut = trainer_module("v1.1").main, words("v1.1", tmp_path / "cut")
+    main(words("v1.1", tmp_path / "whole"))
+    at_third_step(
+        EmbeddingTrainer, "contrast", lambda embeddings, _: os.kill(os.getpid(), signal.SIGTERM) or embeddings
+    )
+    with pytest.raises(SystemExit) as left:
+        main(cut)
+    assert left.value.code == 143
+    assert f"resume with --output_dir {tmp_path / 'cut'} --resume_from_checkpoint last" in capsys.readouterr().out
+    assert (tmp_path / "cut/checkpoints/checkpoint-3/trainer_state.json").exists()
+    assert not (tmp_path / "cut/model").exists()
+    main([*cut, "--resume_from_checkpoint", "last"])
+    whole, cut = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+
+
+def no_number(values, batch):
+    """A value of the first chunk's last row is NaN."""
+    last = len(batch["chunks"][0]["input_ids"]) - 1
+    return values.index_fill(0, torch.tensor([last]), float("nan"))
+
+
+def too_large(embeddings, batch):
+    """The fifth query's scores are beyond float32, though its embedding is finite."""
+    large = torch.zeros_like(embeddings)
+    large[batch["inverse"][batch["query"][4]], 0] = 3e38
+    return embeddings + large
+
+
+BROKEN = {
+    "an embedding": ("v1", [], "contrast", no_number, "1 embeddings that are not finite"),
+    "a query": ("v1.1", ["--temperature", "1e-3"], "contrast", too_large, r"a loss of (nan|inf), of 1 queries"),
+    "a score": ("reranker", [], "judge", no_number, "a loss of nan, of 1 scores that are not finite"),
+    "scores": ("reranker", ["--loss", "binary_cross_entropy"], "judge_chunk", no_number, "a loss of nan, of "),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_not_finite_is_said_and_nothing_is_saved_over_the_checkpoint(
+    case, words, at_third_step, tmp_path, capsys
+):
+    version, more, method, change, said = BROKEN[case]
+    checkpoints, good = tmp_path / "run/checkpoints", {}
+
+    def broken(values, batch):
+        good.update({file: file.read_bytes() for file in checkpoints.rglob("*") if file.is_file()})
+        return change(values, batch)
+
+    at_third_step(RerankerTrainer if version == "reranker" else EmbeddingTrainer, method, broken)
+    with pytest.raises(SystemExit) as left:
+        trainer_module(version).main(words(version, tmp_path / "run", *more))
+    assert left.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.match(rf"error: step 3: found {said}.*; first: chunk \d+ of \d+, text '\S", line)
+    assert checkpoints / "checkpoint-2/model.safetensors" in good
+    assert {file: file.read_bytes() for file in checkpoints.rglob("*") if file.is_file()} == good
+    assert not (tmp_path / "run/model").exists()

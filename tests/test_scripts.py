@@ -83,7 +83,7 @@ def test_every_script_that_a_message_names_exists(file):
 COMMAND = re.compile(
     r"(?P<trainer>v1\.1|v1|reranker)/(?:scripts/finetune\.sh|train\.py)"
     r"|(?P<python>evaluate\.py|leaderboard\.py|scripts/\w+\.py|benchmarks/\w+\.py)"
-    r"|(?P<shell>scripts/(?!finetune)\w+\.sh)|(?P<torchrun>torchrun)"
+    r"|(?P<shell>scripts/(?!finetune)\w+\.sh)"
 )
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*", re.ASCII)  # in Korean a particle may follow without a space
 SHOWN_BY_ALL = {"--help", "--help_all", "--flag", "--auto_retry"}  # any flag in usage lines; launch.sh's own
@@ -95,7 +95,7 @@ def known():
 
     @functools.cache
     def flags(file):
-        if file == "torchrun":
+        if file == "scripts/launch.py":  # its flags are torchrun's
             source = Path(sysconfig.get_path("purelib"), "torch/distributed/run.py").read_text()  # slow to import
             return set(re.findall(r'"(--[\w-]+)"', source))
         if file.endswith(".sh") or file.startswith(("leaderboard", "benchmarks")):  # parsers of their own kind
@@ -151,8 +151,7 @@ class Root:
         for file in [*SHELL, ROOT / "requirements.txt", ROOT / "pyproject.toml"]:
             (folder / named(file)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, folder / named(file))
-        for stub in (".venv/bin/python", ".venv/bin/torchrun"):
-            self.write(stub, STUB)
+        self.write(".venv/bin/python", STUB)
         self.stamp = folder / ".venv/.installed"
         self.gpus(0)
         self.installed()
@@ -266,14 +265,15 @@ def test_one_process_runs_python_directly_and_says_when_it_started(root):
     assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"])
 
 
-TORCHRUN = ["torchrun", "--nproc_per_node", "2", "--nnodes", "1", "--node_rank", "0"]
+TORCHRUN = ["--nproc_per_node", "2", "--nnodes", "1", "--node_rank", "0"]
 TORCHRUN += ["--master_addr", "127.0.0.1", "--master_port", "29500"]
 
 
 def test_two_processes_run_torchrun(root):
     done = root.run("v1.1/scripts/finetune.sh", "나.yaml", "--seed", "3", NPROC_PER_NODE="2")
     assert done.returncode == 0, done.stderr
-    assert root.called == [*TORCHRUN, f"{root.folder}/v1.1/train.py", "나.yaml", "--seed", "3"]
+    launcher = ["python", f"{root.folder}/scripts/launch.py"]
+    assert root.called == [*launcher, *TORCHRUN, f"{root.folder}/v1.1/train.py", "나.yaml", "--seed", "3"]
     assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"])
 
 
@@ -290,7 +290,7 @@ def test_several_machines_are_named_to_torchrun(root):
     root.run("v1/scripts/finetune.sh", "--output_dir", "run", NPROC_PER_NODE="1", **where)
     words = ["--nproc_per_node", "1", "--nnodes", "3", "--node_rank", "2"]
     words += ["--master_addr", "10.0.0.1", "--master_port", "1234"]
-    assert root.called[:11] == ["torchrun", *words]
+    assert root.called[1:12] == [f"{root.folder}/scripts/launch.py", *words]
 
 
 @pytest.mark.parametrize(
@@ -300,14 +300,16 @@ def test_several_machines_are_named_to_torchrun(root):
 def test_there_is_one_process_a_visible_gpu(root, gpus, visible, processes):
     root.gpus(gpus)
     root.run("v1/scripts/finetune.sh", **({"CUDA_VISIBLE_DEVICES": visible} if visible else {}))
-    assert root.called[:3] == ["torchrun", "--nproc_per_node", processes] if processes else root.called[0] == "python"
+    several = [f"{root.folder}/scripts/launch.py", "--nproc_per_node", processes]
+    one = direct(root, "v1", f"{root.folder}/v1/recipes/demo.yaml")
+    assert root.called[1:4] == several if processes else root.called == one
 
 
 @pytest.mark.parametrize(("gpus", "visible", "processes"), [(2, "", None), (2, "NoDevFiles,", None)])
 def test_hidden_gpus_get_no_process(root, gpus, visible, processes):
     root.gpus(gpus)
     root.run("v1/scripts/finetune.sh", CUDA_VISIBLE_DEVICES=visible)
-    assert root.called[0] == "python"
+    assert root.called == direct(root, "v1", f"{root.folder}/v1/recipes/demo.yaml")
 
 
 def test_what_the_training_exits_with_is_what_the_script_exits_with(root):
@@ -315,9 +317,16 @@ def test_what_the_training_exits_with_is_what_the_script_exits_with(root):
     assert root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="2", STUB_EXIT="7").returncode == 7
 
 
-def test_a_process_that_the_kernel_killed_is_said(root):
-    done = root.run("v1/scripts/finetune.sh", STUB_EXIT="137")
-    assert done.returncode == 137 and "memory ran out" in done.stderr and "--resume_from_checkpoint last" in done.stderr
+@pytest.mark.parametrize("state", [None, '{\n  "step"', '{\n  "step": 2\n}\n'], ids=["none", "cut short", "whole"])
+def test_a_process_that_the_kernel_killed_is_said_and_what_is_left_to_resume_from(root, state):
+    run = root.folder / "나의 run"
+    root.write(".venv/bin/python", f"#!/usr/bin/env bash\nprintf '%s' '{run}' > \"$KOIR_FOLDER\"\nkill -KILL $$\n")
+    if state is not None:
+        root.write(run / "checkpoints/checkpoint-2/trainer_state.json", state)
+    done = root.run("v1/scripts/finetune.sh")
+    assert done.returncode == 137 and "memory ran out" in done.stderr
+    whole = state is not None and state.endswith("}\n")
+    assert (f"--output_dir {run} --resume_from_checkpoint last" in done.stderr) == whole == ("good" in done.stderr)
 
 
 RETRY = """#!/usr/bin/env bash

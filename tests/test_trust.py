@@ -14,11 +14,14 @@ import torch
 from one_step import tiny_encoder, trainer_module
 from test_reranker import tiny_reranker
 
-from koir import manifest
+from koir import manifest, runs
+from koir.arguments import ModelArguments
 from koir.encoder import load_encoder
 from koir.errors import FlagError, ModelError, RunError
 from koir.manifest import origin
 from koir.reranker import load_reranker
+from koir.reranker_arguments import RerankerModelArguments
+from koir.reranker_runs import RERANKER
 from koir.retrieval.stages import first_stage, open_index
 
 HERE = Path(__file__).parent
@@ -80,6 +83,16 @@ def test_code_that_comes_with_a_model_is_not_run_unless_told_to(kind, tmp_path):
         with pytest.raises(ModelError):
             load_encoder(str(folder))
     assert not sprung.exists()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "reranker"])
+def test_running_a_models_own_code_is_warned_of(kind, capsys):
+    loader = {"encoder": runs.ENCODER, "reranker": RERANKER}[kind].loader
+    arguments = {"encoder": ModelArguments, "reranker": RerankerModelArguments}[kind]
+    loader(arguments(model_name_or_path="a/model"))
+    assert capsys.readouterr().err == ""
+    loader(arguments(model_name_or_path="a/model", trust_remote_code=True))
+    assert capsys.readouterr().err == "warning: code that comes with a/model will run here\n"
 
 
 @pytest.fixture(scope="module")
