@@ -29,7 +29,6 @@ from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.flags import parse  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
-from koir.reranker import Reranker  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 SPECIAL = 5  # the first pieces of the vocabulary are special tokens
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> Path:
     model, reranker = out / "base", out / "reranker"
     _in_half_precision(run / "model" if settings.contrastive else start, model)
     if not written.is_dir():
-        _cross_encoder(model, written, settings.seed)
+        matcher.written(load_encoder(str(model)), str(model), settings.seed).save(written)
     _in_half_precision(written, reranker)
     write_json(out / "run.json", {"kind": "base", "settings": vars(settings)} | origin())
     print(f"models: {model} {reranker}")
@@ -101,15 +100,6 @@ def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
     silent = sorted(set(range(SPECIAL)).union(*prompts))
     transformer = bag.as_transformer(vectors, config, silent, settings.seed)
     Encoder(transformer, tokenizer, "mean", 512, DEFAULT_PROMPTS).save(folder)
-
-
-def _cross_encoder(model: Path, folder: Path, seed: int) -> None:
-    """The pieces of an encoder, written as a cross-encoder."""
-    encoder = load_encoder(str(model))
-    tokenizer = matcher.two_sided(encoder.tokenizer)
-    vectors, special = bag.pieces(encoder.transformer), tokenizer.all_special_ids
-    written = matcher.as_cross_encoder(vectors, encoder.transformer.config, special, tokenizer.cls_token_id, seed)
-    Reranker(written, tokenizer, encoder.max_seq_length).save(folder)
 
 
 def _in_half_precision(model: Path, folder: Path) -> None:

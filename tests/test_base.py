@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from one_step import tiny_encoder
 from transformers import AutoConfig, AutoTokenizer
 
 from koir.demo import bag, matcher, rows
 from koir.encoder import Encoder, load_encoder
+from koir.errors import ModelError
 from koir.manifest import DEMO, ROOT
 from koir.reranker import Reranker, load_reranker
 from koir.tokens import DEFAULT_PROMPTS
@@ -127,6 +129,14 @@ def test_the_reranker_that_ships_is_small_and_scores_as_cross_encoder_does():
     found = reranker.score(pairs)
     assert np.abs(found - theirs.predict(pairs, activation_fn=torch.nn.Identity())).max() < 1e-5
     assert found[0] > found[1] > found[2] and np.abs(reranker.score(pairs, bf16=True) - found).max() < 0.2
+
+
+def test_a_reranker_is_written_from_what_began_as_demo_and_from_nothing_else(tmp_path):
+    ours = matcher.written(load_encoder("demo"), "demo", seed=1)
+    pairs = [(QUESTION, answer) for answer in ANSWERS]
+    assert np.abs(ours.score(pairs) - load_reranker("demo").score(pairs)).max() < 0.1  # which ships in half precision
+    with pytest.raises(ModelError, match="outputs/other: found an encoder that was not tuned from demo"):
+        matcher.written(tiny_encoder(), "outputs/other", seed=1)
 
 
 def test_clozes_hide_the_sentence_they_ask_for():

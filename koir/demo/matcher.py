@@ -14,6 +14,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from koir.demo import bag
+from koir.encoder import Encoder, load_encoder
+from koir.errors import ModelError
+from koir.reranker import Reranker
+
 LAYERS = 2  # the least; more would be free to learn, and cost as much as these
 RESERVED = 16  # the last dimensions: pairs (x, -x), which leave a token's mean at 0
 RARE, REST, SIDE, START, FOUND, ASKED, DOCUMENT = range(7)  # what the pairs hold
@@ -34,6 +39,24 @@ def two_sided(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     )
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     return tokenizer
+
+
+def written(encoder: Encoder, name: str, seed: int) -> Reranker:
+    """A reranker out of the pieces of an encoder that is `demo` or was tuned from it. name: what errors call it.
+
+    Raises ModelError for another encoder: the lengths of its vectors do not say how rare a piece is.
+    """
+    demo = load_encoder("demo")
+    alike = encoder.tokenizer.get_vocab() == demo.tokenizer.get_vocab()
+    sizes = [
+        (model.transformer.config.hidden_size, model.transformer.config.num_hidden_layers) for model in (encoder, demo)
+    ]
+    if not alike or sizes[0] != sizes[1]:
+        raise ModelError(name, "an encoder that was not tuned from demo", "demo, or a model that began as it")
+    tokenizer = two_sided(encoder.tokenizer)
+    vectors, special = bag.pieces(encoder.transformer), tokenizer.all_special_ids
+    model = as_cross_encoder(vectors, encoder.transformer.config, special, tokenizer.cls_token_id, seed)
+    return Reranker(model, tokenizer, encoder.max_seq_length)
 
 
 def as_cross_encoder(
