@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 
 from koir.encoder import load_encoder
 from koir.evaluation.pipeline import Pipeline
+from koir.inference import Inference
 from koir.manifest import DEMO
 from koir.reranker import load_reranker
 from koir.retrieval.score_maps import exp_normalize, sigmoid
@@ -341,6 +343,24 @@ def test_docs_name_every_route_and_no_foreign_host(client):
     text, routes = client.get("/docs").text, client.get("/openapi.json").json()["paths"]
     assert all(f"{path}</code>" in text for path in routes) and "top_n" in text and "truncate_prompt_tokens" in text
     assert "//" not in text and "<script" not in text and "src=" not in text
+
+
+def test_one_thread_computes_for_all_models_and_outlives_them(folders, monkeypatch):
+    threads, lay_out = [], Inference._lay_out
+
+    def watched(inference):
+        threads.append(threading.current_thread().name)
+        lay_out(inference)
+
+    monkeypatch.setattr(Inference, "_lay_out", watched)
+    flags = ModelArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="float32")
+    first, second = load(flags), load(flags)
+    assert len(threads) == 4  # of two encoders and two rerankers
+    first.close()
+    with TestClient(create_app(second)) as client:
+        rerank(client)
+        assert client.post("/v1/embeddings", json={"input": DOCUMENTS}).status_code == 200
+    assert len(threads) > 5 and set(threads) == {"device_0"}
 
 
 def test_keys(registry, tmp_path):

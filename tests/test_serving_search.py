@@ -196,6 +196,8 @@ def test_a_folder_of_several_corpora_serves_the_one_that_is_named(built, tmp_pat
         file.unlink()
     assert not load(ModelArguments(pipeline=str(pipeline))).by_kind["pipeline"]
     assert "scripts/build_index.py" in capsys.readouterr().err
+    (words,) = tmp_path.glob("results/bm25+*/pipeline.json")
+    assert list(load(ModelArguments(pipeline=str(words))).by_kind["reranker"]) == ["reranker"]
 
 
 def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):

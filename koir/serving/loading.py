@@ -220,7 +220,7 @@ def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = Tr
     reranker = loader.reranker(pipeline.reranker) if pipeline.reranker else None
     if searched:
         loader.search(pipeline, name, encoder, reranker)
-    elif kind == "bm25":
+    elif kind == "bm25" and not (reranker and loader.arguments.pipeline):
         raise FlagError(f"--first_stage {pipeline.first_stage}", "nothing to search", "--index_uri with its index")
 
 
