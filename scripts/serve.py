@@ -1,11 +1,13 @@
 """Serve /v1/rerank, /v1/embeddings and /v1/search; without arguments: the newest runs, else the demo."""
 
 import logging
+import os
 import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded: see docs/serving.md, Speed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.arguments import parse, require  # noqa: E402
