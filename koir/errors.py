@@ -71,6 +71,19 @@ REFUSALS = {
     errno.EMFILE: ("too many open files", "a higher limit (ulimit -n)"),
     errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
 }
+# Of torch, oneDNN (whose JIT kernels need memory too) and the threads that they start.
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can(?:'t|not) allocate memory|failed to allocate"
+    "|could not (create|execute) a primitive$|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def refused_by_machine(error: Exception) -> UserError | None:
@@ -84,7 +97,7 @@ def refused_by_machine(error: Exception) -> UserError | None:
     for found, expected in REFUSALS.values():
         if found in str(error).lower():
             return UserError("the disk", found, expected)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return UserError("memory", "none left", "a machine with more, or less at once")
     if re.search(r"PytorchStreamWriter failed writing|\d+ requested and \d+ written", str(error)):  # torch, numpy
         return UserError("the disk", "a write that failed", REFUSALS[errno.ENOSPC][1])
