@@ -20,22 +20,29 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked processes must not meet its threads
 os.environ["OMP_NUM_THREADS"] = "1"  # nor torch's; one thread also makes sums the same every time
+
+from koir.run_folder import complete  # noqa: E402
+
 TIMES = re.compile(r"(seconds|time|milliseconds|per_second|memory|wall|pairs_s|_ms$)")
 TINY = ["--num_hidden_layers", "1", "--max_seq_length", "16", "--max_steps", "18", "--save_steps", "2"]
 
 
 @dataclasses.dataclass
 class Subject:
-    """A command. words: its arguments for a folder. made: patterns of the files in it that must be equal, all there."""
+    """A command. words: its arguments for a folder. made: patterns of the files in it that must be equal, all there.
+
+    middle: a pattern of which the first file says that a checkpoint, part or result is whole.
+    """
 
     name: str
     script: str
     words: Callable[[Path], list]
     made: tuple[str, ...]
+    middle: str
 
     def arguments(self, folder: Path) -> list[str]:
         """What the command is started with; with a checkpoint in the folder, to resume from it."""
-        there = any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
+        there = any(complete(checkpoint) for checkpoint in folder.glob("checkpoints/checkpoint-*"))
         return [str(word) for word in self.words(folder)] + ["--resume_from_checkpoint", "last"] * there
 
     def artefact(self, folder: Path) -> dict[str, str]:
@@ -98,16 +105,19 @@ def attempt(
     delay: float | None = None,
     while_writing: bool = False,
     before: Callable[[], None] = lambda: None,
+    watch: Callable[[int], None] = lambda child: None,
 ) -> tuple[int | None, bool]:
     """Run once. None when it was killed, else its status; and whether something was being written at the kill.
 
     delay: seconds until the kill, None for never. while_writing: later, as soon as something is being written.
+    before: done first in the process. watch: done again and again with its id.
     """
     child, begun = started(subject, folder, log, before), time.monotonic()
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status), False
+        watch(child)
         past = time.monotonic() - begun
         if delay is not None and past > delay:
             half = folder.is_dir() and being_written(folder)
@@ -116,6 +126,16 @@ def attempt(
                 os.waitpid(child, 0)
                 return None, half
         time.sleep(0.002)
+
+
+def undisturbed(subject: Subject, place: Path) -> tuple[dict[str, str], float]:
+    """The artefact of a calm run in place/calm, and the seconds it took."""
+    begun, log = time.monotonic(), place / "log.txt"
+    status, _ = attempt(subject, place / "calm", log)
+    artefact = subject.artefact(place / "calm")
+    if status or "nothing" in artefact.values():
+        raise SystemExit(f"error: {subject.name} fails undisturbed ({status}):\n{log.read_text()[-2000:]}")
+    return artefact, time.monotonic() - begun
 
 
 # --- what is compared ------------------------------------------------------------------------------------------------
@@ -141,16 +161,15 @@ def digest(file: Path) -> str:
 
 def _trainer(script: str, *words: str) -> Subject:
     made = ("model/model.safetensors", "model/config.json", "model/tokenizer.json")
-    return Subject(
-        script.removesuffix("/train.py"), script, lambda folder: [*words, *TINY, "--output_dir", folder], made
-    )
+    name, middle = script.removesuffix("/train.py"), "checkpoints/*checkpoint-4*"  # half there: checkpoint-2 is whole
+    return Subject(name, script, lambda folder: [*words, *TINY, "--output_dir", folder], made, middle)
 
 
 BI_ENCODER = ["--per_device_train_batch_size", "8", "--dropout", "0.1", "--max_hard_negatives", "1"]
 ROWS = ROOT / "koir" / "demo" / "triplets.jsonl"
 MINED = ["--train_data", "demo", "--first_stage", "bm25", "--rows_per_part", "100"]
 INDEXED = ["--corpus", "demo", "--first_stage", "dense:demo"]
-EVALUATED = ["--first_stage", "bm25", "dense:demo", "hybrid:demo", "--tasks", "demo"]
+EVALUATED = ["--first_stage", "bm25", "dense:demo", "hybrid:demo", "--reranker", "none", "demo", "--depth", "5"]
 SUBJECTS = {
     "kill-train": [
         _trainer("v1/train.py", *BI_ENCODER),
@@ -161,14 +180,16 @@ SUBJECTS = {
         Subject(
             "prepare_data",
             "scripts/prepare_data.py",
-            lambda folder: ["--source", f"triplets={ROWS}", "--output_dir", folder],
+            lambda folder: ["--source", f"triplets={ROWS}", "--shard_rows", "100", "--output_dir", folder],
             ("train-*",),
+            ".cleaned/00000.jsonl.gz",
         ),
         Subject(
             "mine_negatives",
             "scripts/mine_negatives.py",
             lambda folder: [*MINED, "--output_dir", folder],
             ("*.jsonl.gz", "report.json"),
+            "part-00000.jsonl.gz",
         ),
     ],
     "kill-eval": [
@@ -177,12 +198,14 @@ SUBJECTS = {
             "scripts/build_index.py",
             lambda folder: [*INDEXED, "--index_uri", folder],
             ("dense-*/vectors.npy", "dense-*/ids.json", "documents.jsonl"),
+            "dense-*.shards/*.npy",
         ),
         Subject(
             "evaluate",
             "evaluate.py",
-            lambda folder: [*EVALUATED, "--output_dir", folder],
+            lambda folder: [*EVALUATED, "--tasks", "demo", "--output_dir", folder],
             ("*/demo.json", "*/demo.queries.jsonl", "*/pipeline.json"),
+            "*/demo.json",
         ),
     ],
 }

@@ -74,6 +74,19 @@ REFUSALS = {
 }
 # gloo's words and NCCL's for another process that is gone
 LOST = r"(?s)gloo.*(Connection (closed|reset) by peer|Timed out waiting)|NCCL communicator was aborted"
+# Of torch, oneDNN (whose JIT kernels need memory too) and the threads that they start.
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can(?:'t|not) allocate memory|failed to allocate"
+    "|could not (create|execute) a primitive$|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def refused_by_machine(error: Exception) -> UserError | None:
@@ -90,7 +103,7 @@ def refused_by_machine(error: Exception) -> UserError | None:
     if os.environ.get("WORLD_SIZE", "1") != "1" and re.search(LOST, str(error)):
         found = "another process that ended or did not answer in time (--ddp_timeout)"
         return UserError(f"rank {os.environ.get('RANK')}", found, "all of them at the same step")
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return UserError("memory", "none left", "a machine with more, or less at once")
     if re.search(r"PytorchStreamWriter failed writing|\d+ requested and \d+ written", str(error)):  # torch, numpy
         return UserError("the disk", "a write that failed", REFUSALS[errno.ENOSPC][1])

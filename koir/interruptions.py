@@ -114,14 +114,6 @@ def _calmer() -> str:
     )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
-
-
 def smaller_budget(folder: Path, chunk_tokens: int, keep_tokens: int, longest: int) -> RunError:
     """The error that names the budget to resume with, half of what did not fit.
 

@@ -17,13 +17,13 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
 from koir.encoder import Encoder, load_encoder
-from koir.errors import RunError
+from koir.errors import RunError, out_of_memory
 from koir.evaluation import pipeline
 from koir.evaluation.report import worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, world_size
-from koir.interruptions import StopOnBrokenGradient, StopOnSignal, out_of_memory, smaller_budget
+from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
 from koir.retrieval import stages
 from koir.run_folder import keep_lines, run_folder, write_recipe

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from koir.serving.batching import SMALL_CHUNK, Batcher, out_of_memory
+from koir.serving.batching import SMALL_CHUNK, Batcher
 from koir.serving.problems import Problem
 
 
@@ -186,8 +186,3 @@ def test_a_full_house_turns_new_calls_away_but_never_halves_one():
             return batcher.texts
 
     assert run(Device(), scenario, max_queue=100) == 1
-
-
-def test_what_counts_as_out_of_memory():
-    assert out_of_memory(MemoryError()) and out_of_memory(RuntimeError("CUDA out of memory. Tried"))
-    assert not out_of_memory(RuntimeError("shape mismatch")) and not out_of_memory(ValueError("out of memory"))

@@ -3,8 +3,9 @@
 import errno
 
 import pytest
+import torch
 
-from koir.errors import UserError, exit_on_user_error, refused_by_machine
+from koir.errors import UserError, exit_on_user_error, out_of_memory, refused_by_machine
 
 
 def failing(error, cause=None):
@@ -26,6 +27,9 @@ def failing(error, cause=None):
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), "the disk: found a write"),
         (OSError("8192 requested and 8160 written"), "the disk: found a write that failed; expected free space"),
         (MemoryError(), "memory: found none left"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory: found none left"),
+        (RuntimeError("could not create a primitive"), "memory: found none left"),
+        (RuntimeError("can't start new thread"), "memory: found none left"),
         (UserError("file, line 3", "nothing", "a text"), "file, line 3: found nothing; expected a text"),
     ],
 )  # fmt: skip
@@ -41,6 +45,14 @@ def test_a_refusal_behind_another_error_is_found():
         raise ValueError("could not save") from OSError(errno.ENOSPC, "No space left on device", "x")
     except ValueError as error:
         assert refused_by_machine(error).found == "no space left on device"
+
+
+def test_what_counts_as_out_of_memory():
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried"))
+    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
+    assert not out_of_memory(ValueError("out of memory"))
 
 
 def test_ctrl_c_is_one_line_and_130(capsys):

@@ -17,7 +17,6 @@ from koir.errors import RunError, refused_by_machine
 from koir.interruptions import (
     StopOnBrokenGradient,
     StopOnSignal,
-    out_of_memory,
     refuse_broken,
     smaller_budget,
 )
@@ -107,13 +106,6 @@ def test_a_process_that_is_gone_is_said_in_one_line(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert str(refused_by_machine(gone)).startswith("rank 1: found another process that ended or did not answer")
-
-
-def test_what_counts_as_out_of_memory():
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
-    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
-    assert not out_of_memory(ValueError("out of memory"))
 
 
 def test_half_the_budget_is_named_and_written_for_a_retry(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from koir.errors import out_of_memory
 from koir.serving.problems import Problem
 
 PADDING = 0.25  # at most this share of a chunk is padding,
@@ -230,11 +231,3 @@ class Batcher:
         call.missing -= 1
         if not call.missing and not call.future.done():
             call.future.set_result(None)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a forward means that memory ran out, on a GPU or a CPU."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    )
