@@ -421,6 +421,11 @@ def test_a_reranker_that_harms_is_named(measured):
         "WARNING: bm25+나쁜@10 is significantly worse than its own first stage on demo (-0.200, p = 0.0100)"
         in terminal([*measured, worse])
     )
+    nothing = "the reranker adds nothing on demo: no gain over a first stage is significant"
+    assert nothing in terminal([*measured, worse])
+    better = json.loads(json.dumps(worse))
+    better["koir"]["comparisons"][0]["difference"] = 0.2
+    assert nothing not in terminal([better])
     assert "| bm25+나쁜@10 | bm25 | -0.200 | 0.0100 | 0/5/7 | [-0.300, -0.100] |" in markdown([[*measured, worse]])
     drawn = xml.dom.minidom.parseString(picture([*measured, worse]))
     assert len(drawn.getElementsByTagName("polyline")) == 3

@@ -50,15 +50,19 @@ def terminal(contents: Sequence[dict]) -> str:
 
 
 def warnings(contents: Sequence[dict]) -> list[str]:
-    """A line for each reranked pipeline that is significantly worse than its own first stage."""
-    lines = []
-    for content in contents:
-        koir = content["koir"]
-        if koir["pipeline"]["reranker"] is None:
-            continue
-        own = koir["comparisons"][0]
+    """What rerankers do to one task: a line for each pipeline that is significantly worse than its own first stage,
+    and one where none is significantly better."""
+    reranked = [content["koir"] for content in contents if content["koir"]["pipeline"]["reranker"] is not None]
+    lines, better = [], False
+    for koir in reranked:
+        own, task = koir["comparisons"][0], contents[0]["task_name"]
         if own["p"] < SIGNIFICANT:
-            lines += worse(koir["name"], "its own first stage", content["task_name"], own["difference"], own["p"])
+            better = better or own["difference"] > 0
+            lines += worse(koir["name"], "its own first stage", task, own["difference"], own["p"])
+    if reranked and not better:
+        lines.append(
+            f"the reranker adds nothing on {contents[0]['task_name']}: no gain over a first stage is significant"
+        )
     return lines
 
 
