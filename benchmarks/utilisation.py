@@ -5,16 +5,19 @@ import time
 import torch
 from torch import nn
 
+from koir.products import by_onednn
+
 FORWARD, BACKWARD = 2, 4  # floating-point operations for each weight and token
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:
-    """Floating-point operations a second of a large square linear layer, the best of several."""
+    """Floating-point operations a second of a large square linear layer, the best of several, as training runs it."""
     size = 8192 if device.type == "cuda" else 1024
     layer, rows = (
         nn.Linear(size, size, bias=False).to(device, dtype),
         torch.randn(size, size, device=device, dtype=dtype),
     )
+    by_onednn(layer)
     seconds = []
     with torch.inference_mode():
         for _ in range(rounds):
