@@ -66,7 +66,9 @@ class Bench:
         queries, documents, negatives = (
             [place.setdefault(tuple(ids), len(place)) for ids in column] for column in self.columns()
         )
-        chunks, inverse = chunked([list(ids) for ids in place], self.encoder.tokenizer.pad_token_id, tokens)
+        encoder = self.encoder
+        sequences = [list(ids) for ids in place]
+        chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, tokens, encoder.max_seq_length)
         chunks = [{name: tensor.to(self.device) for name, tensor in chunk.items()} for chunk in chunks]
         inverse = inverse.to(self.device)
         return chunks, inverse[queries], inverse[documents + negatives]

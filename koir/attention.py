@@ -6,7 +6,7 @@ torch's own has no fast path with dropout there, and keeps three matrices of sco
 import torch
 
 from koir import products
-from koir.dropout import draw_seed, kept, share_kept
+from koir.dropout import blocks, draw_seed, kept, share_kept
 
 BLOCK = 1 << 18  # scores: 1 MiB in float32, which a core's second cache holds
 LONG = 256  # tokens; from here on one text and head is a block, whose products oneDNN takes where it is the faster
@@ -39,13 +39,13 @@ class _Attention(torch.autograd.Function):
         for rows in _blocks(query):
             weights = _weights(query[rows], key[rows], bias, rows)  # [b, T, T]
             slopes = products.batched(gradient[rows], value[rows].mT).to(wide)  # [b, T, T]
-            dropped = weights
-            if share < 1:
-                mask = _mask(weights, share, ctx.seed, rows)
+            mask = _mask(weights, share, ctx.seed, rows) if share < 1 else None
+            if mask is not None:
                 slopes.mul_(mask)
-                dropped = weights * mask
-            of_value[rows] = products.batched(dropped.to(dtype).mT, gradient[rows])
             slopes = slopes.sub_(inner[rows]).mul_(weights).to(dtype)
+            if mask is not None:
+                weights.mul_(mask)
+            of_value[rows] = products.batched(weights.to(dtype).mT, gradient[rows])
             of_query[rows] = products.batched(slopes, key[rows])
             of_key[rows] = products.batched(slopes.mT, query[rows])
         return of_query, of_key, of_value, None, None, None
@@ -59,7 +59,7 @@ def _blocks(query: torch.Tensor) -> list[slice]:
 
 def _mask(weights: torch.Tensor, share: float, seed: int, rows: slice) -> torch.Tensor:
     """A block's dropout mask [b, T, T], which no other block shares words with."""
-    return kept(weights.shape, share, seed, rows.start * ((weights[0].numel() + 1) // 2))
+    return kept(weights.shape, share, seed, rows.start * blocks(weights[0].numel()))
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> torch.Tensor:

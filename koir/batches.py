@@ -61,7 +61,7 @@ class Collator:
         }
         longest = min(self.longest or encoder.max_seq_length, encoder.max_seq_length)
         sequences = tokenise(encoder.tokenizer, list(position), longest)
-        chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, self.chunk_tokens)
+        chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, self.chunk_tokens, encoder.max_seq_length)
         return plan | {"chunks": chunks, "inverse": inverse, "tokens": sum(map(len, sequences))}
 
 

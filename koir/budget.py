@@ -56,9 +56,10 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
 
 
 def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
-    """What the graph of one padded token holds until its backward, measured on texts as long as the encoder allows.
+    """What the graph of one padded token takes, measured forward and backward on texts as long as the encoder allows.
 
-    The random generators are left as they were, and no gradient is made.
+    Counted is what the graph holds until its backward; on a GPU the peak of both passes, where that is more. The random
+    generators and the parameters' `.grad` are left as they were.
     """
     width = encoder.max_seq_length
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
@@ -73,11 +74,20 @@ def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
     chunk["input_ids"] += 4  # any token but a special one
     devices = [device] if device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    before = 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     with torch.random.fork_rng(devices=devices), hooks:
         output = encoder.train()([chunk])
-    del output
+        made = torch.autograd.grad(output.sum(), trained, allow_unused=True)  # not added to `.grad`
     encoder.train(training)
-    return sum(size for pointer, size in held.items() if pointer not in weights) / (rows * width)
+    graph = sum(size for pointer, size in held.items() if pointer not in weights)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) - before - sum(g.nbytes for g in made if g is not None)
+        graph = max(graph, peak)
+    return graph / (rows * width)
 
 
 def memory_for_training(parameters: int, device: torch.device, processes_here: int) -> float:

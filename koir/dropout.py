@@ -10,7 +10,26 @@ import torch
 from torch import nn
 
 LEVELS = 1 << 16
+GOLDEN = 0x9E3779B97F4A7C15
 WEYL = -1640531535  # odd, so that the counter times it meets every word once
+BLOCK = 1 << 17  # words: half a core's second cache
+
+
+@functools.cache
+def _words() -> torch.Tensor:
+    """[BLOCK] int32: a counter hashed by MurmurHash3's finaliser, which every mask starts from."""
+    word = torch.arange(BLOCK, dtype=torch.int32).mul_(WEYL)  # sums and products modulo 2^32
+    word.bitwise_xor_(word >> 16).mul_(-2048144789)
+    word.bitwise_xor_(word >> 13).mul_(-1028477387)
+    return word.bitwise_xor_(word >> 16)
+
+
+def _keys(number: int) -> tuple[int, int]:
+    """Two 32-bit words, the second odd, of any number: the finaliser of SplitMix64."""
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % (1 << 64)
+    number ^= number >> 31
+    return tuple(word - (1 << 31) for word in (number % (1 << 32), number >> 32 | 1))
 
 
 def draw_seed() -> int:
@@ -24,17 +43,23 @@ def share_kept(probability: float) -> float:
 
 
 def kept(shape: tuple[int, ...], share: float, seed: int, start: int = 0) -> torch.Tensor:
-    """A float32 mask of ones and zeros. start: how many 32-bit words of this seed were taken before.
+    """A float32 mask of ones and zeros. start: how many blocks of this seed were taken before.
 
-    A counter is hashed, one word for two elements, with the multipliers of MurmurHash3's finaliser.
+    A block of words is hashed again under two keys of its own; a word decides about two elements.
     """
-    count = torch.Size(shape).numel()
-    low, high = (seed + start * WEYL) % (1 << 32) - (1 << 31), seed >> 32
-    word = torch.arange((count + 1) // 2, dtype=torch.int32).mul_(WEYL).add_(low)  # sums and products modulo 2^32
-    word.bitwise_xor_(word >> 16).mul_(-2048144789).bitwise_xor_(high)
-    word.bitwise_xor_(word >> 13).mul_(-1028477387)
-    lanes = word.view(torch.int16)[:count].view(shape)
-    return torch.lt(lanes, round(share * LEVELS) - LEVELS // 2, out=torch.empty(shape))
+    mask = torch.empty(shape)
+    flat, border = mask.view(-1), round(share * LEVELS) - LEVELS // 2
+    for block, part in enumerate(flat.split(2 * BLOCK), start):
+        first, second = _keys(seed + block * GOLDEN)
+        word = (_words()[: (len(part) + 1) // 2] ^ first).mul_(second)
+        word.bitwise_xor_(word >> 15).mul_(-2048144789)
+        torch.lt(word.view(torch.int16)[: len(part)], border, out=part)
+    return mask
+
+
+def blocks(count: int) -> int:
+    """How many blocks of a seed a mask of so many elements takes."""
+    return -(-count // (2 * BLOCK))
 
 
 def _dropped(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:

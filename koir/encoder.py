@@ -135,7 +135,7 @@ class Encoder(nn.Module):
                 for start in range(0, len(texts), block):
                     part = [self.prompts[kind] + text for text in texts[start : start + block]]
                     sequences = tokenise(self.tokenizer, part, self.max_seq_length)
-                    chunks, inverse = chunked(sequences, self.tokenizer.pad_token_id, chunk_tokens)
+                    chunks, inverse = chunked(sequences, self.tokenizer.pad_token_id, chunk_tokens, self.max_seq_length)
                     rows = []
                     for chunk in chunks:
                         chunk = {name: tensor.to(device) for name, tensor in chunk.items()}

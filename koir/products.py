@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-STEP = 128  # rows
+from koir.tokens import ROWS
 
 
 @functools.cache
@@ -42,13 +42,20 @@ def batched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _filled_up(rows: torch.Tensor) -> torch.Tensor:
-    """rows [n, K] and zeros up to a multiple of STEP: oneDNN compiles each shape it meets, and chunks have many."""
-    count, missing = len(rows), -len(rows) % STEP
+    """rows [n, K] and zeros up to a multiple of ROWS: oneDNN compiles each shape it meets, and chunks have many."""
+    count, missing = len(rows), -len(rows) % ROWS
     if not missing:
         return _dense(rows)
     filled = rows.new_empty(count + missing, rows.shape[1])
     filled[:count], filled[count:] = rows, 0
     return filled
+
+
+def _transposed_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [n, M] transposed times right [n, K]: [M, K]. oneDNN gets a transposed copy of one: the narrower."""
+    if left.shape[1] > right.shape[1]:
+        return _product(right.t(), left.t()).t().contiguous()
+    return _product(left.t(), right.t())
 
 
 class _Linear(torch.autograd.Function):
@@ -67,7 +74,7 @@ class _Linear(torch.autograd.Function):
         full = _filled_up(gradient)  # [n, M]
         return (
             _product(full, weight.t())[: len(gradient)] if to_rows else None,
-            _product(full.t(), filled.t()) if to_weight else None,
+            _transposed_product(full, filled) if to_weight else None,
             gradient.sum(0) if to_bias else None,
         )
 

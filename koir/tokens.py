@@ -1,10 +1,12 @@
 """From texts to chunks of token ids: prompts, truncation, and a length-sorted plan under a token budget."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+ROWS = 8  # a chunk's padded tokens are a multiple of it: matrix products of all sizes would be compiled for each
 DEFAULT_PROMPTS = {"query": "query: ", "document": "passage: "}  # multilingual-e5's, and what most Korean encoders keep
 
 
@@ -13,7 +15,7 @@ class Plan:
     """Which texts go through the encoder together.
 
     chunks: positions of texts, longest first, so that one chunk holds texts of like length.
-    width: the longest text of each chunk, in tokens; len(chunk) * width is what the chunk costs.
+    width: the longest text of each chunk, in tokens; len(chunk) * width is what the chunk costs, but for rounding.
     """
 
     chunks: list[list[int]]
@@ -41,9 +43,9 @@ def plan_chunks(lengths: Sequence[int], chunk_tokens: int) -> Plan:
     return Plan(chunks, width)
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad token ids to the longest: input_ids and attention_mask, each [n, T]."""
-    width = max(map(len, sequences))
+def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, width: int = 0) -> dict[str, torch.Tensor]:
+    """Right-pad token ids to the longest, or to `width`: input_ids and attention_mask, each [n, T]."""
+    width = max(width, *map(len, sequences))
     input_ids = torch.full((len(sequences), width), pad_token_id)  # [n, T]
     attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)  # [n, T]
     for row, ids in enumerate(sequences):
@@ -58,8 +60,17 @@ def tokenise(tokenizer, texts: Sequence[str], max_seq_length: int) -> list[list[
 
 
 def chunked(
-    sequences: Sequence[Sequence[int]], pad_token_id: int, chunk_tokens: int
+    sequences: Sequence[Sequence[int]], pad_token_id: int, chunk_tokens: int, longest: int
 ) -> tuple[list[dict], torch.Tensor]:
-    """Plan and pad U token sequences: the chunks to run, and [U] where each text lands in their concatenation."""
+    """Plan and pad U token sequences: the chunks to run, and [U] where each text lands in their concatenation.
+
+    A chunk's width is rounded up, at most to `longest`, until its padded tokens are a multiple of ROWS; they can so
+    exceed chunk_tokens by a few.
+    """
     plan = plan_chunks([len(ids) for ids in sequences], chunk_tokens)
-    return [pad([sequences[text] for text in chunk], pad_token_id) for chunk in plan.chunks], plan.inverse()
+    chunks = []
+    for texts, width in zip(plan.chunks, plan.width, strict=True):
+        step = ROWS // math.gcd(len(texts), ROWS)
+        rounded = min(-(-width // step) * step, longest)
+        chunks.append(pad([sequences[text] for text in texts], pad_token_id, rounded))
+    return chunks, plan.inverse()

@@ -6,7 +6,7 @@ from one_step import tiny_encoder
 from torch import nn
 
 from koir import attention, products, unpadded
-from koir.dropout import by_bits, draw_seed, kept, share_kept
+from koir.dropout import BLOCK, blocks, by_bits, draw_seed, kept, share_kept
 from koir.tokens import pad
 
 
@@ -148,9 +148,24 @@ def test_masks_look_like_chance():
             assert abs((mask * other).sum()) < 5 * size**0.5
         for sums in (mask.view(512, 512).sum(0), mask.view(512, 512).sum(1)):
             assert abs(sums.var() / 512 - 1) < 5 * (2 / 512) ** 0.5
-    seed = draw_seed()
-    whole = kept((4000,), share, seed)
-    assert torch.equal(kept((1000,), share, seed, start=1500), whole[3000:])  # blocks share no words
+    seed, count = draw_seed(), 2 * BLOCK
+    whole = kept((2 * count + 3,), share, seed)
+    assert blocks(len(whole)) == 3
+    assert torch.equal(kept((count + 3,), share, seed, start=1), whole[count:])  # blocks share no words
+    first, second = ((part - share) / deviation for part in whole[: 2 * count].view(2, count))
+    assert abs((first * second).sum()) < 5 * count**0.5
+
+
+def test_no_two_elements_are_dropped_together_more_often_than_chance():
+    """Over many seeds: each element keeps its share, and pairs of elements know nothing of each other."""
+    torch.manual_seed(0)
+    share, seeds, size = share_kept(0.1), 1000, 2000
+    deviation = (share * (1 - share)) ** 0.5
+    masks = torch.stack([kept((size,), share, draw_seed()) - share for _ in range(seeds)]) / deviation  # [seeds, size]
+    assert abs(masks.mean(0).square().mean() * seeds - 1) < 5 * (2 / size) ** 0.5
+    pairs = (masks.t() @ masks / seeds).square()
+    apart = (pairs.sum() - pairs.diagonal().sum()) / (size * (size - 1)) * seeds  # 1 by chance
+    assert abs(apart - 1) < 5 * 2 * (masks.square().var() / (size * seeds)) ** 0.5
 
 
 def test_where_it_pays(monkeypatch):
