@@ -40,9 +40,13 @@ class BaseArguments:
 
     data_dir: str = field(default="../shared/data", metadata={"help": "folder with raw/ and beir/"})
     output_dir: str = field(default="outputs/base", metadata={"help": "a new folder, or one to go on with"})
-    bag_steps: int = field(default=150, metadata={"help": "updates of the bag of pieces"})
+    bag_steps: int = field(default=100, metadata={"help": "updates of the bag of pieces"})
     bag_batch: int = field(default=2048, metadata={"help": "rows an update of it"})
     bag_learning_rate: float = field(default=4e-3, metadata={"help": "its peak learning rate"})
+    bag_temperature: float = field(default=0.08, metadata={"help": "its temperature"})
+    bag_dimensions: list[int] = field(
+        default_factory=lambda: [128, 64], metadata={"help": "so many leading dimensions are trained to work alone"}
+    )
     contrastive: bool = field(default=False, metadata={"help": "train the transformer on with v1.1"})
     seed: int = field(default=1, metadata={"help": "of rows, first vectors and order"})
 
@@ -87,14 +91,15 @@ def _bag(made: list[dict], folder: Path, settings: BaseArguments) -> None:
     texts = list(dict.fromkeys(text for item in made for text in (item["query"], item["document"])))
     vectors = bag.first_vectors(tokenizer, texts, config.hidden_size - bag.SLACK, settings.seed)
     vectors = bag.train(
-        vectors,
+        bag.turned(vectors, tokenizer, texts[::4]),
         tokenizer,
         made,
         settings.bag_steps,
         settings.bag_batch,
         settings.bag_learning_rate,
-        0.05,
+        settings.bag_temperature,
         settings.seed,
+        settings.bag_dimensions,
     )
     prompts = tokenizer(list(DEFAULT_PROMPTS.values()))["input_ids"]
     silent = sorted(set(range(SPECIAL)).union(*prompts))

@@ -70,6 +70,17 @@ def first_vectors(tokenizer, texts: Sequence[str], dimensions: int, seed: int) -
     return vectors * (lengths / lengths.max())[:, None]
 
 
+def turned(vectors: torch.Tensor, tokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """The same vectors [V, D] along the axes of their texts' embeddings, those that vary most first.
+
+    Cosines stay as they are. Adam, which scales each dimension by itself, learns better along these axes, and leading
+    dimensions say the most.
+    """
+    embeddings = embed(vectors, counts(tokenizer, texts))  # [n, D]
+    _, axes = torch.linalg.eigh(embeddings.t() @ embeddings)  # in rising order
+    return vectors @ axes.flip(1)  # [V, D]
+
+
 def embed(vectors: torch.Tensor, bags: scipy.sparse.csr_matrix) -> torch.Tensor:
     """Unit vectors of bags [n, V]: the normalised sum of their pieces' vectors, [n, D]."""
     pieces, starts = (
@@ -90,8 +101,12 @@ def train(
     learning_rate: float,
     temperature: float,
     seed: int,
+    dimensions: Sequence[int] = (),
 ) -> torch.Tensor:
-    """Move the pieces' vectors [V, D] so that queries find their documents among the batch's; InfoNCE, Adam."""
+    """Move the pieces' vectors [V, D] so that queries find their documents among the batch's; InfoNCE, Adam.
+
+    dimensions: the loss is the mean over D and so many leading dimensions, so that short vectors work too.
+    """
     torch.manual_seed(seed)
     texts = list(dict.fromkeys(text for row in rows for text in (row["query"], row["document"])))
     place = {text: index for index, text in enumerate(texts)}
@@ -115,6 +130,7 @@ def train(
             temperature,
             known=hashes[answers][:, None],
             document_hashes=hashes[answers],
+            dimensions=[vectors.shape[1], *dimensions],
         )
         optimizer.zero_grad()
         loss.backward()
