@@ -10,27 +10,15 @@ benchmarks/train_step.py. docs/scaling.md explains the terms.
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.products import batched  # noqa: E402
+from utilisation import matmul_peak  # noqa: E402
 
 LENGTHS = Path(__file__).parent / "lengths.json"
-
-
-def measured_flops(size: int = 1024, seconds: float = 1.0) -> float:
-    """FLOPs a second of a float32 matrix product here, by the library that training uses."""
-    a, b = torch.randn(1, size, size), torch.randn(1, size, size)
-    batched(a, b)
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        batched(a, b)
-        done += 1
-    return 2 * size**3 * done / (time.perf_counter() - started)
 
 
 def costs(a: argparse.Namespace) -> dict[str, float]:
@@ -83,7 +71,7 @@ def main() -> None:
     """Print the terms, and write them with --json."""
     arguments = parser().parse_args()
     if arguments.measure:
-        arguments.flops = arguments.loss_flops = measured_flops()
+        arguments.flops = arguments.loss_flops = matmul_peak(torch.device("cpu"), torch.float32)
         print(f"this machine's matrix product: {arguments.flops / 1e9:,.0f} GFLOP/s")
     found = costs(arguments)
     for name, value in found.items():

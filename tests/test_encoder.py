@@ -9,6 +9,7 @@ from one_step import tiny_encoder
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
+from koir.tokens import ROWS, chunked
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
 
@@ -152,3 +153,14 @@ def test_a_dense_head_or_another_pooling_is_refused(folder):
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ModelError, match="Dense"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("longest", [512, 21])
+def test_a_chunk_s_padded_tokens_are_a_multiple_of_eight_where_texts_may_be_so_long(longest):
+    sequences = [[5] * length for length in (21, 21, 20, 9, 9, 9, 3, 2, 2, 2, 2)]
+    chunks, inverse = chunked(sequences, 1, 64, longest)
+    shapes = [tuple(chunk["input_ids"].shape) for chunk in chunks]
+    assert all(rows * width % ROWS == 0 or width == longest for rows, width in shapes)
+    assert max(width for _, width in shapes) == min(24, longest)
+    lengths = torch.cat([chunk["attention_mask"].sum(1) for chunk in chunks])[inverse]
+    assert lengths.tolist() == [len(ids) for ids in sequences]
