@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 TILE_BYTES = 64 * 2**20
+TILE_ROWS = 512  # more gain nothing, and would make the peak grow with the batch
 
 
 class Guide(NamedTuple):
@@ -111,8 +112,9 @@ def contrastive_loss(
     many leading dimensions. The other direction is the same call with the roles of queries and documents exchanged.
 
     Loss and gradients are computed together, strip by strip of rows, so that the [B, N] scores never exist at once:
-    a strip takes about three times `tile_bytes`. Scores are at least float32 whatever comes in: at a temperature of
-    0.01 half precision has no digits left. Returns the scalar, and the number of negatives in all rows' sums.
+    a strip has at most TILE_ROWS rows and takes about three times `tile_bytes`. Scores are at least float32 whatever
+    comes in: at a temperature of 0.01 half precision has no digits left. Returns the scalar, and the number of
+    negatives in all rows' sums.
     """
     if (known is None) != (document_hashes is None):
         raise ValueError("known and document_hashes go together")
@@ -187,7 +189,7 @@ class _Contrast(torch.autograd.Function):
         sides = [view.detach().to(precision) for view in views]
         found = [torch.empty_like(side) if n % 2 == 0 else torch.zeros_like(side) for n, side in enumerate(sides)]
         (count, _), columns = sides[0].shape, len(sides[1])
-        strip = max(1, strips.tile_bytes // (columns * sides[0].element_size()))
+        strip = min(max(1, strips.tile_bytes // (columns * sides[0].element_size())), TILE_ROWS)
         total, negatives = sides[0].new_zeros(()), torch.tensor(count * (columns - 1), device=sides[0].device)
         with torch.autocast(sides[0].device.type, enabled=False):
             for rows in torch.arange(count, device=sides[0].device).split(strip):

@@ -58,12 +58,12 @@ class Reranker(nn.Module):
         longest = min(longest or self.max_seq_length, self.max_seq_length)
         coded = self.tokenizer(list(queries), list(documents), truncation=True, max_length=longest)
         ids, types = coded["input_ids"], coded.get("token_type_ids")
-        plan = plan_chunks([len(sequence) for sequence in ids], chunk_tokens)
+        plan = plan_chunks([len(sequence) for sequence in ids], chunk_tokens, self.max_seq_length)
         chunks = []
-        for rows in plan.chunks:
-            chunks.append(pad([ids[row] for row in rows], self.tokenizer.pad_token_id))
+        for rows, width in zip(plan.chunks, plan.width, strict=True):
+            chunks.append(pad([ids[row] for row in rows], self.tokenizer.pad_token_id, width))
             if types is not None:
-                chunks[-1]["token_type_ids"] = pad([types[row] for row in rows], 0)["input_ids"]
+                chunks[-1]["token_type_ids"] = pad([types[row] for row in rows], 0, width)["input_ids"]
         return chunks, plan.inverse(), sum(map(len, ids))
 
     def logits(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-ROWS = 8  # a chunk's padded tokens are a multiple of it: matrix products of all sizes would be compiled for each
+ROWS = 8  # a chunk's padded tokens are a multiple of it where they can be: what matrix products like
+LEADING_BITS = 5  # of a width: libraries compile products for each shape, and keep what they compiled
 DEFAULT_PROMPTS = {"query": "query: ", "document": "passage: "}  # multilingual-e5's, and what most Korean encoders keep
 
 
@@ -15,7 +16,7 @@ class Plan:
     """Which texts go through the encoder together.
 
     chunks: positions of texts, longest first, so that one chunk holds texts of like length.
-    width: the longest text of each chunk, in tokens; len(chunk) * width is what the chunk costs, but for rounding.
+    width: tokens that each chunk is padded to, at least its longest text; len(chunk) * width is what the chunk costs.
     """
 
     chunks: list[list[int]]
@@ -27,20 +28,31 @@ class Plan:
         return torch.argsort(order)  # [U]
 
 
-def plan_chunks(lengths: Sequence[int], chunk_tokens: int) -> Plan:
+def plan_chunks(lengths: Sequence[int], chunk_tokens: int, longest: int | None = None) -> Plan:
     """Cut texts into chunks of at most `chunk_tokens` padded tokens, sorted by length, longest first.
 
     Sorting makes padding all but vanish, and the longest chunk first makes a lack of memory show at once. A text
     longer than the budget gets a chunk of its own. Equal lengths keep their order, so a plan is deterministic.
+    Widths are rounded up by at most a sixteenth, and so many texts taken that the padded tokens are a multiple of ROWS:
+    chunks of any data then have a few dozen shapes. longest: what no width may exceed; default: the longest text.
     """
     order = sorted(range(len(lengths)), key=lambda text: -lengths[text])
-    chunks, width = [], []
-    for text in order:
-        if not chunks or (len(chunks[-1]) + 1) * width[-1] > chunk_tokens:
-            chunks.append([])
-            width.append(lengths[text])
-        chunks[-1].append(text)
-    return Plan(chunks, width)
+    longest = longest or max(lengths, default=0)
+    chunks, widths, start = [], [], 0
+    while start < len(order):
+        width = rounded(lengths[order[start]], longest)
+        count, even = max(1, chunk_tokens // max(1, width)), ROWS // math.gcd(width, ROWS)
+        count -= count % even if count > even else 0
+        chunks.append(order[start : start + count])
+        widths.append(width)
+        start += count
+    return Plan(chunks, widths)
+
+
+def rounded(length: int, longest: int) -> int:
+    """A length rounded up to LEADING_BITS, but not beyond `longest` tokens."""
+    step = 1 << max(0, length.bit_length() - LEADING_BITS)
+    return max(length, min(-(-length // step) * step, longest))
 
 
 def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, width: int = 0) -> dict[str, torch.Tensor]:
@@ -62,15 +74,10 @@ def tokenise(tokenizer, texts: Sequence[str], max_seq_length: int) -> list[list[
 def chunked(
     sequences: Sequence[Sequence[int]], pad_token_id: int, chunk_tokens: int, longest: int
 ) -> tuple[list[dict], torch.Tensor]:
-    """Plan and pad U token sequences: the chunks to run, and [U] where each text lands in their concatenation.
-
-    A chunk's width is rounded up, at most to `longest`, until its padded tokens are a multiple of ROWS; they can so
-    exceed chunk_tokens by a few.
-    """
-    plan = plan_chunks([len(ids) for ids in sequences], chunk_tokens)
-    chunks = []
-    for texts, width in zip(plan.chunks, plan.width, strict=True):
-        step = ROWS // math.gcd(len(texts), ROWS)
-        rounded = min(-(-width // step) * step, longest)
-        chunks.append(pad([sequences[text] for text in texts], pad_token_id, rounded))
+    """Plan and pad U token sequences, none beyond `longest`: chunks, and [U] where each text lands among them."""
+    plan = plan_chunks([len(ids) for ids in sequences], chunk_tokens, longest)
+    chunks = [
+        pad([sequences[text] for text in texts], pad_token_id, width)
+        for texts, width in zip(plan.chunks, plan.width, strict=True)
+    ]
     return chunks, plan.inverse()

@@ -9,7 +9,7 @@ from one_step import tiny_encoder
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
-from koir.tokens import ROWS, chunked
+from koir.tokens import ROWS, chunked, plan_chunks
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
 
@@ -155,12 +155,17 @@ def test_a_dense_head_or_another_pooling_is_refused(folder):
         load_encoder(str(folder))
 
 
-@pytest.mark.parametrize("longest", [512, 21])
-def test_a_chunk_s_padded_tokens_are_a_multiple_of_eight_where_texts_may_be_so_long(longest):
-    sequences = [[5] * length for length in (21, 21, 20, 9, 9, 9, 3, 2, 2, 2, 2)]
-    chunks, inverse = chunked(sequences, 1, 64, longest)
+def test_chunks_keep_to_their_budget_and_to_few_shapes():
+    lengths = [length for length in range(1, 510) for _ in range(3)]
+    chunks, inverse = chunked([[5] * length for length in lengths], 1, 1024, 509)
     shapes = [tuple(chunk["input_ids"].shape) for chunk in chunks]
-    assert all(rows * width % ROWS == 0 or width == longest for rows, width in shapes)
-    assert max(width for _, width in shapes) == min(24, longest)
-    lengths = torch.cat([chunk["attention_mask"].sum(1) for chunk in chunks])[inverse]
-    assert lengths.tolist() == [len(ids) for ids in sequences]
+    assert all(rows * width <= 1024 and rows * width % ROWS == 0 for rows, width in shapes[:-1] if width < 509)
+    assert {width for _, width in shapes if width >= 256} == {*range(256, 509, 16), 509}
+    assert sum(rows * width for rows, width in shapes) < 1.04 * sum(lengths)
+    found = torch.cat([chunk["attention_mask"].sum(1) for chunk in chunks])[inverse]
+    assert found.tolist() == lengths
+
+
+def test_a_text_beyond_the_budget_gets_a_chunk_of_its_own():
+    plan = plan_chunks([3, 40, 3], 16)
+    assert plan.chunks == [[1], [0, 2]] and plan.width == [40, 3]
