@@ -39,7 +39,7 @@ class Kind:
     name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
     start, each time the same. describe: lines to say at the start. compare: scores base against tuned and prints the
     table. card: the model folder's README. next: the command to go on with. prepare: what is done to the start and to
-    the groups once the rows are read.
+    the groups once the rows are read. finish: what is done to the saved model before it is scored.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Kind:
     card: Callable[[dict, dict], str]
     next: str
     prepare: Callable[[nn.Module, Triplets, dict], None] = lambda *_: None
+    finish: Callable[[Callable[[], nn.Module], dict, Path], None] = lambda *_: None
 
 
 def run(
@@ -97,6 +98,7 @@ def run(
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
     leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
+        kind.finish(load, groups, folder)
         facts = {"kind": kind.name, "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
         facts |= {"rows": triplets.counts, **trained}
