@@ -21,9 +21,10 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -45,10 +46,10 @@ ROWS_SWEEP, TOKENS_SWEEP, CHUNK_SWEEP = (4, 8, 16, 32, 64), (512, 1024, 2048, 40
 
 @dataclasses.dataclass
 class Bench:
-    """What every engine is given. rows: token ids of (query, document, hard negative) of each row."""
+    """What every engine is given. rows: int32 token ids of (query, document, hard negative) of each row."""
 
     encoder: Encoder
-    rows: list[tuple[list[int], list[int], list[int]]]
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
     half: bool
     device: torch.device
 
@@ -56,18 +57,18 @@ class Bench:
         """bfloat16 where asked for, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
-    def columns(self) -> list[list[list[int]]]:
+    def columns(self) -> list[list[np.ndarray]]:
         """The rows' token ids by column: queries, documents, hard negatives."""
         return [list(column) for column in zip(*self.rows, strict=True)]
 
     def chunks(self, tokens: int) -> tuple[list[dict], torch.Tensor, torch.Tensor]:
         """Padded chunks of the distinct texts; where the B queries and the 2B documents stand among them."""
-        place: dict[tuple[int, ...], int] = {}
+        place: dict[bytes, int] = {}
         queries, documents, negatives = (
-            [place.setdefault(tuple(ids), len(place)) for ids in column] for column in self.columns()
+            [place.setdefault(ids.tobytes(), len(place)) for ids in column] for column in self.columns()
         )
         encoder = self.encoder
-        sequences = [list(ids) for ids in place]
+        sequences = [np.frombuffer(ids, dtype=np.int32) for ids in place]
         chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, tokens, encoder.max_seq_length)
         chunks = [{name: tensor.to(self.device) for name, tensor in chunk.items()} for chunk in chunks]
         inverse = inverse.to(self.device)
@@ -214,14 +215,14 @@ def best(bench: Bench, steps: dict[str, Callable[[], float]]) -> tuple[str, dict
     return min(seconds, key=seconds.get, default=""), seconds
 
 
-def read_rows(arguments: argparse.Namespace, tokenizer) -> list[tuple[list[int], list[int], list[int]]]:
-    """Token ids of B rows, drawn with the seed."""
+def read_rows(arguments: argparse.Namespace, tokenizer) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Token ids of B rows, drawn with the seed; as int32, since Python's numbers take nine times the memory."""
     rng, longest = random.Random(arguments.seed), arguments.max_seq_length
     if arguments.train_data is None:
         sample = json.loads((HERE / "lengths.json").read_text(encoding="utf-8"))["lengths"]
         picked = [rng.choice(sample) for _ in range(arguments.batch)]
         word = functools.partial(rng.randrange, 5, 15_000)
-        return [tuple([word() for _ in range(min(length, longest))] for length in row) for row in picked]
+        return [tuple(_ids(word() for _ in range(min(length, longest))) for length in row) for row in picked]
     from koir.triplets import load_triplets
 
     pairs = load_triplets([arguments.train_data]).pairs
@@ -232,7 +233,11 @@ def read_rows(arguments: argparse.Namespace, tokenizer) -> list[tuple[list[int],
         [DEFAULT_PROMPTS["document"] + row["document"] for row in picked],
         [DEFAULT_PROMPTS["document"] + row["hard_negatives"][0] for row in picked],
     ]
-    return list(zip(*(tokenise(tokenizer, column, longest) for column in columns), strict=True))
+    return list(zip(*(map(_ids, tokenise(tokenizer, column, longest)) for column in columns), strict=True))
+
+
+def _ids(tokens: Iterable[int]) -> np.ndarray:
+    return np.fromiter(tokens, dtype=np.int32)
 
 
 def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder:

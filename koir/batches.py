@@ -70,7 +70,8 @@ def _teacher(rows: Sequence[dict], counts: Sequence[int]) -> dict[str, list]:
     columns, scores, first = [], [], len(rows)
     for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
         columns.append([number, *range(first, first + count)])
-        scores.append([row["document_score"], *(row["hard_negative_scores"] or [])[:count]])
+        own = row["document_score"] or 0.0  # none where it stands alone
+        scores.append([own, *(row["hard_negative_scores"] or [])[:count]])
         first += count
     return {"teacher_columns": padded(columns, -1), "teacher_scores": padded(scores, 0.0)}
 
@@ -81,16 +82,20 @@ def padded(lists: Sequence[Sequence], filler: float = 0) -> list[list]:
     return [list(items) + [filler] * (longest - len(items)) for items in lists]
 
 
-def require_scores(triplets: Triplets, flag: str, max_hard_negatives: int | None = None) -> None:
-    """Raise RowError unless every text that distillation would learn from has a teacher's score."""
+def require_scores(triplets: Triplets, flag: str, max_hard_negatives: int | None = None, lone: bool = True) -> None:
+    """Raise RowError unless every text that is learned from has a teacher's score.
+
+    lone: so must the document of a row without hard negatives, which teaches no order, but a value.
+    """
     table = triplets.pairs.data.table
     own, texts, scores = (table[name] for name in ("document_score", "hard_negatives", "hard_negative_scores"))
     some = pc.greater(pc.list_value_length(texts), 0)
     if max_hard_negatives == 0 or not pc.any(some).as_py():
         raise RowError(flag, "no hard negatives", "rows with scored hard negatives: one candidate teaches no order")
-    lacking = pc.or_(pc.is_null(own), pc.and_(some, pc.is_null(scores)))
+    lacking = pc.or_(pc.and_(pc.is_null(own), pc.or_(some, lone)), pc.and_(some, pc.is_null(scores)))
     count = pc.sum(lacking).as_py()
     if count:
         query = table["query"][pc.index(lacking, True).as_py()].as_py()
         found = f"{count:,} of {len(own):,} pairs without a teacher's scores, the first of query {query[:40]!r}"
-        raise RowError(flag, found, "document_score and hard_negative_score in every row")
+        which = "every row" if lone else "every row with hard negatives"
+        raise RowError(flag, found, f"document_score and hard_negative_score in {which}")

@@ -30,7 +30,8 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     expected = f"at most {encoder.dimensions}, the encoder's dimensions"
     require(largest <= encoder.dimensions, "--matryoshka_dimensions", str(largest), expected)
     if loss.distillation is not None:
-        require_scores(triplets, f"--distillation {loss.distillation}", groups["data"].max_hard_negatives)
+        flag = f"--distillation {loss.distillation}"
+        require_scores(triplets, flag, groups["data"].max_hard_negatives, lone=False)
     if model.lora_rank is not None:
         lora.add_adapters(encoder, model.lora_rank, model.lora_alpha or 2 * model.lora_rank, model.lora_targets)
     groups["guide"] = None

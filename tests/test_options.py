@@ -85,7 +85,19 @@ def test_distillation_without_scores_is_refused_at_the_door(rows, teacher_rows, 
         require_scores(load_triplets([str(teacher_rows)]), "--distillation kl", max_hard_negatives=0)
     half = [{"query": "가", "document": "나", "document_score": 1, "hard_negative": "다"}]
     with pytest.raises(RowError, match="1 of 1 pairs .* the first of query '가'"):
-        require_scores(_triplets(tmp_path, half), "--distillation kl")
+        require_scores(_triplets(tmp_path, half), "--distillation kl", lone=False)
+
+
+def test_a_row_without_hard_negatives_has_no_order_and_needs_no_score(tmp_path):
+    lines = [{"query": "가", "document": "나"}, {"query": "사", "document": "아", "document_score": 4,
+             "hard_negative": "자", "hard_negative_score": 0.5}]  # fmt: skip
+    triplets = _triplets(tmp_path, lines)
+    require_scores(triplets, "--distillation kl", lone=False)
+    with pytest.raises(RowError, match="1 of 2 pairs without a teacher's scores, .* in every row"):
+        require_scores(triplets, "--loss mse")
+    batch = Collator(tiny_encoder(), 50, distillation=True)(list(triplets.pairs))
+    assert batch["teacher_columns"].tolist() == [[0, -1], [1, 2]]
+    assert batch["teacher_scores"].tolist() == [[0, 0], [4, 0.5]]
 
 
 def test_masks_are_counted():
