@@ -18,6 +18,7 @@ from koir.errors import RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.retrieval.stages import in_memory
+from koir.run_folder import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +46,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
     assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
     with subprocess.Popen(command(version, base, tmp_path / "cut"), stdout=-3, stderr=-3, cwd=ROOT) as process:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "cut").glob("checkpoints/*/trainer_state.json")) and time.monotonic() < deadline:
+        while not any(map(complete, (tmp_path / "cut").glob("checkpoints/*"))) and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "cut" / "run.json").exists()
