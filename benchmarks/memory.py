@@ -40,8 +40,7 @@ def one(batch: int, dimensions: int, strips: int) -> dict:
     """Loss and gradients of one batch: bytes of the embeddings and gradients, and the peak beside them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     columns, size = 2 * batch, 4
-    strip = min(losses.TILE_ROWS, max(1, losses.TILE_BYTES // (columns * size)))
-    rows = min(batch, strips * strip) if strips else batch
+    rows = min(batch, strips * losses.strip_rows(columns * size)) if strips else batch
     warm = torch.ones(512, 512, device=device)
     (warm @ warm).sum().item()  # what the libraries themselves take is not the loss's
     queries = torch.nn.functional.normalize(torch.randn(rows, dimensions, device=device), dim=1).requires_grad_()

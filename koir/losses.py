@@ -126,6 +126,11 @@ def contrastive_loss(
     return _Contrast.apply(strips, [weight / sum(weights) for weight in weights], *views)
 
 
+def strip_rows(row_bytes: int, tile_bytes: int = TILE_BYTES) -> int:
+    """How many rows of scores, each of so many bytes, are computed at once."""
+    return min(max(1, tile_bytes // row_bytes), TILE_ROWS)
+
+
 class _Strips(NamedTuple):
     """What a strip of rows is judged by; rows: [b] positions of the strip's rows."""
 
@@ -189,7 +194,7 @@ class _Contrast(torch.autograd.Function):
         sides = [view.detach().to(precision) for view in views]
         found = [torch.empty_like(side) if n % 2 == 0 else torch.zeros_like(side) for n, side in enumerate(sides)]
         (count, _), columns = sides[0].shape, len(sides[1])
-        strip = min(max(1, strips.tile_bytes // (columns * sides[0].element_size())), TILE_ROWS)
+        strip = strip_rows(columns * sides[0].element_size(), strips.tile_bytes)
         total, negatives = sides[0].new_zeros(()), torch.tensor(count * (columns - 1), device=sides[0].device)
         with torch.autocast(sides[0].device.type, enabled=False):
             for rows in torch.arange(count, device=sides[0].device).split(strip):
