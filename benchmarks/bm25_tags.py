@@ -1,9 +1,9 @@
-"""Which of Kiwi's parts of speech should count as words for BM25: nDCG@10 on dev splits, one line a choice.
+"""What BM25 should count, which of Kiwi's parts of speech and pairs of characters: nDCG@10 on dev, one line a choice.
 
     .venv/bin/python benchmarks/bm25_tags.py TASK [TASK ...] [--split dev] [--json FILE]
 
-Every text is tokenised once with all tags; a choice is then a filter. Choose on dev splits; the line marked * is what
-koir uses.
+Every text is tokenised once with all tags; a choice is then a filter, and what a pair weighs beside a word. Choose on
+dev splits; the line marked * is what koir uses.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import bm25s
 import numpy as np
 from kiwipiepy import Kiwi
 
@@ -22,7 +21,7 @@ from koir.evaluation.metrics import mean_ndcg  # noqa: E402
 from koir.evaluation.results import table  # noqa: E402
 from koir.evaluation.tasks import load_task  # noqa: E402
 from koir.retrieval import bm25  # noqa: E402
-from koir.retrieval.ranking import as_run, best  # noqa: E402
+from koir.retrieval.morphemes import CONTENT_TAGS  # noqa: E402
 
 NOUNS = ("NNG", "NNP", "NR", "XR", "SL", "SN", "SH", "W_")  # with numerals, roots, foreign words, numbers, hanja, URLs
 VERBS = ("VV", "VA")
@@ -43,6 +42,7 @@ CHOICES = {
     "nouns, verbs, prefixes, suffixes XSN": (*NOUNS, *VERBS, "XP", "XSN"),
     "nouns, verbs, all affixes": (*NOUNS, *VERBS, "XP", "XS"),
 }
+PAIR_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 
 
 def tokenised(texts: list[str]) -> list[list[tuple[str, str]]]:
@@ -51,20 +51,14 @@ def tokenised(texts: list[str]) -> list[list[tuple[str, str]]]:
     return [[(token.form.lower(), token.tag) for token in tokens] for tokens in Kiwi().tokenize(clean)]
 
 
-def ndcg(task, documents: list, queries: list, tags: tuple[str, ...]) -> float:
-    """nDCG@10 of BM25 over the words whose tags begin with one of `tags`."""
+def ndcg(task, documents: list, queries: list, tags: tuple[str, ...], pair_weight: float) -> float:
+    """nDCG@10 of koir's BM25 where words are those whose tags begin with one of `tags`, and pairs weigh so much."""
+    bm25.PAIR_WEIGHT = pair_weight
     kept = [[[w for w, tag in words if tag.startswith(tags)] for words in texts] for texts in (documents, queries)]
-    ids = sorted(task.corpus)
-    vocabulary = {word: n for n, word in enumerate(sorted({word for words in kept[0] for word in words}))}
-    index = bm25s.BM25()
-    index.index(([[vocabulary[w] for w in words] for words in kept[0]], vocabulary), show_progress=False)
-    run = {}
-    for query, words in zip(task.queries, kept[1], strict=True):
-        known = [vocabulary[word] for word in words if word in vocabulary]
-        scores = index.get_scores_from_ids(known) if known else np.zeros(len(ids), np.float32)
-        order = best(scores, 10)
-        run[query] = as_run(ids, order[scores[order] > 0], scores[order][scores[order] > 0])
-    return mean_ndcg(task.qrels, run)
+    bm25.morphemes = lambda texts: kept[0]
+    index = bm25.BM25(task.corpus)
+    bm25.morphemes = lambda texts: kept[1]
+    return mean_ndcg(task.qrels, dict(zip(task.queries, index.search(list(task.queries.values()), 10), strict=True)))
 
 
 def main() -> None:
@@ -74,18 +68,21 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    choices, found = CHOICES | {"* koir": bm25.CONTENT_TAGS}, {name: {} for name in [*CHOICES, "* koir"]}
+    choices = {name: (tags, 0.0) for name, tags in CHOICES.items()}
+    choices |= {f"koir's words, pairs at {weight}": (CONTENT_TAGS, weight) for weight in PAIR_WEIGHTS}
+    choices |= {"pairs alone": ((), 1.0), "* koir": (CONTENT_TAGS, bm25.PAIR_WEIGHT)}
+    found = {name: {} for name in choices}
     for path in arguments.tasks:
         task = load_task(path, arguments.split)
         documents = tokenised([task.corpus[document] for document in sorted(task.corpus)])
         queries = tokenised(list(task.queries.values()))
-        for name, tags in choices.items():
-            found[name][task.name] = ndcg(task, documents, queries, tags)
+        for name, choice in choices.items():
+            found[name][task.name] = ndcg(task, documents, queries, *choice)
     for scores in found.values():
         scores["mean"] = float(np.mean(list(scores.values())))
     columns = list(next(iter(found.values())))
     rows = [[name, *[f"{scores[column]:.4f}" for column in columns]] for name, scores in found.items()]
-    print(f"BM25 by parts of speech, nDCG@10 on {arguments.split}\n" + table(["", *columns], rows))
+    print(f"BM25 by what it counts, nDCG@10 on {arguments.split}\n" + table(["", *columns], rows))
     if arguments.json:
         text = json.dumps({"split": arguments.split, "ndcg_at_10": found}, ensure_ascii=False, indent=2)
         arguments.json.write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,8 @@ from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import load_task, splits
-from koir.retrieval.bm25 import BM25, morphemes
+from koir.retrieval.bm25 import BM25, K1, PAIR_WEIGHT, B, character_pairs, terms
+from koir.retrieval.morphemes import morphemes
 from koir.retrieval.stages import first_stage
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -478,19 +479,48 @@ def test_bm25_is_deterministic(law):
     assert law.search(queries, 4) == BM25(LAW).search(queries, 4) == [law.search([q], 4)[0] for q in queries]
 
 
-def test_scores_are_lucenes_bm25(law):
-    query, texts = morphemes(["근로자는 한 해에 휴가를 받는다"])[0], morphemes(list(LAW.values()))
-    mean, expected = sum(map(len, texts)) / len(texts), {}
-    for name, text in zip(LAW, texts, strict=True):
-        for word in query:
-            holders = sum(word in other for other in texts)
+def lucene(query, texts):
+    """BM25 of a query's terms in each text, written out."""
+    mean, scores = sum(map(len, texts)) / len(texts), []
+    for text in texts:
+        score = 0.0
+        for term in query:
+            holders = sum(term in other for other in texts)
             rarity = math.log(1 + (len(texts) - holders + 0.5) / (holders + 0.5))
-            count = text.count(word) / (text.count(word) + 1.5 * (0.25 + 0.75 * len(text) / mean))
-            expected[name] = expected.get(name, 0) + rarity * count
-    expected = {name: score for name, score in expected.items() if score}
-    assert len(expected) >= 2 and law.search(["근로자는 한 해에 휴가를 받는다"], 4)[0] == pytest.approx(
-        expected, rel=1e-5
+            score += rarity * text.count(term) / (text.count(term) + K1 * (1 - B + B * len(text) / mean))
+        scores.append(score)
+    return scores
+
+
+def test_scores_are_lucenes_bm25_of_morphemes_and_of_pairs(law):
+    query = "근로자는 한 해에 휴가를 받는다"
+    of_words = lucene(morphemes([query])[0], morphemes(list(LAW.values())))
+    of_pairs = lucene(character_pairs(query), list(map(character_pairs, LAW.values())))
+    both = [words + PAIR_WEIGHT * pairs for words, pairs in zip(of_words, of_pairs, strict=True)]
+    expected = {name: score for name, score in zip(LAW, both, strict=True) if score}
+    assert len(expected) >= 2 and law.search([query], 4)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_pairs_of_characters_keep_to_their_word():
+    assert character_pairs("연차는 A4, 😀") == [f"\t{pair}" for pair in (" 연", "연차", "차는", " a", "a4")]
+    assert character_pairs(unicodedata.normalize("NFD", "연차")) == ["\t 연", "\t연차"] and not character_pairs(
+        " .\ud83d"
     )
+    assert terms(["휴가를"]) == [["휴가", "\t 휴", "\t휴가", "\t가를"]]  # the morpheme is not the pair
+
+
+def test_a_word_that_is_cut_otherwise_is_still_found():
+    index = BM25({"a": "뽀로로빠방놀이터 개장", "b": "예산"})
+    assert list(index.search(["빠방놀이"], 2)[0]) == ["a"]
+
+
+@pytest.mark.parametrize("texts", [["", "!!"], ["이것은", "!!"], ["😀", ""]])
+def test_a_corpus_without_words_is_indexed_and_kept(texts, tmp_path):
+    index = BM25(dict(zip("ab", texts, strict=True)))
+    index.save(tmp_path)
+    for query in ("이것", "", "😀"):
+        assert BM25.load(tmp_path).search([query], 2) == index.search([query], 2)
+    assert bool(index.search(["이것"], 2)[0]) == ("이것은" in texts)
 
 
 def test_ties_are_broken_by_id_descending():

@@ -1,7 +1,14 @@
-"""BM25 over Korean morphemes: Kiwi finds the words, bm25s counts them."""
+"""BM25 over Korean morphemes and pairs of characters: Kiwi finds the words, bm25s counts both.
+
+Where Kiwi cuts a name or a compound in the query unlike in the document, the pairs still meet. On dev splits they are
+worth 0.02 to 0.06 nDCG@10 (benchmarks/bm25_tags.py).
+"""
 
 import json
-from collections.abc import Sequence
+import re
+import unicodedata
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import bm25s
@@ -10,23 +17,37 @@ import numpy as np
 from koir.retrieval.morphemes import morphemes
 from koir.retrieval.ranking import as_run, best
 
+K1, B = 1.2, 0.75
+PAIR_WEIGHT = 0.5  # of a pair's score beside a morpheme's
+PAIR = "\t"  # pairs begin with it, and no morpheme does
+
+
+def character_pairs(text: str) -> list[str]:
+    """Each two neighbouring characters of each word, lower-cased; a word's beginning counts as a character, a space."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
+    return [PAIR + marked[at : at + 2] for marked in (f" {word}" for word in words) for at in range(len(marked) - 1)]
+
+
+def terms(texts: Sequence[str]) -> list[list[str]]:
+    """What BM25 counts of each text: its morphemes, then its pairs of characters."""
+    return [[*words, *character_pairs(text)] for text, words in zip(texts, morphemes(texts), strict=True)]
+
 
 class BM25:
-    """An index over documents; exact scores (Lucene's variant, k1 = 1.5, b = 0.75).
+    """An index over documents; exact scores (Lucene's variant): of morphemes, plus by their weight of pairs.
 
-    ids: document ids, sorted. index: bm25s' sparse columns, one a word. vocabulary: word -> column.
+    ids: document ids, sorted. index: bm25s' sparse columns, one a term. vocabulary: term -> column.
     """
 
     name = "bm25"
 
     def __init__(self, corpus: dict[str, str]):
         self.ids = sorted(corpus)
-        self.index = bm25s.BM25()
-        words = morphemes([corpus[document] for document in self.ids])
-        self.vocabulary = {word: number for number, word in enumerate(sorted({w for text in words for w in text}))}
-        ids = [[self.vocabulary[word] for word in text] for text in words]
-        if self.vocabulary:  # bm25s cannot index a corpus without a single word
-            self.index.index((ids, self.vocabulary), show_progress=False)
+        texts = [corpus[document] for document in self.ids]
+        self.vocabulary, self.index = _counted(morphemes(texts), len(texts))
+        pairs, of_pairs = _counted(map(character_pairs, texts), len(texts))
+        self.vocabulary |= {pair: len(self.vocabulary) + column for pair, column in pairs.items()}
+        self.index.scores = _side_by_side(self.index.scores, of_pairs.scores)
 
     def save(self, folder: Path) -> None:
         """Write the index into a folder that `load` maps back into memory."""
@@ -50,10 +71,10 @@ class BM25:
         return found
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
-        """For each query its `depth` best documents: id -> score. Documents without a common word are left out."""
+        """For each query its `depth` best documents: id -> score. Documents without a common term are left out."""
         found = []
-        for words in morphemes(list(queries)):
-            known = [self.vocabulary[word] for word in words if word in self.vocabulary]
+        for of_query in terms(list(queries)):
+            known = [self.vocabulary[term] for term in of_query if term in self.vocabulary]
             if not known:
                 found.append({})
                 continue
@@ -67,14 +88,37 @@ class BM25:
     def _floor(self, known: list[int], scores: np.ndarray, depth: int) -> float:
         """A score that at least `depth` documents reach, so that ranking can begin there; 0 where none is known.
 
-        It is the depth-th best score among the documents of the rarest word that so many have: those of a rare word
+        It is the depth-th best score among the documents of the rarest term that so many have: those of a rare term
         score high, and to look at them alone costs little.
         """
         ends = self.index.scores["indptr"]
-        word = min(
-            (w for w in known if ends[w + 1] - ends[w] >= depth), key=lambda w: ends[w + 1] - ends[w], default=None
+        term = min(
+            (t for t in known if ends[t + 1] - ends[t] >= depth), key=lambda t: ends[t + 1] - ends[t], default=None
         )
-        if word is None or depth < 1:
+        if term is None or depth < 1:
             return 0.0
-        of_word = scores[self.index.scores["indices"][ends[word] : ends[word + 1]]]
-        return np.partition(of_word, -depth)[-depth]
+        of_term = scores[self.index.scores["indices"][ends[term] : ends[term + 1]]]
+        return np.partition(of_term, -depth)[-depth]
+
+
+def _counted(texts: Iterable[Sequence[str]], count: int) -> tuple[dict[str, int], bm25s.BM25]:
+    """The vocabulary of `count` texts' terms, and their index."""
+    vocabulary: dict[str, int] = {}
+    ids = [array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in of_text]) for of_text in texts]
+    index = bm25s.BM25(k1=K1, b=B)
+    if vocabulary:
+        index.index((ids, dict(vocabulary)), show_progress=False)  # bm25s adds a word of its own to its copy
+    else:  # it cannot index a corpus without a single word
+        nothing = np.empty(0, np.int32)
+        index.scores = {"data": nothing, "indices": nothing, "indptr": np.zeros(1, np.int32), "num_docs": count}
+        index.vocab_dict, index.nonoccurrence_array = {}, None
+    return vocabulary, index
+
+
+def _side_by_side(words: dict, pairs: dict) -> dict:
+    """bm25s' columns of words and, weighted, of pairs, as one index."""
+    return words | {
+        "data": np.concatenate([words["data"], PAIR_WEIGHT * pairs["data"]]).astype(np.float32),
+        "indices": np.concatenate([words["indices"], pairs["indices"]]),
+        "indptr": np.concatenate([words["indptr"], words["indptr"][-1] + pairs["indptr"][1:]]),
+    }

@@ -19,7 +19,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from koir.encoder import Encoder
 from koir.errors import RunError
-from koir.retrieval.bm25 import BM25, morphemes
+from koir.retrieval.bm25 import BM25, terms
 from koir.retrieval.dense import Dense, valid
 from koir.retrieval.ranking import as_run, best
 
@@ -200,9 +200,7 @@ class SparseMilvus(_Part):
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` best documents: id -> BM25 score."""
-        counts = [
-            Counter(self.vocabulary[w] + 1 for w in words if w in self.vocabulary) for words in morphemes(queries)
-        ]
+        counts = [Counter(self.vocabulary[t] + 1 for t in found if t in self.vocabulary) for found in terms(queries)]
         asked = [{word: float(count) for word, count in of_query.items()} for of_query in counts if of_query]
         runs = iter(self.found(asked, depth))
         return [next(runs) if of_query else {} for of_query in counts]
