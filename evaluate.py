@@ -22,6 +22,7 @@ from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import rank
 from koir.manifest import newest_run, origin, read_run, write_json, written_aside
+from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES
 from koir.retrieval.score_maps import SCORE_MAPS
 from koir.retrieval.stages import FUSIONS, join_processes
@@ -52,11 +53,12 @@ class EvaluateArguments:
             "(MIRACLReranking), it is handed all of them"
         },
     )
-    fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
+    fusion: str = field(default="weighted", metadata={"help": "of hybrid and milvus: weighted, or rrf (k = 60)"})
     weight: str | None = field(
         default=None,
         metadata={
-            "help": "with --fusion weighted: W in (1 - W) x BM25 + W x 25 x cosine, 0 to 1, or auto: chosen on dev"
+            "help": "of --fusion weighted: W in (1 - W) x BM25 + W x 25 x cosine, 0 to 1, or auto: chosen on dev; "
+            f"default: {DENSE_SHARE}"
         },
     )
     interpolate: str | None = field(
@@ -187,10 +189,7 @@ def _check(what: EvaluateArguments, where: TaskArguments) -> None:
     require(not (where.benchmark and where.tasks), "--benchmark and --tasks", "both", "one of them")
     for flag, value in (("--weight", what.weight), ("--interpolate", what.interpolate)):
         require(value in (None, "auto") or _share(value) is not None, f"{flag} {value}", "no share", "auto, or 0 to 1")
-    weighted = what.fusion == "weighted"
-    require(
-        weighted == (what.weight is not None), "--weight", str(what.weight), "--fusion weighted and --weight auto|W"
-    )
+    require(what.fusion == "weighted" or what.weight is None, "--weight", str(what.weight), "--fusion weighted with it")
     require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
     require(where.dev_queries > 0, "--dev_queries", str(where.dev_queries), "a number above 0")
     given = EvaluateArguments(pipeline=what.pipeline, index_uri=what.index_uri)
@@ -210,7 +209,7 @@ def _settings(what: EvaluateArguments) -> Settings:
         index_uri = what.index_uri or one.index_uri
         rerankers = [one.reranker] if one.reranker else []
         weights = {"weight": one.weight, "interpolate": one.interpolate, "normalise": one.normalise or "minmax"}
-        return Settings([one.first_stage], rerankers, [one.depth], index_uri, one.fusion or "rrf",
+        return Settings([one.first_stage], rerankers, [one.depth], index_uri, one.fusion or "weighted",
                         score_map=one.score_map or "sigmoid", **weights)  # fmt: skip
     stages, rerankers = what.first_stage, [path for path in what.reranker if path != "none"]
     if not stages:

@@ -12,6 +12,7 @@ from koir.errors import exit_on_user_error  # noqa: E402
 from koir.evaluation.tasks import load_corpus  # noqa: E402
 from koir.gather import rank  # noqa: E402
 from koir.manifest import cache_folder  # noqa: E402
+from koir.retrieval.hybrid import DENSE_SHARE  # noqa: E402
 from koir.retrieval.stages import FUSIONS, describe, first_stage, is_milvus, join_processes  # noqa: E402
 
 
@@ -27,9 +28,12 @@ class IndexArguments:
         default=None,
         metadata={"help": "folder to write; with milvus:PATH also a .db file or a cluster (key: MILVUS_TOKEN); needed"},
     )
-    fusion: str = field(default="rrf", metadata={"help": "of hybrid and milvus: rrf (k = 60) or weighted"})
+    fusion: str = field(default="weighted", metadata={"help": "of hybrid and milvus: weighted, or rrf (k = 60)"})
     weight: float | None = field(
-        default=None, metadata={"help": "with --fusion weighted: W in (1 - W) x BM25 + W x 25 x cosine, 0 to 1"}
+        default=None,
+        metadata={
+            "help": f"of --fusion weighted: W in (1 - W) x BM25 + W x 25 x cosine, 0 to 1; default: {DENSE_SHARE}"
+        },
     )
 
 
@@ -56,11 +60,9 @@ def _check(arguments: IndexArguments) -> None:
     for flag in ("corpus", "index_uri"):
         require(getattr(arguments, flag) is not None, f"--{flag}", "nothing", "a value; see --help")
     require(arguments.fusion in FUSIONS, f"--fusion {arguments.fusion}", "an unknown value", " or ".join(FUSIONS))
-    weighted = arguments.fusion == "weighted"
-    require(
-        weighted == (arguments.weight is not None), "--weight", str(arguments.weight), "a share with --fusion weighted"
-    )
-    require(arguments.weight is None or 0 <= arguments.weight <= 1, "--weight", str(arguments.weight), "0 to 1")
+    weight = arguments.weight
+    require(arguments.fusion == "weighted" or weight is None, "--weight", str(weight), "--fusion weighted with it")
+    require(weight is None or 0 <= weight <= 1, "--weight", str(weight), "0 to 1")
     milvus = arguments.first_stage.startswith("milvus:")
     require(
         milvus or not is_milvus(arguments.index_uri), "--index_uri", arguments.index_uri, "a folder, or milvus:PATH"

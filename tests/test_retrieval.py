@@ -16,7 +16,7 @@ from koir.evaluation.tasks import load_corpus, load_task
 from koir.retrieval import dense, stages
 from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
-from koir.retrieval.hybrid import RRF_K, reciprocal_ranks, weighted
+from koir.retrieval.hybrid import DENSE_SHARE, RRF_K, reciprocal_ranks, weighted
 from koir.retrieval.ranking import align, best, minmax, ranked, standard
 from koir.retrieval.score_maps import SCORE_MAPS, exp_normalize, sigmoid
 from koir.retrieval.stages import first_stage, in_memory, open_index
@@ -191,9 +191,11 @@ def test_hybrid_is_the_fusion_of_its_parts(model, tmp_path):
     lexical, vectors, fused = (
         first_stage(spec, str(tmp_path), progress=False)(LAW) for spec in ("bm25", f"dense:{model}", f"hybrid:{model}")
     )
+    by_ranks = first_stage(f"hybrid:{model}", str(tmp_path), False, "rrf")(LAW)
     for query, found in zip(QUERIES[:4], fused.search(QUERIES[:4], 4), strict=True):
         parts = [stage.search([query], 1000)[0] for stage in (lexical, vectors)]
-        assert found == reciprocal_ranks(parts, 4)
+        assert found == weighted(*parts).mixed(DENSE_SHARE, 4)
+        assert by_ranks.search([query], 4)[0] == reciprocal_ranks(parts, 4)
     assert len(list(tmp_path.iterdir())) == 2  # the parts are shared
     whole = first_stage(f"hybrid:{model}", str(tmp_path), False, "weighted", 0.0)(LAW)
     assert [next(iter(found)) for found in whole.search(QUERIES[:2], 4)] == ["휴가", "임금"]

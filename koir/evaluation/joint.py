@@ -39,7 +39,7 @@ class Settings:
     rerankers: Sequence[str] = ()
     depths: Sequence[int] = (DEPTH,)
     index_uri: str | None = None
-    fusion: str = "rrf"
+    fusion: str = "weighted"
     weight: str | float | None = None
     interpolate: str | float | None = None
     normalise: str = "minmax"
@@ -77,7 +77,7 @@ class Joint:
         """A first stage with its encoder, and its weight where it has one."""
         s = self.settings
         stage = first_stage(spec, s.index_uri, s.progress, s.fusion, None)
-        if stage.fuses and s.fusion == "weighted":
+        if stage.fuses and s.weight is not None:
             stage.weight = self._chosen_hybrid_weight(stage) if s.weight == "auto" else s.weight
         return stage
 

@@ -43,7 +43,7 @@ class Pipeline:
     @property
     def name(self) -> str:
         """The folder's name under results/."""
-        name = file_name(self.first_stage) + ("-weighted" if self.fusion == "weighted" else "")
+        name = file_name(self.first_stage) + ("-rrf" if self.fusion == "rrf" else "")
         if self.reranker is None:
             return name
         mixed = "~mixed" if self.interpolate is not None else ""

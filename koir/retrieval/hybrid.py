@@ -8,6 +8,7 @@ from koir.retrieval.ranking import Aligned, as_run, best, placed
 
 COSINE = 25.0  # what a cosine of 1 weighs in points of BM25; about where weights of 0.2 to 0.8 make a difference
 RRF_K = 60  # Cormack, Clarke and Buettcher 2009
+DENSE_SHARE = 0.3  # where nothing was chosen on dev
 FETCH = 1000  # candidates of each part that take part in the fusion
 
 
@@ -42,7 +43,7 @@ class Hybrid:
     fusion: "rrf", or "weighted": `weighted` mixed at `weight`, the dense part's share.
     """
 
-    def __init__(self, lexical, dense, name: str = "hybrid", fusion: str = "rrf", weight: float | None = None):
+    def __init__(self, lexical, dense, name: str, fusion: str, weight: float | None):
         self.lexical, self.dense, self.name, self.fusion, self.weight = lexical, dense, name, fusion, weight
 
     @property

@@ -27,13 +27,13 @@ from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, RunError, nearest, without_passwords
 from koir.gather import gather_sizes, rank, world_size
 from koir.manifest import cache_folder, origin, read_run, write_json, written_aside
-from koir.retrieval.bm25 import BM25
+from koir.retrieval.bm25 import BM25, K1, PAIR_WEIGHT, B
 from koir.retrieval.dense import Dense, encoder_fingerprint
-from koir.retrieval.hybrid import Hybrid
+from koir.retrieval.hybrid import DENSE_SHARE, Hybrid
 from koir.retrieval.morphemes import CONTENT_TAGS
 
 KINDS = ("bm25", "dense", "hybrid", "milvus")
-FUSIONS = ("rrf", "weighted")
+FUSIONS = ("weighted", "rrf")
 FACTS = {"first_stage": str, "fusion": str, "weight": float | int | None, "corpus_fingerprint": str}  # of an index
 
 
@@ -50,14 +50,15 @@ class FirstStage:
     """A first stage that is yet to meet a corpus; calling it with one gives the index.
 
     spec: as given. fingerprint: sha256 of everything but the corpus that its scores depend on.
-    store: folder that holds the parts' folders. fusion, weight: of a hybrid (weight: the dense part's share).
+    store: folder that holds the parts' folders. fusion, weight: of a hybrid (weight: the dense part's share where
+    they are weighted, default DENSE_SHARE).
     uri: of a Milvus cluster or file; None: a file in the store.
     """
 
     spec: str
     store: Path
     encoder: Encoder | None = None
-    fusion: str = "rrf"
+    fusion: str = "weighted"
     weight: float | None = None
     progress: bool = True
     uri: str | None = None
@@ -66,12 +67,10 @@ class FirstStage:
     def __post_init__(self):
         dense = encoder_fingerprint(self.encoder) if self.encoder else ""
         self.kind = self.spec.partition(":")[0]
-        self._keys = {
-            "bm25": _digest(
-                "bm25", CONTENT_TAGS, *map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
-            ),
-            "dense": dense,
-        }
+        if self.fuses and self.fusion == "weighted" and self.weight is None:
+            self.weight = DENSE_SHARE
+        versions = map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
+        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, *versions), "dense": dense}
         self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property
@@ -179,7 +178,7 @@ def first_stage(
     spec: str,
     index_uri: str | None = None,
     progress: bool = True,
-    fusion: str = "rrf",
+    fusion: str = "weighted",
     weight: float | None = None,
     encoder: Encoder | None = None,
 ) -> Callable:
@@ -229,7 +228,7 @@ def describe(folder: Path, stage: FirstStage, corpus: dict[str, str], **facts: o
             row = {"_id": document, "text": text.encode("utf-8", "ignore").decode()}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     said = {"kind": "index", "first_stage": stage.spec, "documents": len(corpus)}
-    said |= {"fusion": stage.fusion if stage.fuses else "rrf", "weight": stage.weight if stage.fuses else None}
+    said |= {"fusion": stage.fusion, "weight": stage.weight if stage.fuses else None}
     said |= {"corpus_fingerprint": corpus_fingerprint(corpus), "fingerprint": stage.fingerprint}
     said["parts"] = os.path.relpath(stage.store, folder)
     write_json(folder / "run.json", said | facts | origin())

@@ -131,7 +131,7 @@ class Loader:
             texts_of = index.dense.texts if is_milvus(uri) else Documents(index_folder(uri) / "documents.jsonl")
         else:
             corpus = load_task("demo").corpus
-            index = first_stage(spec, None, False, how[0] or "rrf", how[1], model)(corpus)
+            index = first_stage(spec, None, False, how[0] or "weighted", how[1], model)(corpus)
             texts_of = lambda ids: {document: corpus[document] for document in ids}  # noqa: E731
         pipeline = replace(pipeline, score_map=self.arguments.score_map or pipeline.score_map)
         served = ServedPipeline(name, index, texts_of, pipeline, encoder, reranker, self.arguments.max_queue)
