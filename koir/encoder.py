@@ -69,8 +69,8 @@ class Encoder(nn.Module):
         if not self._by_inference(chunk["input_ids"].device):
             return self._autocast(chunk, bf16)
         if bf16 not in self._inference:
-            self._inference[bf16] = Inference(self.transformer, bf16)
-        return self._pooled(self._inference[bf16](chunk, self.pooling == "cls"), chunk)
+            self._inference[bf16] = Inference(self.transformer, bf16, self.pooling == "cls")
+        return self._pooled(self._inference[bf16](chunk), chunk)
 
     def _autocast(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
         with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         """Keep one copy of the weights, laid out for `embedded`; nothing else works afterwards."""
         if self._by_inference(next(self.parameters()).device):
             self._inference.clear()
-            self._inference[bf16] = Inference(self.transformer, bf16).alone()
+            self._inference[bf16] = Inference(self.transformer, bf16, self.pooling == "cls").alone()
         elif bf16:
             half_linears(self)
 

@@ -36,18 +36,19 @@ def half_linears(model: nn.Module) -> None:
 class Inference:
     """A transformer's weights, laid out for its forward pass alone; made again whenever the weights change.
 
-    half: matrix products in bfloat16; residual sums, layer norms and the output stay in float32.
+    half: matrix products in bfloat16; residual sums, layer norms and the output stay in float32. first_token: only the
+    last layer's output for the first token is wanted, and what is computed for it alone stays in float32 too.
     """
 
-    def __init__(self, backbone: nn.Module, half: bool = False):
-        self.backbone, self.half = backbone, half
+    def __init__(self, backbone: nn.Module, half: bool = False, first_token: bool = False):
+        self.backbone, self.half, self.first_token = backbone, half, first_token
         self.weights: tuple | None = None
         self.layers: list[_Layer] = []
 
-    def __call__(self, chunk: dict[str, torch.Tensor], first_token: bool = False) -> torch.Tensor:
+    def __call__(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         """One padded chunk (input_ids, attention_mask, perhaps token_type_ids, each [n, T]) to float32 [n, T, D].
 
-        first_token: [n, 1, D], the last layer's output for the first token alone.
+        With `first_token`: [n, 1, D].
         """
         self._lay_out()
         inputs = {name: tensor for name, tensor in chunk.items() if name != "attention_mask"}
@@ -56,9 +57,9 @@ class Inference:
             hidden = self.backbone.embeddings_project(hidden)
         mask = chunk["attention_mask"].bool()  # [n, T]
         mask = None if mask.all() else mask[:, None, None, :]
-        for layer in self.layers[:-1]:
+        for layer in self.layers:
             hidden = layer(hidden, mask)
-        return self.layers[-1](hidden, mask, first_token)
+        return hidden
 
     def alone(self) -> "Inference":
         """Lay the weights out now and free the layers' own, so that there is one copy; their own forward is gone."""
@@ -71,7 +72,8 @@ class Inference:
 
     def _lay_out(self) -> None:
         if (now := self._weights()) != self.weights:
-            self.layers = [_Layer(layer, self.half) for layer in self.backbone.encoder.layer]
+            *others, last = self.backbone.encoder.layer
+            self.layers = [_Layer(layer, self.half) for layer in others] + [_Layer(last, self.half, self.first_token)]
             self.weights = now
 
     def _weights(self) -> tuple:
@@ -79,23 +81,29 @@ class Inference:
 
 
 class _Layer:
-    """One layer: self-attention, then the feed-forward part, each added to its input and normalised."""
+    """One layer: self-attention, then the feed-forward part, each added to its input and normalised.
 
-    def __init__(self, layer: nn.Module, half: bool):
-        own = layer.attention.self
+    first_token: of its output only the first token is wanted, [n, 1, D]; half precision is for keys and values then.
+    """
+
+    def __init__(self, layer: nn.Module, half: bool, first_token: bool = False):
+        own, self.first_token = layer.attention.self, first_token
         self.heads = own.num_attention_heads
-        self.query = _product([own.query], half)
-        self.key_value = _product([own.key, own.value], half)
-        self.query_key_value = _product([own.query, own.key, own.value], half)
+        if first_token:
+            self.key_value, half = _product([own.key, own.value], half), False
+            self.query = _product([own.query], half)
+        else:
+            self.query_key_value = _product([own.query, own.key, own.value], half)
         self.out, self.attention_norm = _product([layer.attention.output.dense], half), layer.attention.output.LayerNorm
         self.up = _product([layer.intermediate.dense], half, gelu=True)
         self.down, self.norm = _product([layer.output.dense], half), layer.output.LayerNorm
 
-    def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None, first_token: bool = False) -> torch.Tensor:
-        if first_token:
-            keys, values = self._heads(self.key_value(hidden), 2)  # [n, H, T, d] each
+    def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if self.first_token:
+            key_value = self.key_value(hidden)  # [n, T, 2D]
             hidden = hidden[:, :1]  # [n, 1, D]
             (queries,) = self._heads(self.query(hidden), 1)  # [n, H, 1, d]
+            keys, values = self._heads(key_value.to(queries.dtype), 2)  # [n, H, T, d] each
         else:
             queries, keys, values = self._heads(self.query_key_value(hidden), 3)  # [n, H, T, d] each
         mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)

@@ -116,8 +116,8 @@ class Reranker(nn.Module):
             with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
                 return self.logits(chunk).float()
         if bf16 not in self._inference:
-            self._inference[bf16] = Inference(backbone, bf16)
-        features = self._inference[bf16](chunk, first_token=True)  # [n, 1, D]
+            self._inference[bf16] = Inference(backbone, bf16, first_token=True)
+        features = self._inference[bf16](chunk)  # [n, 1, D]
         if getattr(backbone, "pooler", None) is not None:  # BERT's own head sits behind it
             features = backbone.pooler(features)  # [n, D]
         return self.transformer.classifier(features)[:, 0].float()
@@ -125,7 +125,7 @@ class Reranker(nn.Module):
     def only_score(self, bf16: bool) -> None:
         """Keep one copy of the weights, laid out for `scored`; nothing else works afterwards."""
         if same_layers(self.transformer.base_model):
-            self._inference[bf16] = Inference(self.transformer.base_model, bf16).alone()
+            self._inference[bf16] = Inference(self.transformer.base_model, bf16, True).alone()
         elif bf16:
             half_linears(self)
 

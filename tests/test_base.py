@@ -147,8 +147,12 @@ def test_the_reranker_that_ships_is_small_and_scores_as_cross_encoder_does():
     assert weights.stat().st_size <= 15_000_000 and reranker.max_seq_length == 512 and not reranker.new_head
     assert {parameter.dtype for parameter in reranker.parameters()} == {torch.float32}
     pairs = [(QUESTION, answer) for answer in ANSWERS] + [(text, PASSAGE * 9) for text in TEXTS]
-    found = reranker.score(pairs)
-    assert np.abs(found - theirs.predict(pairs, activation_fn=torch.nn.Identity())).max() < 1e-5
+    found, expected = reranker.score(pairs), theirs.predict(pairs, activation_fn=torch.nn.Identity())
+    chunks, inverse, _ = reranker.chunks(pairs, 1000)
+    with torch.no_grad():
+        exact = load_reranker("demo").double().eval()(chunks)[inverse].numpy()
+    ours, other = (np.abs(scores - exact).max() for scores in (found, expected))
+    assert ours <= max(other, 1e-5) and other < 1e-4  # float32's own error differs from chip to chip
     assert found[0] > found[1] > found[2] and np.abs(reranker.score(pairs, bf16=True) - found).max() < 0.2
 
 
