@@ -50,20 +50,24 @@ class GradientCache:
 
     def __call__(self, chunks: Sequence[dict], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Add the gradients of `loss(all embeddings [U, D])` to the parameters; returns the loss, detached."""
-        outputs, states = self.embed(chunks)
-        value, gradients = self.loss_gradients(torch.cat([output.detach() for output in outputs]), loss)
-        self.replay(chunks, outputs, states, gradients)
+        embeddings, kept, states = self.embed(chunks)
+        sizes = [len(chunk["input_ids"]) for chunk in chunks]
+        value, gradients = self.loss_gradients(embeddings, loss)
+        del embeddings  # as large as the gradients, and no longer wanted
+        self.replay(chunks, kept, states, gradients.split(sizes))
         return value
 
-    def embed(self, chunks: Sequence[dict]) -> tuple[list[torch.Tensor], list[RandomState]]:
-        """Each chunk's embeddings [n, D], with a graph only where it is kept, and the random state it started from."""
-        outputs, states, room = [], [], self.keep_tokens
+    def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], list[RandomState]]:
+        """All embeddings [U, D]; each chunk's own with its graph where that is kept, else None; its random state."""
+        outputs, kept, states, room = [], [], [], self.keep_tokens
         for chunk in chunks:
             room -= chunk["input_ids"].numel()
             states.append(RandomState(chunk))
             with torch.set_grad_enabled(room >= 0):
-                outputs.append(self.encode(chunk))  # [n, D]
-        return outputs, states
+                output = self.encode(chunk)  # [n, D]
+            outputs.append(output.detach())
+            kept.append(output if output.requires_grad else None)
+        return torch.cat(outputs), kept, states
 
     def loss_gradients(self, embeddings: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and its gradient [U, D] with respect to the embeddings [U, D], encoder not involved."""
@@ -73,13 +77,16 @@ class GradientCache:
         return value.detach(), gradients
 
     def replay(
-        self, chunks: Sequence[dict], outputs: list[torch.Tensor], states: list[RandomState], gradients: torch.Tensor
+        self,
+        chunks: Sequence[dict],
+        kept: list[torch.Tensor | None],
+        states: list[RandomState],
+        gradients: Sequence[torch.Tensor],
     ) -> None:
-        """Push the cached gradients [U, D] through each chunk, run again with its own dropout masks unless kept."""
-        parts = gradients.split([len(output) for output in outputs])
-        for number, (chunk, state, gradient) in enumerate(zip(chunks, states, parts, strict=True)):
-            output, outputs[number] = outputs[number], None  # a kept graph is freed as soon as it is used
-            if not output.requires_grad:
+        """Push each chunk's cached gradients [n, D] through it, run again with its own dropout masks unless kept."""
+        for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
+            output, kept[number] = kept[number], None  # a kept graph is freed as soon as it is used
+            if output is None:
                 with state.replay():
                     output = self.encode(chunk)  # [n, D]
             self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters

@@ -212,7 +212,7 @@ def test_negatives_come_from_a_first_stages_candidates(tmp_path):
         "김치는 유산균이 만든다.",
         "김치찌개 끓이는 방법",
     ]
-    lines = [{"query": "연차 휴가는 15일인가요?", "document": texts[0]}, {"query": "김치 유산균", "document": texts[2]}]
+    lines = [{"query": "연차 휴가는 15일인가요?", "document": texts[0]}, {"query": "유산균", "document": texts[2]}]
     lines += [{"query": "양식 내려받기", "document": texts[1]}, {"query": "찌개 끓이는 방법", "document": texts[3]}]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     pairs, statistics = load_triplets([str(file)]).pairs, Statistics()
