@@ -1,16 +1,39 @@
 """The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in the memory of one chunk, the same gradients."""
 
+import ctypes
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+TRIM_CHUNKS = 8  # a trim takes a few milliseconds
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int]:
+    """glibc's `malloc_trim`; elsewhere nothing."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
+
+
+def give_back(number: int, chunk: dict[str, torch.Tensor]) -> None:
+    """On a CPU, after every few chunks, return freed memory to the system.
+
+    Chunks of many shapes leave holes in the heap, and a larger batch has more shapes.
+    """
+    if number % TRIM_CHUNKS == 0 and chunk["input_ids"].device.type == "cpu":
+        _malloc_trim()(0)
+
 
 class RandomState:
-    """The state of the CPU's and the inputs' devices' random generators, to draw the same dropout masks again."""
+    """The state of the CPU's and the inputs' devices' random generators, to draw the same dropout masks again.
 
-    def __init__(self, chunk: dict[str, torch.Tensor]):
-        self.cpu = torch.get_rng_state()
+    cpu: where the CPU's state is put, [bytes]: allocated beforehand, since thousands of small blocks that stay would
+    keep the memory between them from being used again.
+    """
+
+    def __init__(self, chunk: dict[str, torch.Tensor], cpu: torch.Tensor):
+        self.cpu = cpu.copy_(torch.get_rng_state())
         self.devices, self.states = get_device_states(*chunk.values())
 
     def replay(self):
@@ -25,7 +48,7 @@ class _Replay:
 
     def __enter__(self):
         self.fork.__enter__()
-        torch.set_rng_state(self.state.cpu)
+        torch.set_rng_state(self.state.cpu.clone())  # a view is no state
         set_device_states(self.state.devices, self.state.states)
 
     def __exit__(self, *exception):
@@ -59,15 +82,22 @@ class GradientCache:
 
     def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], list[RandomState]]:
         """All embeddings [U, D]; each chunk's own with its graph where that is kept, else None; its random state."""
-        outputs, kept, states, room = [], [], [], self.keep_tokens
-        for chunk in chunks:
+        sizes = [len(chunk["input_ids"]) for chunk in chunks]
+        places = torch.empty(len(chunks), len(torch.get_rng_state()), dtype=torch.uint8).unbind()
+        embeddings, kept, states, room = None, [], [], self.keep_tokens
+        for number, chunk in enumerate(chunks):
             room -= chunk["input_ids"].numel()
-            states.append(RandomState(chunk))
+            states.append(RandomState(chunk, places[number]))
             with torch.set_grad_enabled(room >= 0):
                 output = self.encode(chunk)  # [n, D]
-            outputs.append(output.detach())
+            if embeddings is None:
+                embeddings = output.new_empty(sum(sizes), output.shape[1])  # [U, D], beforehand as `places` are
+                rows = iter(embeddings.split(sizes))
+            next(rows).copy_(output.detach())
             kept.append(output if output.requires_grad else None)
-        return torch.cat(outputs), kept, states
+            if room < 0:
+                give_back(number, chunk)
+        return embeddings, kept, states
 
     def loss_gradients(self, embeddings: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and its gradient [U, D] with respect to the embeddings [U, D], encoder not involved."""
@@ -86,7 +116,11 @@ class GradientCache:
         """Push each chunk's cached gradients [n, D] through it, run again with its own dropout masks unless kept."""
         for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
             output, kept[number] = kept[number], None  # a kept graph is freed as soon as it is used
-            if output is None:
+            again = output is None
+            if again:
                 with state.replay():
                     output = self.encode(chunk)  # [n, D]
             self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters
+            if again:
+                del output
+                give_back(number, chunk)
