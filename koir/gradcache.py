@@ -81,7 +81,7 @@ class GradientCache:
         return value
 
     def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], list[RandomState]]:
-        """All embeddings [U, D]; each chunk's own with its graph where that is kept, else None; its random state."""
+        """All outputs [U, D] (scores: [U]); each chunk's own with its graph where that is kept, else None; its state."""
         sizes = [len(chunk["input_ids"]) for chunk in chunks]
         places = torch.empty(len(chunks), len(torch.get_rng_state()), dtype=torch.uint8).unbind()
         embeddings, kept, states, room = None, [], [], self.keep_tokens
@@ -91,7 +91,7 @@ class GradientCache:
             with torch.set_grad_enabled(room >= 0):
                 output = self.encode(chunk)  # [n, D]
             if embeddings is None:
-                embeddings = output.new_empty(sum(sizes), output.shape[1])  # [U, D], beforehand as `places` are
+                embeddings = output.new_empty(sum(sizes), *output.shape[1:])  # [U, D], beforehand as `places` are
                 rows = iter(embeddings.split(sizes))
             next(rows).copy_(output.detach())
             kept.append(output if output.requires_grad else None)
