@@ -81,7 +81,7 @@ class GradientCache:
         return value
 
     def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], list[RandomState]]:
-        """All outputs, [U, D] or scores [U]; each chunk's own with its graph where that is kept, else None; its state."""
+        """All outputs, [U, D] or [U]; each chunk's own with its graph where it is kept, else None; its random state."""
         sizes = [len(chunk["input_ids"]) for chunk in chunks]
         places = torch.empty(len(chunks), len(torch.get_rng_state()), dtype=torch.uint8).unbind()
         embeddings, kept, states, room = None, [], [], self.keep_tokens
