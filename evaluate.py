@@ -190,6 +190,8 @@ def _check(what: EvaluateArguments, where: TaskArguments) -> None:
     for flag, value in (("--weight", what.weight), ("--interpolate", what.interpolate)):
         require(value in (None, "auto") or _share(value) is not None, f"{flag} {value}", "no share", "auto, or 0 to 1")
     require(what.fusion == "weighted" or what.weight is None, "--weight", str(what.weight), "--fusion weighted with it")
+    fused = not what.first_stage or any(spec.startswith(("hybrid:", "milvus:")) for spec in what.first_stage)
+    require(fused or what.weight is None, "--weight", str(what.weight), "a hybrid or milvus first stage with it")
     require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
     require(where.dev_queries > 0, "--dev_queries", str(where.dev_queries), "a number above 0")
     given = EvaluateArguments(pipeline=what.pipeline, index_uri=what.index_uri)

@@ -63,6 +63,8 @@ def _check(arguments: IndexArguments) -> None:
     weight = arguments.weight
     require(arguments.fusion == "weighted" or weight is None, "--weight", str(weight), "--fusion weighted with it")
     require(weight is None or 0 <= weight <= 1, "--weight", str(weight), "0 to 1")
+    fused = arguments.first_stage.startswith(("hybrid:", "milvus:"))
+    require(fused or weight is None, "--weight", str(weight), "a hybrid or milvus first stage with it")
     milvus = arguments.first_stage.startswith("milvus:")
     require(
         milvus or not is_milvus(arguments.index_uri), "--index_uri", arguments.index_uri, "a folder, or milvus:PATH"

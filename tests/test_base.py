@@ -152,7 +152,8 @@ def test_the_reranker_that_ships_is_small_and_scores_as_cross_encoder_does():
     with torch.no_grad():
         exact = load_reranker("demo").double().eval()(chunks)[inverse].numpy()
     ours, other = (np.abs(scores - exact).max() for scores in (found, expected))
-    assert ours <= max(other, 1e-5) and other < 1e-4  # float32's own error differs from chip to chip
+    # on some chips CrossEncoder's own float32 error is beyond 1e-5; there ours has to be the nearer to float64
+    assert np.abs(found - expected).max() < 1e-5 or ours <= other < 2e-5
     assert found[0] > found[1] > found[2] and np.abs(reranker.score(pairs, bf16=True) - found).max() < 0.2
 
 

@@ -327,6 +327,7 @@ def test_without_arguments_or_runs_the_demo_is_scored_and_said_to_be(few, tmp_pa
     [
         (["--fusion", "rff"], "--fusion rff"),
         (["--fusion", "rrf", "--weight", "0.5"], "--weight"),
+        (["--first_stage", "bm25", "--weight", "0.5"], "--weight"),
         (["--interpolate", "1.5"], "--interpolate 1.5"),
         (["--depth", "0"], "--depth"),
         (["--benchmark", "koe6"], "--benchmark koe6"),
@@ -382,7 +383,7 @@ def test_a_check_measures_what_its_file_names_and_fails_beyond_tolerance(tmp_pat
     content["cells"][-1] = content["cells"][0] | {"value": 0.9}
     with pytest.raises(SystemExit) as left:
         check()
-    assert left.value.code == 1 and "off by -0.8" in capsys.readouterr().out
+    assert left.value.code == 1 and "off by -0.8150" in capsys.readouterr().out
     evaluate.main(["--check", str(file), "--tolerance", "0.9"])
 
 
