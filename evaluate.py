@@ -13,6 +13,9 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python evaluate.py")
 
+import torch
+
+from koir.bfloat16 import or_float32
 from koir.errors import RunError, exit_on_user_error
 from koir.evaluation import report, reproduction
 from koir.evaluation.hub import BENCHMARKS
@@ -125,7 +128,7 @@ class TaskArguments:
     )
     bf16: bool = field(
         default=False,
-        metadata={"help": "rerankers multiply in bfloat16: faster where the chip has it, logits move by about 0.01"},
+        metadata={"help": "rerankers multiply in bfloat16 where the chip has it: faster, logits move by about 0.01"},
     )
     whole: bool = field(default=False, init=False)  # whether every cell of --check has to be measured
 
@@ -155,7 +158,8 @@ def _as_the_file_asks(what: EvaluateArguments, where: TaskArguments) -> Iterator
 def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     cells = {name: reproduction.read_cells(name) for name in filter(None, [where.reproduce, where.check])}
     settings = _settings(what)
-    settings.bf16 = where.bf16
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings.bf16 = or_float32(where.bf16, device, "--bf16")
     names = BENCHMARKS[where.benchmark] if where.benchmark else where.tasks or ["demo"]
     tasks = [load_task(name, where.split, where.data_root) for name in names]
     output, started = Path(where.output_dir), time.perf_counter()

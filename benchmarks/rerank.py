@@ -26,6 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, XLMR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.encoder import demo_base  # noqa: E402
 from koir.evaluation.metrics import evaluate_run, mean_scores  # noqa: E402
 from koir.evaluation.tasks import Task, load_task  # noqa: E402
@@ -154,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max_seq_length", type=int, default=512, help="tokens a pair")
     flags.add_argument("--pairs", type=int, default=512, help="at most so many pairs")
     flags.add_argument("--chunk_tokens", type=int, help="padded tokens a chunk; default: Reranker.score's")
-    flags.add_argument("--no_bf16", action="store_true", help="leave bfloat16 out")
+    flags.add_argument("--no_bf16", action="store_true", help="leave bfloat16 out, as where the chip has none")
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--json", type=Path)
     return flags
@@ -164,6 +165,7 @@ def main() -> None:
     """Print the table, and write it with --json."""
     arguments = parser().parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments.no_bf16 |= not has_bfloat16(torch.device(device))
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         model = (

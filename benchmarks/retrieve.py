@@ -27,6 +27,7 @@ from sentence_transformers import SentenceTransformer, util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.evaluation.metrics import mean_ndcg  # noqa: E402
 from koir.evaluation.tasks import Task, load_task  # noqa: E402
@@ -128,10 +129,11 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no_bf16", action="store_true", help="leave bfloat16 out")
+    parser.add_argument("--no_bf16", action="store_true", help="leave bfloat16 out, as where the chip has none")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments.no_bf16 |= not has_bfloat16(torch.device(device))
     encoder = load_encoder(arguments.model).to(device).eval()
     task = load_task(arguments.task) if arguments.task else None
     if task:

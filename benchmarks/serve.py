@@ -214,7 +214,11 @@ def resident(process: int) -> float:
 
 def throughput(folder: Path, seconds: float, infinity: str | None) -> dict:
     """pairs/s at 32 connections of 10 documents: each server against the plain loop just before it, in turns."""
-    kinds = ["float32", "bfloat16"] + ["infinity"] * bool(infinity)
+    import torch
+
+    from koir.bfloat16 import has_bfloat16
+
+    kinds = ["float32", *["bfloat16"] * has_bfloat16(torch.device("cpu")), *["infinity"] * bool(infinity)]
     found: dict[str, list[float]] = {"plain": []} | {kind: [] for kind in kinds}
     ratio: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(2):

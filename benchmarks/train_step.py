@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utilisation import matmul_peak, step_operations  # noqa: E402
 
+from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.gradcache import GradientCache  # noqa: E402
 from koir.losses import info_nce  # noqa: E402
@@ -349,6 +350,8 @@ def main() -> None:
     """Print the tables, and write them with --json."""
     arguments = parser().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.bf16 and not has_bfloat16(device):
+        sys.exit("error: --bf16: this chip does not multiply bfloat16 (AVX512-BF16, AMX or a GPU since Ampere does)")
     encoder = make_encoder(arguments, device)
     bench = Bench(encoder, read_rows(arguments, encoder.tokenizer), arguments.bf16, device)
     tokens = sum(len(ids) for row in bench.rows for ids in row)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments as HfTrainingArguments
 
+from koir.bfloat16 import or_float32
 from koir.flags import EVERYDAY, NOT_OURS, parse, require  # noqa: F401 (read from here by the commands)
 
 
@@ -210,6 +211,8 @@ class TrainingArguments(HfTrainingArguments):
             self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
             if self.use_cpu and not dist.is_initialized():  # the parent would forget ddp_timeout
                 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=self.ddp_timeout))
+        if self.use_cpu and self.bf16:  # of GPUs the parent knows
+            self.bf16 = or_float32(self.bf16, torch.device("cpu"), "--bf16", loud=os.environ.get("RANK", "0") == "0")
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from koir import products, unpadded
+from koir.bfloat16 import has_bfloat16
 from koir.dropout import by_bits
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
@@ -65,20 +66,24 @@ class Encoder(nn.Module):
         return self._pooled(_at_least_float32(self.transformer(**chunk).last_hidden_state), chunk)
 
     def embedded(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
-        """`embed` without gradients, by the soonest way there is on the device. bf16: matrix products in bfloat16."""
+        """`embed` without gradients, by the soonest way there is on the device. bf16: as for `encode`."""
         if not self._by_inference(chunk["input_ids"].device):
             return self._autocast(chunk, bf16)
+        bf16 = bf16 and has_bfloat16(chunk["input_ids"].device)
         if bf16 not in self._inference:
             self._inference[bf16] = Inference(self.transformer, bf16, self.pooling == "cls")
         return self._pooled(self._inference[bf16](chunk), chunk)
 
     def _autocast(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
-        with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+        device = chunk["input_ids"].device
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bfloat16(device)):
             return self.embed(chunk)
 
     def only_embed(self, bf16: bool) -> None:
         """Keep one copy of the weights, laid out for `embedded`; nothing else works afterwards."""
-        if self._by_inference(next(self.parameters()).device):
+        device = next(self.parameters()).device
+        bf16 = bf16 and has_bfloat16(device)
+        if self._by_inference(device):
             self._inference.clear()
             self._inference[bf16] = Inference(self.transformer, bf16, self.pooling == "cls").alone()
         elif bf16:
@@ -120,8 +125,8 @@ class Encoder(nn.Module):
 
         kind: "query" or "document", which chooses the saved prompt. chunk_tokens: padded tokens that go through the
         transformer at once; default: 1,024 on a CPU, whose cache they must fit, else 8,192. progress: the name of a
-        progress bar, or None for silence. bf16: matrix products in bfloat16, which is faster where the chip has it
-        (AVX512-BF16, AMX, GPUs) and moves cosines by less than 0.01.
+        progress bar, or None for silence. bf16: matrix products in bfloat16 where the chip has it (AVX512-BF16, AMX,
+        GPUs since Ampere), which is faster and moves cosines by less than 0.01; elsewhere float32 as without it.
         """
         training = self.training
         self.eval()

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from koir import products, unpadded
+from koir.bfloat16 import has_bfloat16
 from koir.budget import CPU_CHUNK
 from koir.dropout import by_bits
 from koir.errors import ModelError
@@ -87,7 +88,8 @@ class Reranker(nn.Module):
 
         chunk_tokens: padded tokens that go through the transformer at once; default: 1,024 on a CPU, whose cache they
         then fit, else 8,192. progress: the name of a progress bar, or None for silence. bf16: matrix products in
-        bfloat16, which is faster where the chip has it (AVX512-BF16, AMX, GPUs) and moves scores by about 0.01.
+        bfloat16 where the chip has it (AVX512-BF16, AMX, GPUs since Ampere), which is faster and moves scores by about
+        0.01; elsewhere float32 as without it.
         """
         training = self.training
         self.eval()
@@ -111,9 +113,10 @@ class Reranker(nn.Module):
 
     def scored(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
         """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""
-        backbone = self.transformer.base_model
+        backbone, device = self.transformer.base_model, chunk["input_ids"].device
+        bf16 = bf16 and has_bfloat16(device)
         if not same_layers(backbone):
-            with torch.autocast(chunk["input_ids"].device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 return self.logits(chunk).float()
         if bf16 not in self._inference:
             self._inference[bf16] = Inference(backbone, bf16, first_token=True)
@@ -124,6 +127,7 @@ class Reranker(nn.Module):
 
     def only_score(self, bf16: bool) -> None:
         """Keep one copy of the weights, laid out for `scored`; nothing else works afterwards."""
+        bf16 = bf16 and has_bfloat16(next(self.parameters()).device)
         if same_layers(self.transformer.base_model):
             self._inference[bf16] = Inference(self.transformer.base_model, bf16, True).alone()
         elif bf16:

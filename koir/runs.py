@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from koir import arguments, budget
 from koir.arguments import TrainingArguments, require
+from koir.bfloat16 import has_bfloat16
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError, out_of_memory
 from koir.evaluation import pipeline
@@ -229,8 +230,7 @@ def _budget_lines(groups: dict) -> list[str]:
     args = groups["training"]
     if args.gradient_accumulation_steps > 1:
         lines.append(f"         a step adds up {args.gradient_accumulation_steps} such batches")
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if args.device.type == "cpu" and fast and not args.bf16:
+    if args.device.type == "cpu" and has_bfloat16(args.device) and not args.bf16:
         lines.append("note:    this processor multiplies bfloat16 natively; --bf16 true is faster, and less exact")
     return lines
 

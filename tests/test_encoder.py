@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from one_step import tiny_encoder
+from toy import needs_bfloat16
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
@@ -20,6 +21,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("training", [False, True])
 def test_bf16_moves_cosines_little_and_leaves_float32_as_it_was(training):
     encoder = tiny_encoder().train(training)

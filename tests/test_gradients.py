@@ -3,7 +3,7 @@
 import pytest
 import torch
 from one_step import gradients, tiny_encoder
-from toy import torchrun
+from toy import needs_bfloat16, torchrun
 
 from koir.gradcache import GradientCache
 from koir.losses import info_nce
@@ -100,6 +100,7 @@ def test_collectives_are_a_fixed_number(two_processes):
     assert two_processes["count, accumulated"] == twice | {"c10d::allreduce_": 1}
 
 
+@needs_bfloat16
 def test_half_precision_is_as_near_as_it_can_be(rows, tmp_path):
     same = {"rows": rows, "dropout": 0.1, "chunk_tokens": 40}
     exact, plain, cached = (

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from koir.bfloat16 import has_bfloat16
+
 HERE = Path(__file__).parent
+HAS_BFLOAT16 = has_bfloat16(torch.device("cpu"))
+needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="no AVX512-BF16 or AMX: float32 takes bfloat16's place")
 TEXTS = [
     "연차는 며칠인가요",
     "육아휴직 급여",

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from koir.arguments import require
+from koir.bfloat16 import or_float32
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
@@ -19,7 +20,7 @@ from koir.reranker import load_reranker
 from koir.retrieval.score_maps import SCORE_MAPS
 from koir.retrieval.stages import described, first_stage, index_folder, is_milvus, open_index
 from koir.serving.batching import on_device
-from koir.serving.models import ServedEncoder, ServedReranker, has_bfloat16
+from koir.serving.models import ServedEncoder, ServedReranker
 from koir.serving.registry import Registry
 from koir.serving.search import Documents, ServedPipeline
 
@@ -68,7 +69,8 @@ class ModelArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "of matrix products: float32, bfloat16 (scores move by 0.01), auto: bfloat16 where the chip has it"
+            "help": "of matrix products: float32; bfloat16 where the chip has it (scores move by 0.01), elsewhere "
+            "float32 with a line that says so; auto: the same without the line"
         },
     )
     chunk_tokens: int | None = field(
@@ -98,7 +100,7 @@ class Loader:
         except (RuntimeError, AssertionError) as error:
             raise FlagError(f"--device {arguments.device}", str(error).splitlines()[0][:100], "cpu or cuda") from None
         wanted = arguments.dtype
-        self.bf16 = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(self.device))
+        self.bf16 = or_float32(wanted != "float32", self.device, "--dtype bfloat16", loud=wanted == "bfloat16")
 
     def reranker(self, path: str, name: str | None = None) -> ServedReranker:
         """Load a reranker, or find it loaded."""

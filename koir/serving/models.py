@@ -209,10 +209,3 @@ class ServedEncoder(Served):
     def settle(self) -> None:
         """Only `embedded` works from now on."""
         self.model.only_embed(self.bf16)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the chip multiplies bfloat16 by itself: AVX512-BF16 or AMX, or a GPU since Ampere."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
