@@ -37,6 +37,7 @@ from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.gradcache import GradientCache  # noqa: E402
 from koir.losses import info_nce  # noqa: E402
+from koir.products import keep_few_compiled  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, chunked, pad, tokenise  # noqa: E402
 
 REPLAYED = {"ideal": 0.0, "keep_auto": 0.0, "keep_half": 0.5}  # shares of the forward passes; of all others: 1
@@ -243,6 +244,7 @@ def _ids(tokens: Iterable[int]) -> np.ndarray:
 
 def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder:
     """XLM-RoBERTa with random weights in the shape asked for."""
+    keep_few_compiled()  # as in training
     base = HERE.parent / "koir" / "demo" / "base"
     config = AutoConfig.from_pretrained(base)
     config.num_hidden_layers, config.hidden_size = arguments.layers, arguments.dimensions

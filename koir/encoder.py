@@ -18,7 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
-from koir.tokens import DEFAULT_PROMPTS, chunked, tokenise
+from koir.tokens import DEFAULT_PROMPTS, chunked, expanded, tokenise
 
 POOLINGS = ("mean", "cls")
 
@@ -58,6 +58,7 @@ class Encoder(nn.Module):
 
     def embed(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         """One padded chunk (input_ids, attention_mask, each [n, T]) to float32 unit vectors [n, D]."""
+        chunk = expanded(chunk)
         if self.why_padded(chunk["input_ids"].device) is None:
             row, lengths = unpadded.flatten(chunk, self.transformer.config)
             hidden = self.transformer(**row).last_hidden_state[0]  # [t, D]
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
         bf16 = bf16 and has_bfloat16(chunk["input_ids"].device)
         if bf16 not in self._inference:
             self._inference[bf16] = Inference(self.transformer, bf16, self.pooling == "cls")
-        return self._pooled(self._inference[bf16](chunk), chunk)
+        return self._pooled(self._inference[bf16](expanded(chunk)), chunk)
 
     def _autocast(self, chunk: dict[str, torch.Tensor], bf16: bool) -> torch.Tensor:
         device = chunk["input_ids"].device

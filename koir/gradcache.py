@@ -2,12 +2,14 @@
 
 import ctypes
 import functools
+import mmap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-TRIM_CHUNKS = 8  # a trim takes a few milliseconds
+GROWTH = 1 / 8  # of the process, before freed memory goes back to the system
 
 
 @functools.cache
@@ -16,13 +18,28 @@ def _malloc_trim() -> Callable[[int], int]:
     return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 
 
-def give_back(number: int, chunk: dict[str, torch.Tensor]) -> None:
-    """On a CPU, after every few chunks, return freed memory to the system.
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where Linux does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
-    Chunks of many shapes leave holes in the heap, and a larger batch has more shapes.
+
+class Heap:
+    """Freed memory of a CPU, returned to the system where it would only be held.
+
+    Chunks of many shapes leave holes in the heap, and a larger batch has more shapes: without this, memory grows.
     """
-    if number % TRIM_CHUNKS == 0 and chunk["input_ids"].device.type == "cpu":
-        _malloc_trim()(0)
+
+    def __init__(self):
+        self.least = 0  # bytes, after the last return
+
+    def give_back(self, chunk: dict[str, torch.Tensor]) -> None:
+        """To be called after a chunk: once the process has grown by GROWTH, return what is free."""
+        if chunk["input_ids"].device.type == "cpu" and _resident() > (1 + GROWTH) * self.least:
+            _malloc_trim()(0)
+            self.least = _resident()
 
 
 class RandomState:
@@ -69,7 +86,7 @@ class GradientCache:
     def __init__(
         self, encode: Callable[[dict], torch.Tensor], backward: Callable[[torch.Tensor], None], keep_tokens: int = 0
     ):
-        self.encode, self.backward, self.keep_tokens = encode, backward, keep_tokens
+        self.encode, self.backward, self.keep_tokens, self.heap = encode, backward, keep_tokens, Heap()
 
     def __call__(self, chunks: Sequence[dict], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Add the gradients of `loss(all embeddings [U, D])` to the parameters; returns the loss, detached."""
@@ -96,7 +113,7 @@ class GradientCache:
             next(rows).copy_(output.detach())
             kept.append(output if output.requires_grad else None)
             if room < 0:
-                give_back(number, chunk)
+                self.heap.give_back(chunk)
         return embeddings, kept, states
 
     def loss_gradients(self, embeddings: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,4 +140,4 @@ class GradientCache:
             self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters
             if again:
                 del output
-                give_back(number, chunk)
+                self.heap.give_back(chunk)

@@ -1,12 +1,25 @@
 """Matrix products of training by oneDNN on AMD CPUs, where MKL, torch's own choice, falls back to old instructions."""
 
 import functools
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from koir.tokens import ROWS
+
+COMPILED = 64  # products that oneDNN keeps: more than one chunk's layers have, far fewer than an epoch's
+
+
+def keep_few_compiled() -> None:
+    """Let oneDNN, and torch's cache before it, keep COMPILED products instead of 1,024, unless the environment says so.
+
+    To be called before the first product, in training: each shape is compiled anew (0.7 ms a product), all of a chunk's
+    layers share it, and each that is kept holds up to 0.7 MiB.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(COMPILED))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from koir import arguments, budget
+from koir import arguments, budget, products
 from koir.arguments import TrainingArguments, require
 from koir.bfloat16 import has_bfloat16
 from koir.encoder import Encoder, load_encoder
@@ -67,6 +67,7 @@ def run(
     step_arguments: the dataclass of flags that only this trainer's step knows. kind: default: bi-encoders.
     """
     started = time.perf_counter()
+    products.keep_few_compiled()
     kind = kind or ENCODER
     groups, recipe = _parsed(argv, description, kind, step_arguments)
     args, model = groups["training"], groups["model"]
