@@ -15,8 +15,8 @@ COMPILED = 64  # products that oneDNN keeps: more than one chunk's layers have, 
 def keep_few_compiled() -> None:
     """Let oneDNN, and torch's cache before it, keep COMPILED products instead of 1,024, unless the environment says so.
 
-    To be called before the first product, in training: each shape is compiled anew (0.7 ms a product), all of a chunk's
-    layers share it, and each that is kept holds up to 0.7 MiB.
+    To be called before the first product, in training: each that is kept holds 0.7 MiB, all of a chunk's layers share
+    it, and compiling it for the next chunk of its shape again takes 0.4 ms (0.7% of a step of 128 rows).
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(COMPILED))
