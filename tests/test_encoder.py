@@ -10,7 +10,7 @@ from toy import needs_bfloat16
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
-from koir.tokens import ROWS, chunked, plan_chunks
+from koir.tokens import ROWS, chunked, expanded, pad, plan_chunks
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
 
@@ -166,6 +166,14 @@ def test_chunks_keep_to_their_budget_and_to_few_shapes():
     assert sum(rows * width for rows, width in shapes) < 1.04 * sum(lengths)
     found = torch.cat([chunk["attention_mask"].sum(1) for chunk in chunks])[inverse]
     assert found.tolist() == lengths
+
+
+def test_a_chunk_holds_few_bytes_and_says_the_same():
+    (chunk,), _ = chunked([[0, 15_000, 250_001, 2], [0, 7, 2]], 1, 64, 8)
+    assert sum(tensor.nbytes for tensor in chunk.values()) == 5 * chunk["input_ids"].numel()
+    same = pad([[0, 15_000, 250_001, 2], [0, 7, 2]], 1)
+    assert all(torch.equal(tensor, same[name]) for name, tensor in expanded(chunk).items())
+    assert {tensor.dtype for tensor in expanded(chunk).values()} == {torch.int64}
 
 
 def test_a_text_beyond_the_budget_gets_a_chunk_of_its_own():

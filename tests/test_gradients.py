@@ -5,7 +5,8 @@ import torch
 from one_step import gradients, tiny_encoder
 from toy import needs_bfloat16, torchrun
 
-from koir.gradcache import GradientCache
+from koir import gradcache
+from koir.gradcache import GradientCache, Heap
 from koir.losses import info_nce
 from koir.tokens import pad
 
@@ -172,3 +173,15 @@ def test_replay_draws_the_same_masks_and_leaves_the_generator_alone():
         runs.append((seen[0], torch.rand(3)))
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
+
+
+def test_freed_memory_goes_back_once_the_process_has_grown_by_an_eighth(monkeypatch):
+    sizes, returned = iter([800, 800, 850, 899, 901, 820, 900, 923, 700]), []
+    monkeypatch.setattr(gradcache, "_resident", lambda: next(sizes))
+    monkeypatch.setattr(gradcache, "_malloc_trim", lambda: returned.append)
+    heap, chunk = Heap(), pad([[0, 5, 2]], 1)
+    for expected in (1, 1, 1, 2, 2, 3):  # the first chunk's return is where growth is counted from
+        heap.give_back(chunk)
+        assert len(returned) == expected
+    heap.give_back({"input_ids": torch.zeros(1, device="meta")})
+    assert len(returned) == 3 and heap.least == 700

@@ -20,6 +20,7 @@ ORDER = [
     "cleaning",
     "sources",
     "flags",
+    "bfloat16",
     "arguments",
     "tokens",
     "inference",

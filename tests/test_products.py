@@ -1,6 +1,7 @@
 """oneDNN's products give what torch's own linear layers give, forward and backward."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -58,3 +59,13 @@ def test_other_precisions_and_frozen_weights_go_their_own_way(pair):
     ours(rows).sum().backward()
     assert ours[0].weight.grad is None and ours[2].weight.grad is not None
     assert ours(torch.empty(0, 48)).shape == (0, 32)
+
+
+def test_few_products_stay_compiled_unless_the_environment_says_otherwise(monkeypatch):
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(names[0], "512")
+    products.keep_few_compiled()
+    assert [os.environ[name] for name in names] == ["512", str(products.COMPILED)]
