@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-GROWTH = 1 / 8  # of the process, before freed memory goes back to the system
+GROWTH = 1 / 4  # of the process, before freed memory goes back to the system
 
 
 @functools.cache
