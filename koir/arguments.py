@@ -212,7 +212,7 @@ class TrainingArguments(HfTrainingArguments):
             if self.use_cpu and not dist.is_initialized():  # the parent would forget ddp_timeout
                 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=self.ddp_timeout))
         if self.use_cpu and self.bf16:  # of GPUs the parent knows
-            self.bf16 = or_float32(self.bf16, torch.device("cpu"), "--bf16", loud=os.environ.get("RANK", "0") == "0")
+            self.bf16 = or_float32(self.bf16, torch.device("cpu"), "--bf16")
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own
