@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from toy import rows, teacher_rows  # noqa: F401 (fixtures for every file)
+from toy import any_bfloat16, rows, teacher_rows  # noqa: F401 (fixtures for every file)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported, so no fixture would be early enough

@@ -2,6 +2,9 @@
 
 import copy
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +72,21 @@ def test_few_products_stay_compiled_unless_the_environment_says_otherwise(monkey
     monkeypatch.setenv(names[0], "512")
     products.keep_few_compiled()
     assert [os.environ[name] for name in names] == ["512", str(products.COMPILED)]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_no_more_than_the_few_stay_compiled_in_fact():
+    """More shapes than are kept, twice over: each product of the second round is compiled again, of a few none is."""
+    code = (
+        "import torch; from koir import products; products.keep_few_compiled(); weight = torch.ones(16, 16)\n"
+        "for rows in 2 * [*range(1, {shapes} + 1)]: products._product(torch.ones(rows, 16), weight)"
+    )
+    root = Path(products.__file__).parents[1]
+    environment = os.environ | {"ONEDNN_VERBOSE": "profile_create", "PYTHONPATH": str(root)}
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        environment.pop(name, None)
+    for shapes, expected in ((products.COMPILED // 4, 1), (3 * products.COMPILED, 2)):
+        words = [sys.executable, "-c", code.format(shapes=shapes)]
+        said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+        compiled = [line for line in said.splitlines() if "create:cache_miss" in line and "inner_product" in line]
+        assert len(compiled) == expected * shapes

@@ -30,6 +30,12 @@ TEXTS = [
 ]
 
 
+@pytest.fixture
+def any_bfloat16(monkeypatch):
+    """A chip said to have bfloat16: where it has not, autocast still computes in it, if slowly."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """16 pairs: without, with one and with several hard negatives; repeated documents, queries and siblings."""
