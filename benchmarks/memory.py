@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_step  # noqa: E402
 
 from koir import losses  # noqa: E402
+from koir.budget import CPU_CHUNK  # noqa: E402
 from koir.manifest import origin  # noqa: E402
 
 
@@ -64,7 +65,7 @@ def step(batch: int) -> dict:
     encoder = train_step.make_encoder(defaults, device).train()
     bench = train_step.Bench(encoder, train_step.read_rows(defaults, encoder.tokenizer), False, device)
     started = time.perf_counter()
-    train_step.koir_step(bench, defaults.chunk_tokens, 0.0)
+    train_step.koir_step(bench, CPU_CHUNK, 0.0)
     embeddings = 3 * batch * encoder.dimensions * 4
     return {"batch": batch, "embeddings_bytes": embeddings, "peak_bytes": resident(),
             "seconds": time.perf_counter() - started}  # fmt: skip

@@ -34,16 +34,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utilisation import matmul_peak, step_operations  # noqa: E402
 
 from koir.bfloat16 import has_bfloat16  # noqa: E402
+from koir.budget import KEEP_SHARE, bytes_per_token, chunk_budget, memory_for_training  # noqa: E402
+from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.gradcache import GradientCache  # noqa: E402
 from koir.losses import info_nce  # noqa: E402
 from koir.products import keep_few_compiled  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, chunked, pad, tokenise  # noqa: E402
 
-REPLAYED = {"ideal": 0.0, "keep_auto": 0.0, "keep_half": 0.5}  # shares of the forward passes; of all others: 1
 HERE = Path(__file__).parent
 TEMPERATURE = 0.02
-ROWS_SWEEP, TOKENS_SWEEP, CHUNK_SWEEP = (4, 8, 16, 32, 64), (512, 1024, 2048, 4096), (512, 1024, 2048, 4096)
+DEFAULT_RIVAL = "mini_batch_size=32"  # what sentence-transformers takes by itself
+# rows, tokens and chunk tokens by device
+ROWS_SWEEP = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
+TOKENS_SWEEP = {"cpu": (512, 1024, 2048, 4096), "cuda": (8192, 16384, 32768)}
+CHUNK_SWEEP = {"cpu": (512, 1024, 2048, 4096), "cuda": (8192, 16384, 32768, 65536)}
 
 
 @dataclasses.dataclass
@@ -54,6 +59,7 @@ class Bench:
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
     half: bool
     device: torch.device
+    compiled: bool = False
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where asked for, else nothing."""
@@ -92,7 +98,7 @@ def koir_step(bench: Bench, chunk_tokens: int, keep: float) -> float:
         with bench.autocast():
             return bench.encoder.embed(chunk)
 
-    cache = GradientCache(encode, torch.Tensor.backward, room)
+    cache = GradientCache(encode, torch.Tensor.backward, room, bench.compiled)
     return cache(chunks, lambda embeddings: contrast(embeddings, queries, documents)).item()
 
 
@@ -116,17 +122,18 @@ def rival_step(bench: Bench, loss: torch.nn.Module) -> float:
     return value.item()
 
 
-def rival_model(bench: Bench) -> torch.nn.Module | None:
+@functools.cache
+def rival_model(encoder: Encoder, device: torch.device) -> torch.nn.Module | None:
     """The same encoder as a SentenceTransformer that shares its weights; None where the package is absent."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        bench.encoder.save(Path(folder) / "model")
-        model = SentenceTransformer(str(Path(folder) / "model"), device=str(bench.device))
-    inside = next(module for module in model.modules() if type(module) is type(bench.encoder.transformer))
-    ours = dict(bench.encoder.transformer.named_parameters())
+        encoder.save(Path(folder) / "model")
+        model = SentenceTransformer(str(Path(folder) / "model"), device=str(device))
+    inside = next(module for module in model.modules() if type(module) is type(encoder.transformer))
+    ours = dict(encoder.transformer.named_parameters())
     for name, parameter in inside.named_parameters():
         parameter.data = ours[name].data
     return model
@@ -134,14 +141,14 @@ def rival_model(bench: Bench) -> torch.nn.Module | None:
 
 def rivals(bench: Bench) -> dict[str, Callable[[], float]]:
     """Every setting of the sweep as a step; `.parameters` of the step's model hold its gradients."""
-    model = rival_model(bench)
+    model = rival_model(bench.encoder, bench.device)
     if model is None:
         print("  sentence-transformers is not installed: skipped")
         return {}
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss as Cached
 
-    settings = {f"mini_batch_size={n}": {"mini_batch_size": n} for n in ROWS_SWEEP}
-    settings |= {f"mini_batch_num_tokens={n}": {"mini_batch_num_tokens": n} for n in TOKENS_SWEEP}
+    settings = {f"mini_batch_size={n}": {"mini_batch_size": n} for n in ROWS_SWEEP[bench.device.type]}
+    settings |= {f"mini_batch_num_tokens={n}": {"mini_batch_num_tokens": n} for n in TOKENS_SWEEP[bench.device.type]}
     steps = {}
     for name, setting in settings.items():
         steps[name] = functools.partial(rival_step, bench, Cached(model, scale=1 / TEMPERATURE, **setting))
@@ -264,11 +271,11 @@ def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder
 def engines_of(bench: Bench, arguments: argparse.Namespace, chosen: int, rival: str) -> dict[str, Callable[[], float]]:
     """Every engine as a step over a bench's rows."""
     engines = {"ideal": functools.partial(ideal_step, bench, chosen)}
-    for name, keep in (("keep_auto", 1.0), ("keep_half", 0.5), ("keep_none", 0.0)):
+    for name, keep in (("keep_auto", arguments.keep_auto), ("keep_half", 0.5), ("keep_none", 0.0)):
         engines[name] = functools.partial(koir_step, bench, arguments.chunk_tokens, keep)
     if rival:
         steps = rivals(bench)
-        engines["sentence_transformers_default"] = steps["mini_batch_size=32"]
+        engines["sentence_transformers_default"] = steps[DEFAULT_RIVAL]
         engines["sentence_transformers_best"] = steps[rival]
     original = gradcache_step(bench, 8) if bench.device.type == "cpu" and not bench.half else None
     if original:
@@ -280,12 +287,18 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     """Sweeps, then all engines in turn; prints as it goes and returns seconds, settings and ratios."""
     part = dataclasses.replace(bench, rows=bench.rows[: arguments.sweep_batch])
     print(f"sentence-transformers, swept on {len(part.rows)} rows:")
-    rival, rival_sweep = best(part, {} if arguments.ours_only else rivals(part))
+    theirs = {} if arguments.ours_only else rivals(part)
+    rival, rival_sweep = best(part, theirs if arguments.rival is None else {arguments.rival: theirs[arguments.rival]})
     print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
-    ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP}
+    ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP[bench.device.type]}
     chosen, ideal_sweep = best(part, ideals)
+    if bench.device.type == "cuda":
+        print(f"keep_none, over chunk tokens on {len(part.rows)} rows; automatic: {arguments.chunk_tokens}")
+        best(part, {n: functools.partial(koir_step, part, n, 0.0) for n in CHUNK_SWEEP["cuda"]})
     engines = engines_of(bench, arguments, chosen, rival)
+    engines = {name: step for name, step in engines.items() if name in (arguments.engines or engines)}
     small = engines_of(part, arguments, chosen, rival)
+    small = {name: small[name] for name in engines}
     for step in small.values():
         timed(part, step)
     seconds, memory = {name: [] for name in engines}, {}
@@ -301,31 +314,57 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     for name in engines:
         agreed[name] = agreement(part, small[name])
         loss, norm = agreed[name]
-        print(f"{name:<32} {fastest[name]:>9.2f} {fastest[name] / fastest['ideal']:>9.2f}   {loss:.6f}  {norm:.6f}")
-    ratios = {}
-    for name in ("keep_auto", "keep_half", "keep_none"):
-        ratios[name] = {"over_uncached_ideal": fastest[name] / fastest["ideal"]}
-        for rival_name in ("default", "best"):
-            if rival:
-                theirs = fastest[f"sentence_transformers_{rival_name}"]
-                ratios[name][f"vs_sentence_transformers_{rival_name}"] = theirs / fastest[name]
+        share = fastest[name] / fastest.get("ideal", float("nan"))
+        print(f"{name:<32} {fastest[name]:>9.2f} {share:>9.2f}   {loss:.6f}  {norm:.6f}")
+    fastest = {name: value for name, value in fastest.items() if value < float("inf")}
+    ratios = ratios_of(fastest)
     print("\n" + json.dumps(ratios, indent=2))
-    facts = {"ratios": ratios, "seconds": fastest, "all_seconds": seconds, "loss_and_gradient_norm": agreed}
-    facts |= {"use": used(bench, fastest), "peak_memory_gib": memory}
+    facts = {"ratios": ratios, "seconds": fastest, "loss_and_gradient_norm": agreed}
+    facts["all_seconds"] = {name: seconds[name] for name in fastest}
+    facts["out_of_memory"] = sorted(set(engines) - set(fastest))
+    again = {"ideal": 0.0, "keep_auto": 1 - arguments.keep_auto, "keep_half": 0.5}  # passes; of all others: 1
+    facts |= {"use": used(bench, fastest, again), "peak_memory_gib": memory}
     return facts | {"sweeps": {"sentence_transformers": rival_sweep, "ideal": ideal_sweep}, "best_rival": rival}
 
 
-def used(bench: Bench, fastest: dict[str, float]) -> dict:
-    """Tokens a second and the share of the measured matrix-product peak, replayed passes counted, of each engine."""
+def ratios_of(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Of each keeping that was timed: its seconds over the ideal's, and the rivals' over its."""
+    ratios: dict[str, dict[str, float]] = {}
+    for name in [name for name in seconds if name.startswith("keep_")]:
+        ratios[name] = {}
+        if "ideal" in seconds:
+            ratios[name]["over_uncached_ideal"] = seconds[name] / seconds["ideal"]
+        for rival in ("sentence_transformers_default", "sentence_transformers_best"):
+            if rival in seconds:
+                ratios[name][f"vs_{rival}"] = seconds[rival] / seconds[name]
+    return ratios
+
+
+def used(bench: Bench, fastest: dict[str, float], again: dict[str, float]) -> dict:
+    """Tokens a second and the share of the measured matrix-product peak of each engine.
+
+    again: the share of its forward passes that an engine does twice, which counts as work.
+    """
     lengths = [len(ids) for row in bench.rows for ids in row]
     peak = matmul_peak(bench.device, torch.bfloat16 if bench.half else torch.float32)
     print(f"\nmatrix products: {peak / 1e12:.3f} Tflop/s at best\n{'':<32} {'tokens/s':>12} {'of the peak':>12}")
     found = {"matmul_flops": peak}
     for name, seconds in fastest.items():
-        operations = step_operations(bench.encoder.transformer, lengths, REPLAYED.get(name, 1.0))
+        operations = step_operations(bench.encoder.transformer, lengths, again.get(name, 1.0))
         found[name] = {"tokens_per_second": sum(lengths) / seconds, "of_peak": operations / seconds / peak}
         print(f"{name:<32} {found[name]['tokens_per_second']:>12,.0f} {found[name]['of_peak']:>12.0%}")
     return found
+
+
+def settle(bench: Bench, arguments: argparse.Namespace, tokens: int) -> None:
+    """--chunk_tokens where it is not given, and the share of the tokens whose graphs training would keep by itself."""
+    free = memory_for_training(sum(p.numel() for p in bench.encoder.parameters()), bench.device, 1)
+    with bench.autocast():
+        token_bytes = bytes_per_token(bench.encoder, bench.device)
+    arguments.chunk_tokens = arguments.chunk_tokens or chunk_budget(free, token_bytes, bench.device)
+    arguments.keep_auto = min(KEEP_SHARE[bench.device.type] * free / token_bytes / tokens, 1.0)
+    room = f"{free / 2**30:.1f} GiB free"
+    print(f"{token_bytes:,.0f} bytes a token's graph, {room}: chunks of {arguments.chunk_tokens} tokens")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -338,11 +377,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max_seq_length", type=int, default=512, help="tokens")
     flags.add_argument("--dropout", type=float, default=0.1)
     flags.add_argument("--attention_dropout", type=float, help="default: as --dropout")
-    flags.add_argument("--chunk_tokens", type=int, default=1024, help="koir's padded tokens a chunk")
+    flags.add_argument("--chunk_tokens", type=int, help="koir's padded tokens a chunk; default: as --chunk_tokens auto")
+    flags.add_argument("--compile", action="store_true", help="compile koir's and the ideal's layers (GPUs)")
     flags.add_argument("--bf16", action="store_true", help="bfloat16 autocast for every engine")
     flags.add_argument("--rounds", type=int, default=3, help="timed steps of each engine; the fastest counts")
     flags.add_argument("--sweep_batch", type=int, default=64, help="rows that the sweeps run on")
     flags.add_argument("--ours_only", action="store_true", help="leave the other engines out")
+    flags.add_argument("--rival", help="sentence-transformers' setting, as a sweep named it, instead of a sweep")
+    flags.add_argument("--engines", nargs="+", help="time only these on all rows: ideal keep_auto ...; default: all")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--json", type=Path)
     return flags
@@ -355,13 +397,18 @@ def main() -> None:
     if arguments.bf16 and not has_bfloat16(device):
         sys.exit("error: --bf16: this chip does not multiply bfloat16 (AVX512-BF16, AMX or a GPU since Ampere does)")
     encoder = make_encoder(arguments, device)
-    bench = Bench(encoder, read_rows(arguments, encoder.tokenizer), arguments.bf16, device)
+    if arguments.compile:
+        if device.type != "cuda":
+            sys.exit("error: --compile: no GPU")
+        compile_layers(encoder.transformer)
+    bench = Bench(encoder, read_rows(arguments, encoder.tokenizer), arguments.bf16, device, arguments.compile)
     tokens = sum(len(ids) for row in bench.rows for ids in row)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions["transformers"] = transformers.__version__
     facts = {"versions": versions, "threads": torch.get_num_threads(), "tokens": tokens}
     if device.type == "cuda":
         versions["gpu"] = torch.cuda.get_device_name()
+    settle(bench, arguments, tokens)
     facts["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")
     facts |= {name: value for name, value in vars(arguments).items() if name != "json"}
     print(json.dumps(facts))

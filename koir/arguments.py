@@ -162,11 +162,15 @@ class ChunkArguments:
 
 @dataclass
 class CacheArguments:
-    """What the gradient cache keeps (v1.1)."""
+    """How the gradient cache runs (v1.1 and the reranker)."""
 
     cache_keep_tokens: str = field(
         default="auto",
         metadata={"help": "graphs of so many padded tokens stay in memory and are not run again; auto: as many as fit"},
+    )
+    compile: bool = field(
+        default=False,
+        metadata={"help": "torch.compile the layers (GPUs): steps a quarter faster, after a minute of compiling"},
     )
 
 

@@ -15,7 +15,9 @@ from koir.gather import gather_sizes
 PROBE_TOKENS = 4096
 LARGEST_CHUNK = 65536
 CPU_CHUNK = 1024  # on a CPU chunks pay while they stay in its cache; more only costs memory
-CHUNK_SHARE, KEEP_SHARE = 0.2, 0.5  # of the memory that is free of weights and optimizer; the rest is slack
+# Of the memory that is free of weights and optimizer; the rest is slack. A GPU waits for its launches below some 30,000
+# tokens (benchmarks/results/train-step-gpu.md), so chunks come first there; on a CPU they are small anyway.
+CHUNK_SHARE, KEEP_SHARE = 0.5, {"cuda": 0.25, "cpu": 0.5}
 
 
 def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
@@ -51,16 +53,28 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
                 ours in ("auto", "0"), "--cache_keep_tokens", ours, "0 with ZeRO 3, whose ranks run the same forwards"
             )
             step.cache_keep_tokens = "0"
-        room = KEEP_SHARE * free
+        room = KEEP_SHARE[device.type] * free
         step.cache_keep_tokens = number("cache_keep_tokens", step.cache_keep_tokens, lambda: room / token_bytes())
 
 
 def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
     """What the graph of one padded token takes, measured forward and backward on texts as long as the encoder allows.
 
-    Counted is what the graph holds until its backward; on a GPU the peak of both passes, where that is more. The random
-    generators and the parameters' `.grad` are left as they were.
+    Counted is what the graph holds until its backward; on a GPU by how much the peak of both passes grows with the
+    chunk, where that is more. The random generators and the parameters' `.grad` are left as they were.
     """
+    rows = max(2, PROBE_TOKENS // encoder.max_seq_length)
+    held, peak = _probe(encoder, device, rows)
+    tokens = rows * encoder.max_seq_length
+    if device.type == "cuda":  # weights in half precision are in both peaks
+        fewer = max(1, rows // 2)
+        grown = peak - _probe(encoder, device, fewer)[1]
+        held = max(held, grown * rows / (rows - fewer))
+    return held / tokens
+
+
+def _probe(encoder: Encoder, device: torch.device, rows: int) -> tuple[int, int]:
+    """Bytes that the graph of a chunk of so many longest texts holds, and a GPU's peak of both passes."""
     width = encoder.max_seq_length
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     held: dict[int, int] = {}
@@ -69,13 +83,13 @@ def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
         held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    rows, training = max(1, PROBE_TOKENS // width), encoder.training
+    training = encoder.training
     chunk = {name: torch.ones(rows, width, dtype=torch.long, device=device) for name in ("input_ids", "attention_mask")}
     chunk["input_ids"] += 4  # any token but a special one
     devices = [device] if device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    before = 0
+    before = peak = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -86,8 +100,7 @@ def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
     graph = sum(size for pointer, size in held.items() if pointer not in weights)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) - before - sum(g.nbytes for g in made if g is not None)
-        graph = max(graph, peak)
-    return graph / (rows * width)
+    return graph, peak
 
 
 def memory_for_training(parameters: int, device: torch.device, processes_here: int) -> float:
@@ -100,7 +113,7 @@ def memory_for_training(parameters: int, device: torch.device, processes_here: i
 
 
 def chunk_budget(free: float, token_bytes: float, device: torch.device) -> int:
-    """Padded tokens of one chunk: a power of two whose graph takes at most a fifth of the free memory."""
+    """Padded tokens of one chunk: a power of two whose graph takes at most half of the free memory."""
     if device.type == "cpu":
         return CPU_CHUNK
     fits = max(CHUNK_SHARE * free / token_bytes, 512)

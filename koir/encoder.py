@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         """Texts to float32 unit vectors [len(texts), D], in order.
 
         kind: "query" or "document", which chooses the saved prompt. chunk_tokens: padded tokens that go through the
-        transformer at once; default: 1,024 on a CPU, whose cache they must fit, else 8,192. progress: the name of a
+        transformer at once; default: 1,024 on a CPU, whose cache they must fit, else 32,768. progress: the name of a
         progress bar, or None for silence. bf16: matrix products in bfloat16 where the chip has it (AVX512-BF16, AMX,
         GPUs since Ampere), which is faster and moves cosines by less than 0.01; elsewhere float32 as without it.
         """
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         embedded = self._autocast if training else self.embedded
         try:
             device = next(self.parameters()).device
-            chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else 8192)
+            chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else 32768)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
             block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
             with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:

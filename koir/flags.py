@@ -74,8 +74,8 @@ NOT_OURS = set(
 
 # Why, where people ask; the refusal says it.
 REASONS = {
-    "torch_compile": "unproven under the cache: chunks change shape with every batch, and a replay has to draw the "
-    "first pass's dropout",
+    "torch_compile": "its name is --compile (v1.1 and the reranker, on a GPU), which lets a replay draw the first "
+    "pass's dropout",
     "gradient_checkpointing": "its name is --activation_checkpointing",
     "auto_find_batch_size": "the batch decides the loss; memory is bounded by --chunk_tokens",
     "fsdp": "processes share memory by --deepspeed, which is what is tested",

@@ -78,15 +78,22 @@ class GradientCache:
     encode: chunk (input_ids, attention_mask, each [n, T]) -> embeddings [n, D], with dropout.
     backward: called once a chunk with a scalar; the caller puts precision scaling and engines there.
     keep_tokens: the graphs of the first chunks, up to so many padded tokens, stay in memory and are not run again.
+    one_code: make the first pass's graphs too and drop them, for an encode that is compiled: with and without gradients
+    it is other code, which may draw other dropout masks.
 
     The steps are `embed`, `loss_gradients`, `replay`; `__call__` does them in turn. Gradients are added to the
     parameters' `.grad`; stepping the optimizer and averaging over processes is left to the caller.
     """
 
     def __init__(
-        self, encode: Callable[[dict], torch.Tensor], backward: Callable[[torch.Tensor], None], keep_tokens: int = 0
+        self,
+        encode: Callable[[dict], torch.Tensor],
+        backward: Callable[[torch.Tensor], None],
+        keep_tokens: int = 0,
+        one_code: bool = False,
     ):
-        self.encode, self.backward, self.keep_tokens, self.heap = encode, backward, keep_tokens, Heap()
+        self.encode, self.backward, self.keep_tokens, self.one_code = encode, backward, keep_tokens, one_code
+        self.heap = Heap()
 
     def __call__(self, chunks: Sequence[dict], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Add the gradients of `loss(all embeddings [U, D])` to the parameters; returns the loss, detached."""
@@ -105,13 +112,14 @@ class GradientCache:
         for number, chunk in enumerate(chunks):
             room -= chunk["input_ids"].numel()
             states.append(RandomState(chunk, places[number]))
-            with torch.set_grad_enabled(room >= 0):
+            with torch.set_grad_enabled(self.one_code or room >= 0):
                 output = self.encode(chunk)  # [n, D]
             if embeddings is None:
                 embeddings = output.new_empty(sum(sizes), *output.shape[1:])  # [U, D], beforehand as `places` are
                 rows = iter(embeddings.split(sizes))
             next(rows).copy_(output.detach())
-            kept.append(output if output.requires_grad else None)
+            kept.append(output if room >= 0 and output.requires_grad else None)
+            del output
             if room < 0:
                 self.heap.give_back(chunk)
         return embeddings, kept, states

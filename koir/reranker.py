@@ -87,7 +87,7 @@ class Reranker(nn.Module):
         """(query, document) pairs to float32 raw logits [n], in order.
 
         chunk_tokens: padded tokens that go through the transformer at once; default: 1,024 on a CPU, whose cache they
-        then fit, else 8,192. progress: the name of a progress bar, or None for silence. bf16: matrix products in
+        then fit, else 32,768. progress: the name of a progress bar, or None for silence. bf16: matrix products in
         bfloat16 where the chip has it (AVX512-BF16, AMX, GPUs since Ampere), which is faster and moves scores by about
         0.01; elsewhere float32 as without it.
         """
@@ -95,7 +95,7 @@ class Reranker(nn.Module):
         self.eval()
         try:
             device = next(self.parameters()).device
-            chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else 8 * CPU_CHUNK)
+            chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else 32 * CPU_CHUNK)
             scores = np.empty(len(pairs), dtype=np.float32)  # [n]
             with tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None, leave=False) as bar:
                 for start in range(0, len(pairs), BLOCK):

@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from koir import arguments, budget, products
 from koir.arguments import TrainingArguments, require
 from koir.bfloat16 import has_bfloat16
+from koir.compiled import compile_layers
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError, out_of_memory
 from koir.evaluation import pipeline
@@ -83,7 +84,10 @@ def run(
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
     kind.prepare(start, triplets, groups)
-    budget.settle(groups, start.to(args.device), folder / "recipe.yaml" if checkpoint else None)
+    start.to(args.device)
+    if getattr(groups.get("step"), "compile", False):
+        compile_layers(start.transformer)
+    budget.settle(groups, start, folder / "recipe.yaml" if checkpoint else None)
     if args.deepspeed:
         set_hf_deepspeed_config(args.hf_deepspeed_config)
     if main:
@@ -179,6 +183,10 @@ def _check(groups: dict) -> None:
     rank, engine = getattr(groups["model"], "lora_rank", None), args.deepspeed
     require(not (rank and engine), "--lora_rank", "--deepspeed", "one of the two: LoRA's few trained weights leave "
             "ZeRO nothing to split")  # fmt: skip
+    if getattr(groups.get("step"), "compile", False):
+        untried = {"no GPU": args.device.type != "cuda", "--lora_rank": rank, "--deepspeed": engine}
+        for found, there in (untried | {"--activation_checkpointing": args.activation_checkpointing}).items():
+            require(not there, "--compile", found, "a GPU, and neither LoRA, DeepSpeed nor activation checkpointing")
     length = groups["model"].max_seq_length
     require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
     tasks = groups["evaluation"].eval_tasks

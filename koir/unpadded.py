@@ -68,9 +68,10 @@ def flatten(chunk: dict[str, torch.Tensor], config) -> tuple[dict, torch.Tensor]
     real = chunk["attention_mask"].bool()  # [n, T]
     lengths = real.sum(1)  # [n]
     first = config.pad_token_id + 1 if COUNTED_FROM_PADDING[config.model_type] else 0
-    positions = torch.arange(first, first + real.shape[1], device=real.device).expand_as(real)  # [n, T]
+    places = real.flatten().nonzero().squeeze(1)  # [t]; the one time that a GPU is waited for
     bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # [n + 1]
-    row = {"input_ids": chunk["input_ids"][real][None], "position_ids": positions[real][None]}  # [1, t] each
+    ids, positions = chunk["input_ids"].flatten()[places], places % real.shape[1] + first  # [t] each
+    row = {"input_ids": ids[None], "position_ids": positions[None]}  # [1, t] each
     return row | {"cu_seq_lens_q": bounds, "max_length_q": real.shape[1]}, lengths
 
 
@@ -78,6 +79,7 @@ def pool(hidden: torch.Tensor, lengths: torch.Tensor, pooling: str) -> torch.Ten
     """Token vectors [t, D] of n texts, one after another, to one vector a text [n, D]: mean or first (cls)."""
     if pooling == "cls":
         return hidden[lengths.cumsum(0) - lengths]  # [n, D]
-    text = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)  # [t]
+    numbers = torch.arange(len(lengths), device=hidden.device)  # [n]
+    text = torch.repeat_interleave(numbers, lengths, output_size=len(hidden))  # [t]
     sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, text, hidden)  # [n, D]
     return sums / lengths[:, None]  # [n, D]

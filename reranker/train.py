@@ -33,8 +33,8 @@ class ChunkedTrainer(RerankerTrainer):
                     backward(part)
                     loss, start = loss + part.detach(), start + len(scores)
             else:
-                keep = self.step_arguments.cache_keep_tokens
-                cache = GradientCache(lambda chunk: reranker([chunk]), backward, keep)
+                step = self.step_arguments
+                cache = GradientCache(lambda chunk: reranker([chunk]), backward, step.cache_keep_tokens, step.compile)
                 loss = cache(chunks, lambda scores: self.judge(scores, batch) / accumulated)
             self.account(loss, batch)
         return loss

@@ -319,6 +319,13 @@ def test_each_version_has_its_demo_recipe():
     assert {"v1/recipes/demo.yaml", "v1.1/recipes/demo.yaml"} <= {str(file.relative_to(ROOT)) for file in RECIPES}
 
 
+def test_compile_is_refused_where_there_is_no_gpu(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        train_module("v1.1").main(["--compile", "--use_cpu", "--output_dir", str(folder)])
+    assert "--compile: found no GPU" in capsys.readouterr().err and not folder.exists()
+
+
 def test_cache_keep_tokens_is_for_v1_1_alone(command):
     *_, step, _ = command("v1.1", ["--cache_keep_tokens", "64"])
     assert step == CacheArguments("64")

@@ -58,6 +58,6 @@ def test_the_probe_counts_what_the_graph_holds_and_disturbs_nothing():
     assert 4 * floats / 2 < small < 4 * floats * 40
 
 
-@pytest.mark.parametrize(("free", "token_bytes", "expected"), [(64e9, 1e5, 65536), (1e9, 1e5, 1024), (1e6, 1e6, 512)])
+@pytest.mark.parametrize(("free", "token_bytes", "expected"), [(64e9, 1e5, 65536), (1e9, 1e5, 4096), (1e6, 1e6, 512)])
 def test_a_gpus_chunk_is_a_power_of_two_within_its_share(free, token_bytes, expected):
     assert budget.chunk_budget(free, token_bytes, torch.device("cuda")) == expected

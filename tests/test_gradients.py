@@ -6,6 +6,7 @@ from one_step import gradients, tiny_encoder
 from toy import torchrun
 
 from koir import gradcache
+from koir.compiled import compile_layers
 from koir.gradcache import GradientCache, Heap
 from koir.losses import info_nce
 from koir.tokens import pad
@@ -140,11 +141,13 @@ def test_a_scaled_backward_reaches_every_chunk():
     assert not torch.isfinite(step(overflowing, 0)).all() and overflowing.get_scale() == 2.0**39
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_replayed_chunk_is_bitwise_the_first_one(device):
+@pytest.mark.parametrize(("device", "compiled"), [("cpu", False), ("cuda", False), ("cuda", True)])
+def test_a_replayed_chunk_is_bitwise_the_first_one(device, compiled):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU: replay is compared on the CPU alone")
     encoder = tiny_encoder(dropout=0.3).train().to(device)
+    if compiled:
+        compile_layers(encoder.transformer)
     chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1)]
     chunks = [{name: tensor.to(device) for name, tensor in chunk.items()} for chunk in chunks]
     seen = []
@@ -153,11 +156,48 @@ def test_a_replayed_chunk_is_bitwise_the_first_one(device):
         seen.append(encoder([chunk]))
         return seen[-1]
 
-    GradientCache(encode, torch.Tensor.backward, 0)(chunks, lambda embeddings: embeddings.sum())
+    GradientCache(encode, torch.Tensor.backward, 0, one_code=compiled)(chunks, lambda embeddings: embeddings.sum())
     first, again = seen[:2], seen[2:]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    assert not first[0].requires_grad and again[0].requires_grad
+    assert first[0].requires_grad == compiled and again[0].requires_grad
     assert not torch.equal(first[0], encoder([chunks[0]])), "dropout is on"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: flattened and compiled chunks are not compared here")
+@pytest.mark.parametrize(("half", "compiled", "bound"), [(False, False, 1e-5), (True, False, 2e-2), (True, True, 2e-2)])
+@pytest.mark.parametrize("keep", [0, 40, 10**9])
+def test_cached_equals_plain_on_a_gpu(half, compiled, bound, keep):
+    """half: bfloat16, which is flattened; its gradients of one batch differ by rounding alone."""
+    found = []
+    for cached in (False, True):
+        encoder = tiny_encoder(dropout=0.2).train().to("cuda")
+        encoder.transformer.config.attention_probs_dropout_prob = 0.0
+        for layer in encoder.transformer.encoder.layer:
+            layer.attention.self.dropout.p = 0.0
+        if compiled:
+            compile_layers(encoder.transformer)
+        torch.manual_seed(2)
+        texts = [torch.randint(5, 900, (length,)).tolist() for length in (3, 4, 5, 9, 12, 13, 20, 30)]
+        chunks = [pad(texts[i : i + 2], 1) for i in range(0, len(texts), 2)]
+        chunks = [{name: tensor.cuda() for name, tensor in chunk.items()} for chunk in chunks]
+
+        def encode(chunk, encoder=encoder):
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                return encoder([chunk])
+
+        def loss(embeddings):
+            return info_nce(embeddings[:4], embeddings[4:], torch.arange(4, device="cuda"), 0.05)
+
+        if cached:
+            GradientCache(encode, torch.Tensor.backward, keep, one_code=compiled)(chunks, loss)
+        else:
+            loss(torch.cat([encode(chunk) for chunk in chunks])).backward()
+        found.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
+    plain, again = found
+    everything = torch.cat([gradient.flatten() for gradient in plain.values()]).norm()
+    for name, gradient in plain.items():
+        allowed = bound * max(gradient.norm(), 1e-2 * everything)
+        assert (again[name] - gradient).norm() <= allowed, name
 
 
 def test_replay_draws_the_same_masks_and_leaves_the_generator_alone():

@@ -21,9 +21,9 @@ class GradCacheTrainer(EmbeddingTrainer):
         batch = self._prepare_inputs(batch)
         encoder = self.accelerator.unwrap_model(model)
         chunks = self.same_number_of_chunks(batch["chunks"])
-        keep, accumulated = self.step_arguments.cache_keep_tokens, self.current_gradient_accumulation_steps
+        step, accumulated = self.step_arguments, self.current_gradient_accumulation_steps
         with self.one_reduction(model) as backward:
-            cache = GradientCache(lambda chunk: encoder([chunk]), backward, keep)
+            cache = GradientCache(lambda chunk: encoder([chunk]), backward, step.cache_keep_tokens, step.compile)
             loss = cache(chunks, lambda embeddings: self.contrast(embeddings, batch) / accumulated)
         return loss
 
