@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--dimensions", type=int, default=1024)
     flags.add_argument("--vocabulary", type=int, default=250_002)
     flags.add_argument("--kept", type=float, default=0.0, help="share of the graphs that is kept")
-    flags.add_argument("--flops", type=float, default=0.5 * 989e12, help="a second and device; default: half of bf16's")
+    flags.add_argument("--flops", type=float, default=377e12, help="a second and device; default: measured on an H200")
     flags.add_argument("--loss_flops", type=float, default=50e12, help="float32, a second and device")
     flags.add_argument("--bandwidth", type=float, default=300e9, help="bytes a second between devices")
     flags.add_argument("--measure", action="store_true", help="take --flops and --loss_flops from this machine")

@@ -291,7 +291,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     rival, rival_sweep = best(part, theirs if arguments.rival is None else {arguments.rival: theirs[arguments.rival]})
     print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
     ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP[bench.device.type]}
-    chosen, ideal_sweep = best(part, ideals)
+    chosen, ideal_sweep = best(part, ideals if "ideal" in (arguments.engines or ["ideal"]) else {})
     if bench.device.type == "cuda":
         print(f"keep_none, over chunk tokens on {len(part.rows)} rows; automatic: {arguments.chunk_tokens}")
         best(part, {n: functools.partial(koir_step, part, n, 0.0) for n in CHUNK_SWEEP["cuda"]})

@@ -200,6 +200,23 @@ def test_cached_equals_plain_on_a_gpu(half, compiled, bound, keep):
         assert (again[name] - gradient).norm() <= allowed, name
 
 
+@pytest.mark.parametrize("keep", [0, 40, 10**9])
+def test_one_code_for_both_passes_changes_no_gradient(keep):
+    """What compiled layers need: the first pass makes graphs too, and drops those that are not kept."""
+    found = []
+    for one_code in (False, True):
+        torch.manual_seed(2)
+        encoder = tiny_encoder(dropout=0.2).train()
+        chunks = [pad([[0, 5, 6, 2]] * n, 1) for n in (2, 5, 3, 6)]
+        cache = GradientCache(lambda chunk, model=encoder: model([chunk]), torch.Tensor.backward, keep, one_code)
+        embeddings, kept, _ = cache.embed(chunks)
+        assert [graph is not None for graph in kept] == [keep >= tokens for tokens in (8, 28, 40, 64)]
+        assert not embeddings.requires_grad
+        cache(chunks, lambda outputs: (outputs @ outputs.T).logsumexp(1).sum())
+        found.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
+    assert_equal(found[1], found[0])
+
+
 def test_replay_draws_the_same_masks_and_leaves_the_generator_alone():
     encoder = tiny_encoder(dropout=0.3).train()
     chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1)]

@@ -38,6 +38,7 @@ ORDER = [
     "gather",
     "contrast",
     "gradcache",
+    "compiled",
     "budget",
     "sampling",
     "reranker",

@@ -116,6 +116,16 @@ def test_a_saved_bm25_index_is_mapped_and_finds_the_same(tmp_path):
     assert again.search(QUERIES, 3) == built.search(QUERIES, 3) and again.ids == sorted(LAW)
 
 
+def test_jax_takes_no_gpu_where_it_is_installed(tmp_path):
+    package = tmp_path / "jax"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os\nprint('JAX on', os.environ.get('JAX_PLATFORMS'))\n")
+    (package / "lax.py").write_text("def top_k(values, k):\n    return values[:k], [0]\n")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import koir.retrieval.bm25"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "JAX on cpu\n"
+
+
 def test_an_index_without_words_is_saved_too(tmp_path):
     BM25({"a": "..."}).save(tmp_path)
     assert BM25.load(tmp_path).search(["휴가"], 3) == [{}]

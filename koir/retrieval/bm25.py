@@ -6,17 +6,20 @@ three tasks they are worth 0.02 to 0.05 nDCG@10; on the demo's, whose queries sh
 """
 
 import json
+import os
 import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import bm25s
 import numpy as np
 
 from koir.retrieval.morphemes import morphemes
 from koir.retrieval.ranking import as_run, best
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s tries JAX, where it is, which takes most of a GPU when it starts
+import bm25s  # noqa: E402
 
 K1, B = 1.2, 0.75
 PAIR_WEIGHT = 0.5  # of a pair's score beside a morpheme's
