@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import engines  # noqa: E402
 import train_step  # noqa: E402
 
 from koir import losses  # noqa: E402
@@ -63,9 +64,9 @@ def step(batch: int) -> dict:
     defaults = train_step.parser().parse_args(["--batch", str(batch)])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = train_step.make_encoder(defaults, device).train()
-    bench = train_step.Bench(encoder, train_step.read_rows(defaults, encoder.tokenizer), False, device)
+    bench = engines.Bench(encoder, train_step.read_rows(defaults, encoder.tokenizer), False, device)
     started = time.perf_counter()
-    train_step.koir_step(bench, CPU_CHUNK, 0.0)
+    engines.koir_step(bench, CPU_CHUNK, 0.0)
     embeddings = 3 * batch * encoder.dimensions * 4
     return {"batch": batch, "embeddings_bytes": embeddings, "peak_bytes": resident(),
             "seconds": time.perf_counter() - started}  # fmt: skip

@@ -19,7 +19,6 @@ import os
 import platform
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,158 +30,25 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engines import (  # noqa: E402
+    DEFAULT_RIVAL,
+    Bench,
+    gradcache_step,
+    ideal_step,
+    koir_step,
+    rivals,
+)
 from utilisation import matmul_peak, step_operations  # noqa: E402
 
 from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.budget import KEEP_SHARE, bytes_per_token, chunk_budget, memory_for_training  # noqa: E402
 from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
-from koir.gradcache import GradientCache  # noqa: E402
-from koir.losses import info_nce  # noqa: E402
 from koir.products import keep_few_compiled  # noqa: E402
-from koir.tokens import DEFAULT_PROMPTS, chunked, pad, tokenise  # noqa: E402
+from koir.tokens import DEFAULT_PROMPTS, tokenise  # noqa: E402
 
 HERE = Path(__file__).parent
-TEMPERATURE = 0.02
-DEFAULT_RIVAL = "mini_batch_size=32"  # what sentence-transformers takes by itself
-# rows, tokens and chunk tokens by device
-ROWS_SWEEP = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
-TOKENS_SWEEP = {"cpu": (512, 1024, 2048, 4096), "cuda": (8192, 16384, 32768)}
 CHUNK_SWEEP = {"cpu": (512, 1024, 2048, 4096), "cuda": (8192, 16384, 32768, 65536)}
-
-
-@dataclasses.dataclass
-class Bench:
-    """What every engine is given. rows: int32 token ids of (query, document, hard negative) of each row."""
-
-    encoder: Encoder
-    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    half: bool
-    device: torch.device
-    compiled: bool = False
-
-    def autocast(self) -> torch.autocast:
-        """bfloat16 where asked for, else nothing."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
-
-    def columns(self) -> list[list[np.ndarray]]:
-        """The rows' token ids by column: queries, documents, hard negatives."""
-        return [list(column) for column in zip(*self.rows, strict=True)]
-
-    def chunks(self, tokens: int) -> tuple[list[dict], torch.Tensor, torch.Tensor]:
-        """Padded chunks of the distinct texts; where the B queries and the 2B documents stand among them."""
-        place: dict[bytes, int] = {}
-        queries, documents, negatives = (
-            [place.setdefault(ids.tobytes(), len(place)) for ids in column] for column in self.columns()
-        )
-        encoder = self.encoder
-        sequences = [np.frombuffer(ids, dtype=np.int32) for ids in place]
-        chunks, inverse = chunked(sequences, encoder.tokenizer.pad_token_id, tokens, encoder.max_seq_length)
-        chunks = [{name: tensor.to(self.device) for name, tensor in chunk.items()} for chunk in chunks]
-        inverse = inverse.to(self.device)
-        return chunks, inverse[queries], inverse[documents + negatives]
-
-
-def contrast(embeddings: torch.Tensor, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """InfoNCE of B queries against 2B documents, all rows of embeddings [U, D]."""
-    target = torch.arange(len(queries), device=embeddings.device)
-    return info_nce(embeddings[queries], embeddings[documents], target, TEMPERATURE)
-
-
-def koir_step(bench: Bench, chunk_tokens: int, keep: float) -> float:
-    """Gradient-cached; graphs of a share `keep` of the padded tokens are kept."""
-    chunks, queries, documents = bench.chunks(chunk_tokens)
-    room = keep * sum(chunk["input_ids"].numel() for chunk in chunks)
-
-    def encode(chunk: dict) -> torch.Tensor:
-        with bench.autocast():
-            return bench.encoder.embed(chunk)
-
-    cache = GradientCache(encode, torch.Tensor.backward, room, bench.compiled)
-    return cache(chunks, lambda embeddings: contrast(embeddings, queries, documents)).item()
-
-
-def ideal_step(bench: Bench, chunk_tokens: int) -> float:
-    """One graph over everything."""
-    chunks, queries, documents = bench.chunks(chunk_tokens)
-    with bench.autocast():
-        embeddings = bench.encoder(chunks)
-    loss = contrast(embeddings, queries, documents)
-    loss.backward()
-    return loss.item()
-
-
-def rival_step(bench: Bench, loss: torch.nn.Module) -> float:
-    """sentence-transformers' cached loss, fed as its collator would: each column padded to its longest text."""
-    padded = [pad(column, bench.encoder.tokenizer.pad_token_id) for column in bench.columns()]
-    features = [{name: tensor.to(bench.device) for name, tensor in column.items()} for column in padded]
-    with bench.autocast():
-        value = loss(features, torch.arange(len(bench.rows), device=bench.device))
-        value.backward()
-    return value.item()
-
-
-@functools.cache
-def rival_model(encoder: Encoder, device: torch.device) -> torch.nn.Module | None:
-    """The same encoder as a SentenceTransformer that shares its weights; None where the package is absent."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        encoder.save(Path(folder) / "model")
-        model = SentenceTransformer(str(Path(folder) / "model"), device=str(device))
-    inside = next(module for module in model.modules() if type(module) is type(encoder.transformer))
-    ours = dict(encoder.transformer.named_parameters())
-    for name, parameter in inside.named_parameters():
-        parameter.data = ours[name].data
-    return model
-
-
-def rivals(bench: Bench) -> dict[str, Callable[[], float]]:
-    """Every setting of the sweep as a step; `.parameters` of the step's model hold its gradients."""
-    model = rival_model(bench.encoder, bench.device)
-    if model is None:
-        print("  sentence-transformers is not installed: skipped")
-        return {}
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss as Cached
-
-    settings = {f"mini_batch_size={n}": {"mini_batch_size": n} for n in ROWS_SWEEP[bench.device.type]}
-    settings |= {f"mini_batch_num_tokens={n}": {"mini_batch_num_tokens": n} for n in TOKENS_SWEEP[bench.device.type]}
-    steps = {}
-    for name, setting in settings.items():
-        steps[name] = functools.partial(rival_step, bench, Cached(model, scale=1 / TEMPERATURE, **setting))
-        steps[name].model = model
-    return steps
-
-
-def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
-    """The original GradCache, rows a chunk, every column padded to its longest text; None where it is absent."""
-    try:
-        from grad_cache import GradCache
-    except ImportError:
-        print("GradCache: not installed, skipped (pip install git+https://github.com/luyug/GradCache)")
-        return None
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder = bench.encoder
-
-        def forward(self, **chunk):
-            return self.encoder.embed(chunk)
-
-    def loss(queries, documents):
-        return info_nce(queries, documents, torch.arange(len(queries)), TEMPERATURE)
-
-    cache = GradCache([Model(), Model()], chunk_sizes=rows, loss_fn=loss)
-
-    def step() -> float:
-        queries, documents, negatives = bench.columns()
-        padding = bench.encoder.tokenizer.pad_token_id
-        return cache(pad(queries, padding), pad(documents + negatives, padding)).item()
-
-    return step
 
 
 def timed(bench: Bench, step: Callable[[], float]) -> float:

@@ -1,6 +1,5 @@
 """One training run as a command: arguments, folders, resuming, the table of what was gained, run.json."""
 
-import functools
 import os
 import pickle
 import sys
@@ -18,19 +17,13 @@ from koir import arguments, budget, products
 from koir.arguments import TrainingArguments, require
 from koir.bfloat16 import has_bfloat16
 from koir.compiled import compile_layers
-from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError, out_of_memory
-from koir.evaluation import pipeline
-from koir.evaluation.report import worse
-from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task, load_task, splits
-from koir.gather import leave_processes, world_size
+from koir.gather import leave_processes
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
-from koir.retrieval import stages
 from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.trainer import RunTrainer
-from koir.training import prepare
 from koir.triplets import Triplets, load_triplets, report
 
 
@@ -59,17 +52,16 @@ def run(
     trainer_class: type[RunTrainer],
     name: str,
     description: str,
+    kind: Kind,
     argv: Sequence[str] | None = None,
     step_arguments: type | None = None,
-    kind: Kind | None = None,
 ) -> Path:
     """One training run from arguments to run.json; returns the run folder. Everything a trainer does but its step.
 
-    step_arguments: the dataclass of flags that only this trainer's step knows. kind: default: bi-encoders.
+    step_arguments: the dataclass of flags that only this trainer's step knows.
     """
     started = time.perf_counter()
     products.keep_few_compiled()
-    kind = kind or ENCODER
     groups, recipe = _parsed(argv, description, kind, step_arguments)
     args, model = groups["training"], groups["model"]
     transformers.utils.logging.disable_progress_bar()
@@ -147,23 +139,6 @@ def _parsed(
     return groups, recipe
 
 
-def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
-    """Loads what training starts from, each time the same."""
-    if model.trust_remote_code:
-        print(f"warning: code that comes with {model.model_name_or_path} will run here", file=sys.stderr)
-    return functools.partial(
-        load_encoder,
-        model.model_name_or_path,
-        pooling=model.pooling,
-        max_seq_length=model.max_seq_length,
-        prompts={"query": model.query_prompt, "document": model.document_prompt},
-        trust_remote_code=model.trust_remote_code,
-        dropout=model.dropout,
-        attention_dropout=model.attention_dropout,
-        num_hidden_layers=model.num_hidden_layers,
-    )
-
-
 def _check(groups: dict) -> None:
     """Refuse contradictions before anything loads."""
     args, chunks = groups["training"], groups["chunks"]
@@ -213,25 +188,6 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
     return tasks
 
 
-def _describe(encoder: Encoder, groups: dict) -> list[str]:
-    parameters, rows = sum(p.numel() for p in encoder.parameters()), groups["training"].per_device_train_batch_size
-    size = f"{parameters / 1e6:.1f}M parameters, {encoder.pooling} pooling, at most {encoder.max_seq_length} tokens"
-    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    args = groups["training"]
-    with torch.autocast(
-        args.device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16
-    ):
-        why = encoder.why_padded(args.device)
-    padded = "none: attention gets the real tokens alone" if why is None else f"to a chunk's longest text ({why})"
-    adapted = [f"LoRA:    {trained:,} parameters are trained"] if groups["model"].lora_rank is not None else []
-    return [
-        f"encoder: {groups['model'].model_name_or_path}, {size}",
-        *adapted,
-        f"batch:   {rows * world_size():,} queries ({world_size()} x {rows:,}) see each other's documents",
-        f"padding: {padded}",
-    ]
-
-
 def _budget_lines(groups: dict) -> list[str]:
     kept = getattr(groups.get("step"), "cache_keep_tokens", None)
     keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
@@ -247,77 +203,3 @@ def _budget_lines(groups: dict) -> list[str]:
 def held_out(path: str) -> Task:
     """A task's split that the last table is from: test where there is one."""
     return load_task(path, "test" if "test" in splits(path) else splits(path)[-1])
-
-
-def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
-    """Score base and tuned on the held-out split of each task, print the table, warn of losses; returns the scores."""
-    tasks, base_name = groups["evaluation"].eval_tasks, groups["model"].model_name_or_path
-    if not tasks:
-        return {}
-    device = groups["training"].device
-    base, tuned = load().to(device), load_encoder(str(folder / "model")).to(device)  # tuned as it was saved
-    scores, lines = {}, []
-    for path in tasks:
-        task = held_out(path)
-        split = task.split
-        before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, f"dense:{base_name}")
-        after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, f"dense:{folder}")
-        difference, p = pipeline.compare(after, before)
-        rows = [score_row(f"base ({base_name})", before.content), score_row("tuned", after.content)]
-        print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
-        print(table(SCORE_HEADER, rows))
-        print(f"nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
-        lines += worse("tuned", "its base", task.name, difference, p)
-        scores[task.name] = {"split": split, "difference": difference, "p": p}
-        for kind, done in (("base", before), ("tuned", after)):
-            scores[task.name][kind] = done.content["scores"][split][0] | {
-                "intervals": done.content["koir"]["intervals"]
-            }
-    print("\n".join(lines))
-    return scores
-
-
-def _card(facts: dict, groups: dict) -> str:
-    """The model folder's README: how to load it and where it comes from."""
-    model, loss = groups["model"], groups["loss"]
-    usual = vars(arguments.LossArguments())
-    terms = [f"{name} {value}" for name, value in vars(loss).items() if value != usual[name] and name != "temperature"]
-    return f"""---
-language: ko
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, koir]
-base_model: {model.model_name_or_path}
----
-
-# Korean retrieval encoder
-
-    from sentence_transformers import SentenceTransformer
-    model = SentenceTransformer("PATH")
-    queries = model.encode_query(["연차는 며칠인가요?"])
-    documents = model.encode_document(["..."])
-
-The prompts in `config_sentence_transformers.json` are part of the model: without them scores drop.
-
-- trained by koir {facts["trainer"]} from `{model.model_name_or_path}`, seed {facts["seed"]}, {facts["steps"]:,} steps
-- rows: {facts["rows"]["pairs"]:,} pairs, fingerprint `{facts["data_fingerprint"][:16]}`
-- InfoNCE, temperature {loss.temperature}, {facts["negatives_per_query"]:,.0f} negatives a query
-{"".join(f"- {term}{chr(10)}" for term in terms)}"""
-
-
-ENCODER = Kind(
-    name="encoder",
-    arguments={
-        "model": arguments.ModelArguments,
-        "data": arguments.DataArguments,
-        "loss": arguments.LossArguments,
-        "chunks": arguments.ChunkArguments,
-        "evaluation": arguments.EvaluationArguments,
-    },
-    loader=_loader,
-    describe=_describe,
-    compare=_base_against_tuned,
-    card=_card,
-    next=".venv/bin/python evaluate.py --first_stage bm25 dense:",
-    prepare=prepare,
-)

@@ -43,7 +43,7 @@ class ChunkedTrainer(RerankerTrainer):
 @exit_on_user_error
 def main(argv=None):
     """The command `bash reranker/scripts/finetune.sh` runs."""
-    return run(ChunkedTrainer, "reranker", __doc__, argv, CacheArguments, RERANKER)
+    return run(ChunkedTrainer, "reranker", __doc__, RERANKER, argv, CacheArguments)
 
 
 if __name__ == "__main__":

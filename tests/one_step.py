@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from koir import lora  # noqa: E402
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments  # noqa: E402
+from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder, demo_base  # noqa: E402
 from koir.gather import leave_processes, rank  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
@@ -71,13 +72,15 @@ class _Grab(TrainerCallback):
 def gradients(
     version, rows, folder, batch=8, accumulation=1, chunk_tokens=256, keep=0, dropout=0.0, double=False,
     temperature=0.05, max_hard_negatives=None, clip=0.0, loss=False, checkpointing=False, lora_rank=None, bf16=False,
-    count=False, batch_by="random",
+    count=False, batch_by="random", compiled=False,
 ):  # fmt: skip
     """name -> gradient after one optimisation step's backward, as the optimizer would see them."""
     torch.manual_seed(5)
     encoder = tiny_encoder(dropout, torch.float64 if double else torch.float32)
     if lora_rank is not None:
         lora.add_adapters(encoder, lora_rank, 2 * lora_rank)
+    if compiled:
+        compile_layers(encoder.transformer)
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
@@ -97,7 +100,7 @@ def gradients(
         "chunks": ChunkArguments(chunk_tokens=chunk_tokens),
         "data": DataArguments(max_hard_negatives=max_hard_negatives, batch_by=batch_by),
         "dev_tasks": [],
-        "step": CacheArguments(cache_keep_tokens=keep),
+        "step": CacheArguments(cache_keep_tokens=keep, compile=compiled),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     trainer = trainer_class(version)(encoder, args, load_triplets([str(rows)]), groups)

@@ -1,11 +1,13 @@
 """The cache changes nothing but memory: every parameter's gradient, v1.1 against v1, through the real Trainer."""
 
+import functools
+
 import pytest
 import torch
 from one_step import gradients, tiny_encoder
 from toy import torchrun
 
-from koir import gradcache
+from koir import dropout, gradcache, unpadded
 from koir.compiled import compile_layers
 from koir.gradcache import GradientCache, Heap
 from koir.losses import info_nce
@@ -39,6 +41,18 @@ def test_what_is_kept_changes_nothing(rows, tmp_path, keep):
     plain = gradients("v1", folder=tmp_path / "plain", **same)
     cached = gradients("v1.1", folder=tmp_path / "cached", keep=keep, **same)
     assert_equal(cached, plain, double=True)
+
+
+def test_compiled_layers_change_nothing(rows, tmp_path, monkeypatch):
+    """A GPU played on a CPU: torch's own kernels, and a compiler that keeps them."""
+    monkeypatch.setattr(unpadded, "pays", lambda *_: False)
+    monkeypatch.setattr(dropout, "_forward", torch.nn.Dropout.forward)
+    compile_as_is = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_as_is)
+    same = {"rows": rows, "dropout": 0.2, "chunk_tokens": 40}
+    plain = gradients("v1", folder=tmp_path / "plain", **same)
+    torch.compiler.reset()
+    assert_equal(gradients("v1.1", folder=tmp_path / "compiled", keep=60, compiled=True, **same), plain)
 
 
 def test_activation_checkpointing_changes_nothing(rows, tmp_path):

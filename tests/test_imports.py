@@ -89,6 +89,7 @@ ORDER = [
     "reranker_arguments",
     "groups",
     "reranker_training",
+    "encoder_runs",
     "reranker_runs",
     "serving.schemas",
     "serving.batching",

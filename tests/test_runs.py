@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from one_step import tiny_encoder, trainer_class, trainer_module
 
-from koir import runs
+from koir import encoder_runs, runs
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
 from koir.encoder import load_encoder
+from koir.encoder_runs import ENCODER
 from koir.errors import RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
@@ -51,7 +52,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "cut" / "run.json").exists()
     with pytest.raises(RunError, match="--resume_from_checkpoint last"):
-        runs.run(trainer_class(version), version, "", command(version, base, tmp_path / "cut")[2:])
+        runs.run(trainer_class(version), version, "", ENCODER, command(version, base, tmp_path / "cut")[2:])
     resumed = run(command(version, base, tmp_path / "cut", "--resume_from_checkpoint", "last"))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
@@ -121,7 +122,9 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, flags, said):
-    main = exit_on_user_error(lambda: runs.run(None, "v1.1", "", command("v1.1", base, tmp_path / "run", *flags)[2:]))
+    main = exit_on_user_error(
+        lambda: runs.run(None, "v1.1", "", ENCODER, command("v1.1", base, tmp_path / "run", *flags)[2:])
+    )
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
@@ -142,7 +145,7 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsy
     broken.save(tmp_path / "run" / "model")
     *groups, _ = parse([ModelArguments, EvaluationArguments, TrainingArguments], ["--eval_tasks", str(task)])
     groups = dict(zip(("model", "evaluation", "training"), groups, strict=True))
-    scores = runs._base_against_tuned(tiny_encoder, groups, tmp_path / "run")
+    scores = encoder_runs._base_against_tuned(tiny_encoder, groups, tmp_path / "run")
     assert scores["task"]["difference"] < 0 and scores["task"]["p"] < 0.05
     assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out
 
@@ -152,12 +155,12 @@ def test_dev_scores_begin_with_the_base_and_a_worse_one_is_said_to_be(base, tmp_
     monkeypatch.setattr(trainer_class, "dev_scores", lambda self: {"demo/ndcg_at_10": next(found)})
     flags = ["--eval_tasks", "demo", "--eval_steps", "1", "--save_steps", "3", "--max_steps", "3"]
     words = command("v1", base, tmp_path / "run", *flags)[2:]
-    runs.run(trainer_class, "v1", "", words)
+    runs.run(trainer_class, "v1", "", ENCODER, words)
     said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert said == ["WARNING: at step 1 demo/ndcg_at_10 is 0.400, worse than its base (0.500)"]
     (tmp_path / "run" / "run.json").unlink()
     more = ["--max_steps", "4", "--resume_from_checkpoint", "last"]
-    runs.run(trainer_class, "v1", "", [*words, *more])
+    runs.run(trainer_class, "v1", "", ENCODER, [*words, *more])
     said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert said == ["WARNING: at step 4 demo/ndcg_at_10 is 0.300, worse than its base (0.500)"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -179,7 +182,7 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
     ]
     flags += ["--load_best_model_at_end", "--metric_for_best_model", "demo/ndcg_at_10"]
     words = command("v1", base, tmp_path / "run", *flags)[2:]
-    runs.run(trainer_class("v1"), "v1", "", words)
+    runs.run(trainer_class("v1"), "v1", "", ENCODER, words)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     scores = {line["step"]: line["demo/ndcg_at_10"] for line in lines if line["step"] and "demo/ndcg_at_10" in line}
     best = max(scores, key=lambda step: (scores[step], -step))
@@ -187,7 +190,7 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
     assert saved == (tmp_path / "run" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match="never overwritten"):
         checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
-        runs.run(trainer_class("v1"), "v1", "", [*words, "--resume_from_checkpoint", str(checkpoint)])
+        runs.run(trainer_class("v1"), "v1", "", ENCODER, [*words, "--resume_from_checkpoint", str(checkpoint)])
 
 
 @pytest.mark.parametrize("version", ["v1", "v1.1"])

@@ -14,9 +14,10 @@ import torch
 from one_step import tiny_encoder, trainer_module
 from test_reranker import tiny_reranker
 
-from koir import manifest, runs
+from koir import manifest
 from koir.arguments import ModelArguments
 from koir.encoder import load_encoder
+from koir.encoder_runs import ENCODER
 from koir.errors import FlagError, ModelError, RunError
 from koir.manifest import origin
 from koir.reranker import load_reranker
@@ -87,7 +88,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_told_to(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["encoder", "reranker"])
 def test_running_a_models_own_code_is_warned_of(kind, capsys):
-    loader = {"encoder": runs.ENCODER, "reranker": RERANKER}[kind].loader
+    loader = {"encoder": ENCODER, "reranker": RERANKER}[kind].loader
     arguments = {"encoder": ModelArguments, "reranker": RerankerModelArguments}[kind]
     loader(arguments(model_name_or_path="a/model"))
     assert capsys.readouterr().err == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.arguments import CacheArguments
+from koir.encoder_runs import ENCODER
 from koir.errors import exit_on_user_error
 from koir.gradcache import GradientCache
 from koir.runs import run
@@ -31,7 +32,7 @@ class GradCacheTrainer(EmbeddingTrainer):
 @exit_on_user_error
 def main(argv=None):
     """The command `bash v1.1/scripts/finetune.sh` runs."""
-    return run(GradCacheTrainer, "v1.1", __doc__, argv, CacheArguments)
+    return run(GradCacheTrainer, "v1.1", __doc__, ENCODER, argv, CacheArguments)
 
 
 if __name__ == "__main__":

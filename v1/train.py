@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from koir.encoder_runs import ENCODER
 from koir.errors import exit_on_user_error
 from koir.runs import run
 from koir.training import EmbeddingTrainer
@@ -23,7 +24,7 @@ class InfoNCETrainer(EmbeddingTrainer):
 @exit_on_user_error
 def main(argv=None):
     """The command `bash v1/scripts/finetune.sh` runs."""
-    return run(InfoNCETrainer, "v1", __doc__, argv)
+    return run(InfoNCETrainer, "v1", __doc__, ENCODER, argv)
 
 
 if __name__ == "__main__":
