@@ -1,15 +1,17 @@
 """The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in the memory of one chunk, the same gradients."""
 
+import contextlib
 import ctypes
 import functools
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-GROWTH = 1 / 4  # of the process, before freed memory goes back to the system
+GROWTH = 1 / 8  # of the process, before freed memory goes back to the system
+CHANGED = 16  # bytes of a random state: more than its counters have
 
 
 @functools.cache
@@ -42,34 +44,42 @@ class Heap:
             self.least = _resident()
 
 
-class RandomState:
-    """The state of the CPU's and the inputs' devices' random generators, to draw the same dropout masks again.
+class RandomStates:
+    """The states of the random generators before each of `count` chunks, to draw the same dropout masks again.
 
-    cpu: where the CPU's state is put, [bytes]: allocated beforehand, since thousands of small blocks that stay would
-    keep the memory between them from being used again.
+    The CPU's has 5 KB, of which a few bytes change until it is filled anew, every two dozen chunks: those bytes are
+    held, in memory allocated beforehand, since what lies between thousands of small blocks that stay is not used again.
     """
 
-    def __init__(self, chunk: dict[str, torch.Tensor], cpu: torch.Tensor):
-        self.cpu = cpu.copy_(torch.get_rng_state())
-        self.devices, self.states = get_device_states(*chunk.values())
+    def __init__(self, count: int):
+        self.whole: list[torch.Tensor] = []
+        self.near: list[int] = []  # which of the whole states each chunk's is like
+        self.places = torch.zeros(count, CHANGED, dtype=torch.int16)
+        self.values = torch.zeros(count, CHANGED, dtype=torch.uint8)
+        self.devices: list[tuple] = []
 
-    def replay(self):
-        """A context in which the generators run from the remembered state; they are put back afterwards."""
-        context = torch.random.fork_rng(devices=self.devices, enabled=True)
-        return _Replay(context, self)
+    def remember(self, chunk: dict[str, torch.Tensor]) -> None:
+        """Hold the states as they are now, of the CPU and of the chunk's device."""
+        state, number = torch.get_rng_state(), len(self.near)
+        changed = (state != self.whole[-1]).nonzero()[:, 0] if self.whole else None
+        if changed is None or len(changed) > CHANGED:
+            self.whole.append(state)
+            changed = torch.empty(0, dtype=torch.long)
+        self.near.append(len(self.whole) - 1)
+        self.values[number] = state[0]  # of place 0, which the rest of `places` names
+        self.places[number, : len(changed)], self.values[number, : len(changed)] = changed, state[changed]
+        self.devices.append(get_device_states(*chunk.values()))
 
-
-class _Replay:
-    def __init__(self, fork, state: RandomState):
-        self.fork, self.state = fork, state
-
-    def __enter__(self):
-        self.fork.__enter__()
-        torch.set_rng_state(self.state.cpu.clone())  # a view is no state
-        set_device_states(self.state.devices, self.state.states)
-
-    def __exit__(self, *exception):
-        return self.fork.__exit__(*exception)
+    @contextlib.contextmanager
+    def replay(self, number: int) -> Iterator[None]:
+        """A context in which the generators run from the states of chunk `number`; they are put back afterwards."""
+        devices, states = self.devices[number]
+        with torch.random.fork_rng(devices=devices, enabled=True):
+            state = self.whole[self.near[number]].clone()
+            state[self.places[number].long()] = self.values[number]
+            torch.set_rng_state(state)
+            set_device_states(devices, states)
+            yield
 
 
 class GradientCache:
@@ -104,18 +114,17 @@ class GradientCache:
         self.replay(chunks, kept, states, gradients.split(sizes))
         return value
 
-    def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], list[RandomState]]:
-        """All outputs, [U, D] or [U]; each chunk's own with its graph where it is kept, else None; its random state."""
+    def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], RandomStates]:
+        """All outputs, [U, D] or [U]; each chunk's own with its graph where it is kept, else None; random states."""
         sizes = [len(chunk["input_ids"]) for chunk in chunks]
-        places = torch.empty(len(chunks), len(torch.get_rng_state()), dtype=torch.uint8).unbind()
-        embeddings, kept, states, room = None, [], [], self.keep_tokens
-        for number, chunk in enumerate(chunks):
+        embeddings, kept, states, room = None, [], RandomStates(len(chunks)), self.keep_tokens
+        for chunk in chunks:
             room -= chunk["input_ids"].numel()
-            states.append(RandomState(chunk, places[number]))
+            states.remember(chunk)
             with torch.set_grad_enabled(self.one_code or room >= 0):
                 output = self.encode(chunk)  # [n, D]
             if embeddings is None:
-                embeddings = output.new_empty(sum(sizes), *output.shape[1:])  # [U, D], beforehand as `places` are
+                embeddings = output.new_empty(sum(sizes), *output.shape[1:])  # [U, D], beforehand as random states are
                 rows = iter(embeddings.split(sizes))
             next(rows).copy_(output.detach())
             kept.append(output if room >= 0 and output.requires_grad else None)
@@ -135,15 +144,15 @@ class GradientCache:
         self,
         chunks: Sequence[dict],
         kept: list[torch.Tensor | None],
-        states: list[RandomState],
+        states: RandomStates,
         gradients: Sequence[torch.Tensor],
     ) -> None:
         """Push each chunk's cached gradients [n, D] through it, run again with its own dropout masks unless kept."""
-        for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
+        for number, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
             output, kept[number] = kept[number], None  # a kept graph is freed as soon as it is used
             again = output is None
             if again:
-                with state.replay():
+                with states.replay(number):
                     output = self.encode(chunk)  # [n, D]
             self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters
             if again:

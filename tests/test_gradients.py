@@ -9,7 +9,7 @@ from toy import torchrun
 
 from koir import dropout, gradcache, unpadded
 from koir.compiled import compile_layers
-from koir.gradcache import GradientCache, Heap
+from koir.gradcache import GradientCache, Heap, RandomStates
 from koir.losses import info_nce
 from koir.tokens import pad
 
@@ -212,6 +212,25 @@ def test_cached_equals_plain_on_a_gpu(half, compiled, bound, keep):
     for name, gradient in plain.items():
         allowed = bound * max(gradient.norm(), 1e-2 * everything)
         assert (again[name] - gradient).norm() <= allowed, name
+
+
+def test_random_states_are_held_in_few_bytes_and_come_back_exactly():
+    torch.manual_seed(4)
+    states, chunk, drawn = RandomStates(300), pad([[0, 5, 2]], 1), []
+    for number in range(300):
+        states.remember(chunk)
+        if number % 50 == 49:
+            torch.rand(1000)  # fills the generator's state anew
+        drawn.append((torch.randn(1), torch.rand(3), torch.empty(13, dtype=torch.int64).random_()))
+    assert len(states.whole) < 30
+    after = torch.get_rng_state()
+    for number in (299, 0, 49, 50, 123, *range(200, 230)):
+        with states.replay(number):
+            if number % 50 == 49:
+                torch.rand(1000)
+            again = (torch.randn(1), torch.rand(3), torch.empty(13, dtype=torch.int64).random_())
+        assert all(torch.equal(one, other) for one, other in zip(again, drawn[number], strict=True))
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 @pytest.mark.parametrize("keep", [0, 40, 10**9])
