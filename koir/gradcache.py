@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-GROWTH = 1 / 8  # of the process, before freed memory goes back to the system
+GROWTH = 1 / 4  # of the process at first, before freed memory goes back to the system
 CHANGED = 16  # bytes of a random state: more than its counters have
 
 
@@ -35,13 +35,14 @@ class Heap:
     """
 
     def __init__(self):
-        self.least = 0  # bytes, after the last return
+        self.least = self.room = 0  # bytes: after the last return, and by how much the process may grow from there
 
     def give_back(self, chunk: dict[str, torch.Tensor]) -> None:
-        """To be called after a chunk: once the process has grown by GROWTH, return what is free."""
-        if chunk["input_ids"].device.type == "cpu" and _resident() > (1 + GROWTH) * self.least:
+        """To be called after a chunk: return what is free, once the process has grown by GROWTH of its first size."""
+        if chunk["input_ids"].device.type == "cpu" and _resident() > self.least + self.room:
             _malloc_trim()(0)
             self.least = _resident()
+            self.room = self.room or GROWTH * self.least
 
 
 class RandomStates:
