@@ -41,13 +41,15 @@ from engines import (  # noqa: E402
 from utilisation import matmul_peak, step_operations  # noqa: E402
 
 from koir.bfloat16 import has_bfloat16  # noqa: E402
-from koir.budget import KEEP_SHARE, bytes_per_token, chunk_budget, memory_for_training  # noqa: E402
+from koir.budget import bytes_per_token, chunk_budget, keep_budget, memory_for_training  # noqa: E402
 from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.products import keep_few_compiled  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, tokenise  # noqa: E402
 
 HERE = Path(__file__).parent
+ENGINES = ["ideal", "keep_auto", "keep_half", "keep_none"]
+ENGINES += ["sentence_transformers_default", "sentence_transformers_best", "gradcache"]
 CHUNK_SWEEP = {"cpu": (512, 1024, 2048, 4096), "cuda": (8192, 16384, 32768, 65536)}
 
 
@@ -154,6 +156,8 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     part = dataclasses.replace(bench, rows=bench.rows[: arguments.sweep_batch])
     print(f"sentence-transformers, swept on {len(part.rows)} rows:")
     theirs = {} if arguments.ours_only else rivals(part)
+    if arguments.rival is not None and arguments.rival not in theirs:
+        sys.exit(f"error: --rival {arguments.rival}: expected one of {', '.join(theirs) or 'none with --ours_only'}")
     rival, rival_sweep = best(part, theirs if arguments.rival is None else {arguments.rival: theirs[arguments.rival]})
     print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
     ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP[bench.device.type]}
@@ -228,7 +232,7 @@ def settle(bench: Bench, arguments: argparse.Namespace, tokens: int) -> None:
     with bench.autocast():
         token_bytes = bytes_per_token(bench.encoder, bench.device)
     arguments.chunk_tokens = arguments.chunk_tokens or chunk_budget(free, token_bytes, bench.device)
-    arguments.keep_auto = min(KEEP_SHARE[bench.device.type] * free / token_bytes / tokens, 1.0)
+    arguments.keep_auto = min(keep_budget(free, token_bytes, bench.device) / tokens, 1.0)
     room = f"{free / 2**30:.1f} GiB free"
     print(f"{token_bytes:,.0f} bytes a token's graph, {room}: chunks of {arguments.chunk_tokens} tokens")
 
@@ -250,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--sweep_batch", type=int, default=64, help="rows that the sweeps run on")
     flags.add_argument("--ours_only", action="store_true", help="leave the other engines out")
     flags.add_argument("--rival", help="sentence-transformers' setting, as a sweep named it, instead of a sweep")
-    flags.add_argument("--engines", nargs="+", help="time only these on all rows: ideal keep_auto ...; default: all")
+    flags.add_argument("--engines", nargs="+", choices=ENGINES, help="time only these on all rows; default: all")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--json", type=Path)
     return flags

@@ -17,7 +17,7 @@ LARGEST_CHUNK = 65536
 CPU_CHUNK = 1024  # on a CPU chunks pay while they stay in its cache; more only costs memory
 # Of the memory that is free of weights and optimizer; the rest is slack. A GPU waits for its launches below some 30,000
 # tokens (benchmarks/results/train-step-gpu.md), so chunks come first there; on a CPU they are small anyway.
-CHUNK_SHARE, KEEP_SHARE = 0.5, {"cuda": 0.25, "cpu": 0.5}
+CHUNK_SHARE, KEEP_SHARE, KEEP_SHARE_CPU = 0.5, 0.25, 0.5
 
 
 def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
@@ -53,8 +53,8 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
                 ours in ("auto", "0"), "--cache_keep_tokens", ours, "0 with ZeRO 3, whose ranks run the same forwards"
             )
             step.cache_keep_tokens = "0"
-        room = KEEP_SHARE[device.type] * free
-        step.cache_keep_tokens = number("cache_keep_tokens", step.cache_keep_tokens, lambda: room / token_bytes())
+        kept = number("cache_keep_tokens", step.cache_keep_tokens, lambda: keep_budget(free, token_bytes(), device))
+        step.cache_keep_tokens = kept
 
 
 def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
@@ -63,12 +63,12 @@ def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
     Counted is what the graph holds until its backward; on a GPU by how much the peak of both passes grows with the
     chunk, where that is more. The random generators and the parameters' `.grad` are left as they were.
     """
-    rows = max(2, PROBE_TOKENS // encoder.max_seq_length)
+    rows = max(1, PROBE_TOKENS // encoder.max_seq_length)
     held, peak = _probe(encoder, device, rows)
     tokens = rows * encoder.max_seq_length
     if device.type == "cuda":  # weights in half precision are in both peaks
-        fewer = max(1, rows // 2)
-        grown = peak - _probe(encoder, device, fewer)[1]
+        fewer = rows // 2
+        grown = peak - _probe(encoder, device, fewer)[1] if fewer else peak
         held = max(held, grown * rows / (rows - fewer))
     return held / tokens
 
@@ -118,3 +118,8 @@ def chunk_budget(free: float, token_bytes: float, device: torch.device) -> int:
         return CPU_CHUNK
     fits = max(CHUNK_SHARE * free / token_bytes, 512)
     return min(LARGEST_CHUNK, 1 << (int(fits).bit_length() - 1))
+
+
+def keep_budget(free: float, token_bytes: float, device: torch.device) -> int:
+    """Padded tokens whose graphs stay in memory: half of what is free on a CPU, a quarter on a GPU."""
+    return int((KEEP_SHARE_CPU if device.type == "cpu" else KEEP_SHARE) * free / token_bytes)

@@ -61,3 +61,19 @@ def test_the_probe_counts_what_the_graph_holds_and_disturbs_nothing():
 @pytest.mark.parametrize(("free", "token_bytes", "expected"), [(64e9, 1e5, 65536), (1e9, 1e5, 4096), (1e6, 1e6, 512)])
 def test_a_gpus_chunk_is_a_power_of_two_within_its_share(free, token_bytes, expected):
     assert budget.chunk_budget(free, token_bytes, torch.device("cuda")) == expected
+
+
+def test_kept_graphs_take_half_of_a_cpus_free_memory_and_a_quarter_of_a_gpus():
+    assert [budget.keep_budget(1e9, 1e5, torch.device(name)) for name in ("cpu", "cuda", "mps")] == [5000, 2500, 2500]
+
+
+@pytest.mark.parametrize(("fixed", "expected"), [(0, 1000), (10**9, 1000)])
+def test_on_a_gpu_what_does_not_grow_with_the_chunk_does_not_count(monkeypatch, fixed, expected):
+    def probe(encoder, device, rows):
+        return 10, fixed + 1000 * rows * encoder.max_seq_length
+
+    monkeypatch.setattr(budget, "_probe", probe)
+    encoder = tiny_encoder()
+    assert budget.bytes_per_token(encoder, torch.device("cuda")) == expected
+    encoder.max_seq_length = 8192  # one text is more than a probe's tokens
+    assert budget.bytes_per_token(encoder, torch.device("cuda")) == 1000 + fixed / 8192
