@@ -162,9 +162,11 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     print(f"uncached ideal, swept over chunk tokens on {len(part.rows)} rows:")
     ideals = {n: functools.partial(ideal_step, part, n) for n in CHUNK_SWEEP[bench.device.type]}
     chosen, ideal_sweep = best(part, ideals if "ideal" in (arguments.engines or ["ideal"]) else {})
+    sweeps = {"sentence_transformers": rival_sweep, "ideal": ideal_sweep}
     if bench.device.type == "cuda":
         print(f"keep_none, over chunk tokens on {len(part.rows)} rows; automatic: {arguments.chunk_tokens}")
-        best(part, {n: functools.partial(koir_step, part, n, 0.0) for n in CHUNK_SWEEP["cuda"]})
+        ours = {n: functools.partial(koir_step, part, n, 0.0) for n in CHUNK_SWEEP["cuda"]}
+        sweeps["keep_none"] = best(part, ours)[1]
     engines = engines_of(bench, arguments, chosen, rival)
     engines = {name: step for name, step in engines.items() if name in (arguments.engines or engines)}
     small = engines_of(part, arguments, chosen, rival)
@@ -194,7 +196,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
     facts["out_of_memory"] = sorted(set(engines) - set(fastest))
     again = {"ideal": 0.0, "keep_auto": 1 - arguments.keep_auto, "keep_half": 0.5}  # passes; of all others: 1
     facts |= {"use": used(bench, fastest, again), "peak_memory_gib": memory}
-    return facts | {"sweeps": {"sentence_transformers": rival_sweep, "ideal": ideal_sweep}, "best_rival": rival}
+    return facts | {"sweeps": sweeps, "best_rival": rival}
 
 
 def ratios_of(seconds: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
-from koir.tokens import DEFAULT_PROMPTS, chunked, expanded, tokenise
+from koir.tokens import DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
 
 POOLINGS = ("mean", "cls")
 
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         embedded = self._autocast if training else self.embedded
         try:
             device = next(self.parameters()).device
-            chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else 32768)
+            chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else GPU_CHUNK)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
             block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
             with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:

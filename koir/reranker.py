@@ -18,7 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
-from koir.tokens import pad, plan_chunks
+from koir.tokens import GPU_CHUNK, pad, plan_chunks
 
 HEAD_SEED = 20242
 BLOCK = 8192  # pairs tokenised at once: bounds memory, large enough for the sort to pay
@@ -95,7 +95,7 @@ class Reranker(nn.Module):
         self.eval()
         try:
             device = next(self.parameters()).device
-            chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else 32 * CPU_CHUNK)
+            chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
             scores = np.empty(len(pairs), dtype=np.float32)  # [n]
             with tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None, leave=False) as bar:
                 for start in range(0, len(pairs), BLOCK):

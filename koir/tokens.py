@@ -10,6 +10,7 @@ import torch
 
 ROWS = 8  # a chunk's padded tokens are a multiple of it where they can be: what matrix products like
 LEADING_BITS = 5  # of a width: libraries compile products for each shape, and keep what they compiled
+GPU_CHUNK = 32768  # padded tokens of a forward without gradients; with fewer a GPU waits for its launches
 DEFAULT_PROMPTS = {"query": "query: ", "document": "passage: "}  # multilingual-e5's, and what most Korean encoders keep
 
 

@@ -15,11 +15,11 @@ from koir.encoder import Encoder
 from koir.reranker import Reranker
 from koir.serving.batching import Batcher
 from koir.serving.problems import invalid
-from koir.tokens import pad
+from koir.tokens import GPU_CHUNK, pad
 
 BLOCK = 64  # texts tokenised before another request gets its turn
 TOKEN_CHARACTERS = 64  # no text worth embedding has more for each of its tokens
-CPU_CHUNK, GPU_CHUNK = 2048, 32768  # padded tokens of a forward, unless told
+CPU_CHUNK = 2048  # padded tokens of a forward, unless told
 
 
 @dataclass(frozen=True)
