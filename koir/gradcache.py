@@ -11,6 +11,7 @@ import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 GROWTH = 1 / 4  # of the process at first, before freed memory goes back to the system
+FEW = 8  # chunks between two returns: filling the memory again costs time
 CHANGED = 16  # bytes of a random state: more than its counters have
 
 
@@ -31,18 +32,27 @@ def _resident() -> int:
 class Heap:
     """Freed memory of a CPU, returned to the system where it would only be held.
 
-    Chunks of many shapes leave holes in the heap, and a larger batch has more shapes: without this, memory grows.
+    Chunks of one shape go where those before them were; each new shape leaves holes, and a larger batch has more.
     """
 
     def __init__(self):
         self.least = self.room = 0  # bytes: after the last return, and by how much the process may grow from there
+        self.shape, self.since = None, 0  # of the last chunk, and chunks since the last return
 
-    def give_back(self, chunk: dict[str, torch.Tensor]) -> None:
-        """To be called after a chunk: return what is free, once the process has grown by GROWTH of its first size."""
-        if chunk["input_ids"].device.type == "cpu" and _resident() > self.least + self.room:
+    def make_room(self, chunk: dict[str, torch.Tensor]) -> None:
+        """To be called before a chunk: return what is free.
+
+        That is done where the chunk has another shape than the last, unless it was done within FEW chunks, and
+        wherever the process has grown by GROWTH of its first size.
+        """
+        if chunk["input_ids"].device.type != "cpu":
+            return
+        changed, self.shape = self.shape not in (None, chunk["input_ids"].shape), chunk["input_ids"].shape
+        if (changed and self.since >= FEW) or _resident() > self.least + self.room:
             _malloc_trim()(0)
-            self.least = _resident()
+            self.least, self.since = _resident(), 0
             self.room = self.room or GROWTH * self.least
+        self.since += 1
 
 
 class RandomStates:
@@ -122,6 +132,8 @@ class GradientCache:
         for chunk in chunks:
             room -= chunk["input_ids"].numel()
             states.remember(chunk)
+            if room < 0:
+                self.heap.make_room(chunk)
             with torch.set_grad_enabled(self.one_code or room >= 0):
                 output = self.encode(chunk)  # [n, D]
             if embeddings is None:
@@ -130,8 +142,6 @@ class GradientCache:
             next(rows).copy_(output.detach())
             kept.append(output if room >= 0 and output.requires_grad else None)
             del output
-            if room < 0:
-                self.heap.give_back(chunk)
         return embeddings, kept, states
 
     def loss_gradients(self, embeddings: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,9 +163,9 @@ class GradientCache:
             output, kept[number] = kept[number], None  # a kept graph is freed as soon as it is used
             again = output is None
             if again:
+                self.heap.make_room(chunk)
                 with states.replay(number):
                     output = self.encode(chunk)  # [n, D]
             self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters
             if again:
                 del output
-                self.heap.give_back(chunk)
