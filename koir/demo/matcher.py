@@ -20,7 +20,7 @@ from koir.errors import ModelError
 from koir.reranker import Reranker
 
 LAYERS = 2  # the least; more would be free to learn, and cost as much as these
-RESERVED = 16  # the last dimensions: pairs (x, -x), which leave a token's mean at 0
+RESERVED = 20  # the last dimensions: pairs (x, -x), which leave a token's mean at 0; the heads share the rest
 RARE, REST, SIDE, START, FOUND, ASKED, DOCUMENT = range(7)  # what the pairs hold
 MEANING = 0.78  # share of a token's squared length that is its piece's direction
 SCALE = 0.03  # of an embedding's element: layer norm makes it free, and it sets how fast Adam moves pieces
