@@ -47,8 +47,8 @@ class Heap:
         """
         if chunk["input_ids"].device.type != "cpu":
             return
-        changed, self.shape = self.shape not in (None, chunk["input_ids"].shape), chunk["input_ids"].shape
-        if (changed and self.since >= FEW) or _resident() > self.least + self.room:
+        shape, self.shape = self.shape, chunk["input_ids"].shape
+        if (shape != self.shape and self.since >= FEW) or _resident() > self.least + self.room:
             _malloc_trim()(0)
             self.least, self.since = _resident(), 0
             self.room = self.room or GROWTH * self.least
