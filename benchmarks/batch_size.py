@@ -199,6 +199,7 @@ def _start(folder: Path, width: int, seed: int) -> Path:
         torch.manual_seed(seed)
         sizes = {
             "hidden_size": width,
+            "num_attention_heads": max(1, width // 32),
             "intermediate_size": 4 * width,
             "num_hidden_layers": 2,
             "hidden_dropout_prob": 0.0,

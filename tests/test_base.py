@@ -212,3 +212,12 @@ def test_sentence_transformers_embeds_alike():
     assert next(theirs.parameters()).dtype == torch.float32
     ours = load_encoder("demo").encode(TEXTS, "document")
     assert np.allclose(theirs.encode_document(TEXTS), ours, atol=1e-5)
+
+
+def test_the_batch_study_starts_small_and_of_the_same_kind(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import batch_size
+
+    start = load_encoder(str(batch_size._start(tmp_path, 128, 1)))
+    assert start.dimensions == 128 and start.transformer.config.num_hidden_layers == 2
+    assert start.tokenizer.get_vocab() == load_encoder("demo").tokenizer.get_vocab()
