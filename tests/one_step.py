@@ -1,6 +1,6 @@
 """One real training step of v1 or v1.1, stopped before the optimizer: what the parameters' gradients were.
 
-In a test: `gradients(...)`. As a command, alone or under torchrun, for several steps, each anew:
+In a test: `gradients(...)`. As a command, alone or in several processes, for several steps, each anew:
 python one_step.py OUT.pt '[{"version": "v1", ...}, ...]'.
 """
 

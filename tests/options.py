@@ -1,4 +1,4 @@
-"""Every option of the loss, cached and tiled against the whole batch's plain matrix; alone or under torchrun.
+"""Every option of the loss, cached and tiled against the whole batch's plain matrix; alone or in several processes.
 
 As a command, in three processes: python options.py OUT.pt '{"rows": FILE}' saves each option's gradients on three
 processes, and then on two.

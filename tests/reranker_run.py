@@ -1,4 +1,4 @@
-"""One step of reranker/train.py as a command under torchrun: python reranker_run.py OUT.pt '{"loss": "kl", ...}'."""
+"""One step of reranker/train.py, in several processes: python reranker_run.py OUT.pt '{"loss": "kl", ...}'."""
 
 import json
 import sys

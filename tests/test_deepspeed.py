@@ -3,8 +3,8 @@
 import sys
 
 import pytest
+from commands import saved_by
 from deepspeed_run import train
-from toy import torchrun
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed needs Linux")
 
@@ -17,7 +17,7 @@ def test_five_steps_end_in_the_weights_of_one_process(rows, tmp_path, version, s
     settings = {"version": version, "rows": str(rows), "accumulation": accumulation, "keep": keep}
     batch = 8 // accumulation
     one = train(folder=tmp_path / "one", batch=batch, **settings)
-    two = torchrun("deepspeed_run.py", 2, tmp_path / "two.pt", settings | {"batch": batch // 2, "stage": stage})
+    two = saved_by("deepspeed_run.py", 2, tmp_path / "two.pt", settings | {"batch": batch // 2, "stage": stage})
     assert two.keys() == one.keys()
     for name, weight in one.items():
         assert (two[name] - weight).abs().max() < 1e-4, name

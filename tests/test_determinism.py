@@ -53,7 +53,7 @@ def test_two_evaluations_write_the_same_files_apart_from_times(base, tmp_path):
     for name in ("one", "two"):
         folder, index = tmp_path / name, str(tmp_path / f"index-{name}")
         words = ["--first_stage", "bm25", f"dense:{base}", "--reranker", "none", "demo", "--depth", "5"]
-        words += ["--tasks", "demo", "--index_uri", index]
+        words += ["--tasks", "demo", "--split", "dev", "--index_uri", index]
         evaluate.main([*words, "--output_dir", str(folder)])
         files = [file for file in folder.glob("*/*.json*") if file.name not in ("pipeline.json", "run.json")]
         found.append({str(file.relative_to(folder)): timeless(file) for file in files})

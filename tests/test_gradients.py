@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
+from commands import saved_by
 from one_step import gradients, tiny_encoder
-from toy import torchrun
 
 from koir import dropout, gradcache, unpadded
 from koir.compiled import compile_layers
@@ -83,7 +83,7 @@ def test_each_setting_changes_the_gradients(rows, tmp_path, setting):
 def two_processes(teacher_rows, tmp_path_factory):
     """What each of SPREAD gives on two processes, all from one launch."""
     settings = [setting | {"rows": str(teacher_rows)} for setting in SPREAD.values()]
-    found = torchrun("one_step.py", 2, tmp_path_factory.mktemp("two") / "out.pt", settings)
+    found = saved_by("one_step.py", 2, tmp_path_factory.mktemp("two") / "out.pt", settings)
     return dict(zip(SPREAD, found, strict=True))
 
 

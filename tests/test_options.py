@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from commands import saved_by
 from one_step import tiny_encoder
 from options import OPTIONS, cached, plain
 from test_gradients import assert_equal
-from toy import torchrun
 
 from koir import losses
 from koir.batches import Collator, require_scores
@@ -47,7 +47,7 @@ def alone(teacher_rows):
 def together(teacher_rows, tmp_path_factory):
     """processes -> option -> gradients."""
     out = tmp_path_factory.mktemp("together") / "out.pt"
-    return torchrun("options.py", 3, out, {"rows": str(teacher_rows)})
+    return saved_by("options.py", 3, out, {"rows": str(teacher_rows)})
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -4,11 +4,11 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import commands
 import datasets
 import pytest
 
@@ -246,8 +246,8 @@ def test_the_list_and_the_help():
 
 def test_the_demo_goes_through_like_any_source_from_any_folder(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "KOIR_CACHE": str(tmp_path / "cache")}
-    words = [sys.executable, ROOT / "scripts" / "prepare_data.py", "--source", "beir=demo", "--output_dir", "rows"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    words = ["--source", "beir=demo", "--output_dir", "rows"]
+    done = commands.run(ROOT / "scripts" / "prepare_data.py", *words, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     committed = [json.loads(line) for line in (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()]
     pairs = list(zip(read(tmp_path / "rows"), committed, strict=True))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import saved_by
 from test_reranker import tiny_reranker
 from torch.nn import functional
-from toy import torchrun
 from transformers import TrainerCallback
 
 from koir.arguments import CacheArguments, ChunkArguments, TrainingArguments
@@ -150,7 +150,7 @@ def test_accumulated_batches_have_the_gradients_of_one(trainer, scored, tmp_path
 def test_two_processes_have_the_gradients_of_one(trainer, scored, tmp_path):
     (tmp_path / "two").mkdir()
     settings = {"rows": str(scored), "loss": "cross_entropy", "batch": 3}
-    two = torchrun("reranker_run.py", 2, tmp_path / "two" / "gradients.pt", settings)
+    two = saved_by("reranker_run.py", 2, tmp_path / "two" / "gradients.pt", settings)
     one, _ = step(trainer, scored, tmp_path / "one", "cross_entropy", batch=6)
     assert_equal(two, one)
 

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import unicodedata
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import HERE
+from commands import ROOT, run, run_together
 
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError
@@ -21,7 +20,6 @@ from koir.retrieval.ranking import align, best, minmax, ranked, standard
 from koir.retrieval.score_maps import SCORE_MAPS, exp_normalize, sigmoid
 from koir.retrieval.stages import first_stage, in_memory, open_index
 
-ROOT = HERE.parent
 LAW = {
     "계약": "근로계약서를 만들어 근로자에게 내주어야 한다.",
     "휴가": "한 해를 일하면 연차 휴가를 받는다.",
@@ -230,10 +228,8 @@ def test_an_unknown_first_stage_is_refused(spec, hint):
 
 
 def build_index(*words, processes=None):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
-    command = [sys.executable, *launcher, "scripts/build_index.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    script = ROOT / "scripts/build_index.py"
+    return run_together(script, processes, *words) if processes else run(script, *words)
 
 
 def test_an_index_is_built_and_opened_without_its_corpus(model, tmp_path):

@@ -2,13 +2,11 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import run, start
 from one_step import tiny_encoder, trainer_class, trainer_module
 
 from koir import encoder_runs, runs
@@ -34,26 +32,22 @@ def base(tmp_path_factory):
 def command(version, base, folder, *more):
     flags = ["--model_name_or_path", base, "--train_data", "demo", "--output_dir", folder, "--max_seq_length", "32"]
     flags += ["--per_device_train_batch_size", "70", "--save_steps", "4", "--learning_rate", "1e-3", *more]
-    return [sys.executable, str(ROOT / version / "train.py"), *map(str, flags)]
-
-
-def run(words, **kwargs):
-    return subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=ROOT, **kwargs)
+    return [ROOT / version / "train.py", *map(str, flags)]
 
 
 @pytest.mark.parametrize("version", ["v1", "v1.1"])
 def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
-    undisturbed = run(command(version, base, tmp_path / "whole"))
+    undisturbed = run(*command(version, base, tmp_path / "whole"))
     assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
-    with subprocess.Popen(command(version, base, tmp_path / "cut"), stdout=-3, stderr=-3, cwd=ROOT) as process:
-        deadline = time.monotonic() + 120
-        while not any(map(complete, (tmp_path / "cut").glob("checkpoints/*"))) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    process, deadline = start(*command(version, base, tmp_path / "cut")), time.monotonic() + 120
+    while not any(map(complete, (tmp_path / "cut").glob("checkpoints/*"))) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     assert not (tmp_path / "cut" / "run.json").exists()
     with pytest.raises(RunError, match="--resume_from_checkpoint last"):
-        runs.run(trainer_class(version), version, "", ENCODER, command(version, base, tmp_path / "cut")[2:])
-    resumed = run(command(version, base, tmp_path / "cut", "--resume_from_checkpoint", "last"))
+        runs.run(trainer_class(version), version, "", ENCODER, command(version, base, tmp_path / "cut")[1:])
+    resumed = run(*command(version, base, tmp_path / "cut", "--resume_from_checkpoint", "last"))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
@@ -63,7 +57,9 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
 
 
 def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
-    done = run(command("v1.1", base, tmp_path / "run", "--eval_tasks", "demo", "--eval_steps", "6", "--max_steps", "6"))
+    done = run(
+        *command("v1.1", base, tmp_path / "run", "--eval_tasks", "demo", "--eval_steps", "6", "--max_steps", "6")
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "nDCG@10" in done.stdout and "next:" in done.stdout and "base" in done.stdout
     folder = tmp_path / "run"
@@ -76,14 +72,14 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     assert [line["step"] for line in lines if "demo/ndcg_at_10" in line] == [0, 6]
     of_base = evaluate_first_stage(in_memory(load_encoder(str(base), max_seq_length=32)), load_task("demo", "dev"), "")
     assert lines[0]["demo/ndcg_at_10"] == of_base.content["scores"]["dev"][0]["ndcg_at_10"]
-    again = run(command("v1.1", base, folder))
+    again = run(*command("v1.1", base, folder))
     assert again.returncode == 2 and "never overwritten" in again.stderr and "Traceback" not in again.stderr
-    repeated = run([sys.executable, "v1.1/train.py", folder / "recipe.yaml", "--output_dir", tmp_path / "again"])
+    repeated = run(ROOT / "v1.1/train.py", folder / "recipe.yaml", "--output_dir", tmp_path / "again")
     assert repeated.returncode == 0, repeated.stderr[-2000:]
     weights = [(f / "model" / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again")]
     assert weights[0] == weights[1]
-    evaluated = run([sys.executable, "evaluate.py", "--first_stage", "bm25", f"dense:{folder}",
-                     "--output_dir", str(tmp_path / "results"), "--json", str(tmp_path / "all.json")])  # fmt: skip
+    evaluated = run(ROOT / "evaluate.py", "--first_stage", "bm25", f"dense:{folder}",
+                    "--output_dir", tmp_path / "results", "--json", tmp_path / "all.json")  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     (scored,) = (tmp_path / "results").glob("dense-run-*")
     result = json.loads((scored / "demo.json").read_text())
@@ -99,7 +95,7 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
     }
     secrets["WANDB_API_KEY"] = "5ec4e7" * 7
     words = command("v1", base, tmp_path / "run", "--report_to", "wandb", "--max_steps", "1")
-    done = run(words, env=offline | secrets)
+    done = run(*words, env=offline | secrets)
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(tmp_path.glob("wandb/offline-run-*"))
     written = {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and not file.is_symlink()}
@@ -123,7 +119,7 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
 )
 def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, flags, said):
     main = exit_on_user_error(
-        lambda: runs.run(None, "v1.1", "", ENCODER, command("v1.1", base, tmp_path / "run", *flags)[2:])
+        lambda: runs.run(None, "v1.1", "", ENCODER, command("v1.1", base, tmp_path / "run", *flags)[1:])
     )
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -154,7 +150,7 @@ def test_dev_scores_begin_with_the_base_and_a_worse_one_is_said_to_be(base, tmp_
     trainer_class, found = trainer_module("v1").InfoNCETrainer, iter([0.5, 0.4, 0.6, 0.5, 0.3])
     monkeypatch.setattr(trainer_class, "dev_scores", lambda self: {"demo/ndcg_at_10": next(found)})
     flags = ["--eval_tasks", "demo", "--eval_steps", "1", "--save_steps", "3", "--max_steps", "3"]
-    words = command("v1", base, tmp_path / "run", *flags)[2:]
+    words = command("v1", base, tmp_path / "run", *flags)[1:]
     runs.run(trainer_class, "v1", "", ENCODER, words)
     said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert said == ["WARNING: at step 1 demo/ndcg_at_10 is 0.400, worse than its base (0.500)"]
@@ -181,7 +177,7 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
         "9",
     ]
     flags += ["--load_best_model_at_end", "--metric_for_best_model", "demo/ndcg_at_10"]
-    words = command("v1", base, tmp_path / "run", *flags)[2:]
+    words = command("v1", base, tmp_path / "run", *flags)[1:]
     runs.run(trainer_class("v1"), "v1", "", ENCODER, words)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     scores = {line["step"]: line["demo/ndcg_at_10"] for line in lines if line["step"] and "demo/ndcg_at_10" in line}
@@ -200,7 +196,7 @@ def test_a_batch_that_is_not_full_is_trained_on_as_it_is(version, count, steps, 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     words = command(version, base, tmp_path / "run", "--train_data", file, "--per_device_train_batch_size", "8")
-    trainer_module(version).main(words[2:])
+    trainer_module(version).main(words[1:])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == steps and losses[0] > 0

@@ -1,17 +1,12 @@
-"""Toy rows that hold every case the masks must know, and a launcher of several processes."""
+"""Toy rows that hold every case the masks must know."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from koir.bfloat16 import has_bfloat16
 
-HERE = Path(__file__).parent
 HAS_BFLOAT16 = has_bfloat16(torch.device("cpu"))
 needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="no AVX512-BF16 or AMX: float32 takes bfloat16's place")
 TEXTS = [
@@ -64,13 +59,3 @@ def teacher_rows(rows, tmp_path_factory):
     file = tmp_path_factory.mktemp("scored") / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
     return file
-
-
-def torchrun(script, processes, out, settings):
-    """Run tests/<script> OUT SETTINGS in several gloo processes; what rank 0 saved."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    words = [sys.executable, *launcher, str(HERE / script), str(out), json.dumps(settings)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out, weights_only=True)
