@@ -11,7 +11,6 @@ import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 GROWTH = 1 / 4  # of the process at first, before freed memory goes back to the system
-FEW = 8  # chunks between two returns: filling the memory again costs time
 CHANGED = 16  # bytes of a random state: more than its counters have
 
 
@@ -37,22 +36,20 @@ class Heap:
 
     def __init__(self):
         self.least = self.room = 0  # bytes: after the last return, and by how much the process may grow from there
-        self.shape, self.since = None, 0  # of the last chunk, and chunks since the last return
+        self.shape = None  # of the last chunk
 
     def make_room(self, chunk: dict[str, torch.Tensor]) -> None:
-        """To be called before a chunk: return what is free.
+        """To be called before a chunk: return what is free where the chunk has another shape than the last.
 
-        That is done where the chunk has another shape than the last, unless it was done within FEW chunks, and
-        wherever the process has grown by GROWTH of its first size.
+        And wherever the process has grown by GROWTH of its first size.
         """
         if chunk["input_ids"].device.type != "cpu":
             return
         shape, self.shape = self.shape, chunk["input_ids"].shape
-        if (shape != self.shape and self.since >= FEW) or _resident() > self.least + self.room:
+        if shape != self.shape or _resident() > self.least + self.room:
             _malloc_trim()(0)
-            self.least, self.since = _resident(), 0
+            self.least = _resident()
             self.room = self.room or GROWTH * self.least
-        self.since += 1
 
 
 class RandomStates:
@@ -132,8 +129,6 @@ class GradientCache:
         for chunk in chunks:
             room -= chunk["input_ids"].numel()
             states.remember(chunk)
-            if room < 0:
-                self.heap.make_room(chunk)
             with torch.set_grad_enabled(self.one_code or room >= 0):
                 output = self.encode(chunk)  # [n, D]
             if embeddings is None:
