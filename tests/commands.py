@@ -3,14 +3,12 @@
 What python SCRIPT WORDS... prints, writes and ends with is the same; it begins ten seconds of a slow core sooner.
 """
 
-import contextlib
 import functools
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import runpy
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from served import free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -73,19 +72,12 @@ def run(script, *words, env=None, cwd=ROOT, seconds=300):
 
 def run_together(script, processes, *words, seconds=400):
     """A command in several processes that find each other as torchrun's do."""
-    with contextlib.closing(socket.socket()) as trial, tempfile.TemporaryDirectory() as folder:
-        trial.bind(("127.0.0.1", 0))
-        port = trial.getsockname()[1]
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    there |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    ours = [os.environ | there | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
+    with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("out", "err")]
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        where |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
-        trial.close()
-        started = [
-            start(script, *words, env=os.environ | where | dict.fromkeys(("RANK", "LOCAL_RANK"), str(number)),
-                  out=files[0], err=files[1])
-            for number in range(processes)
-        ]  # fmt: skip
-        return finished(started, files, seconds)
+        return finished([start(script, *words, env=env, out=files[0], err=files[1]) for env in ours], files, seconds)
 
 
 def saved_by(script, processes, out, settings):
