@@ -25,6 +25,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import batch_picture  # noqa: E402
+
 import koir.losses  # noqa: E402
 from koir.arguments import require  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
@@ -218,42 +220,6 @@ def _command(version: str):
     return module
 
 
-def drawn(lines: list[dict], task: str) -> str:
-    """An SVG of one task: nDCG@10 over the batch (logarithmic), a line a variant, a bar an interval."""
-    width, height, left, bottom = 640, 400, 60, 50
-    batches = sorted({line["batch"] for line in lines})
-    ends = [end for line in lines for end in line["scores"][task]["interval"]]
-    low, high = min(ends) - 0.01, max(ends) + 0.01
-    x = {batch: left + 30 + i * (width - left - 190) / max(len(batches) - 1, 1) for i, batch in enumerate(batches)}
-
-    def y(score: float) -> float:
-        return 30 + (high - score) / (high - low) * (height - bottom - 30)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        'font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="18" font-size="14">{task}, test: nDCG@10 by batch, equal epochs</text>',
-    ]
-    parts += [f'<text x="{x[b]:.0f}" y="{height - 25}" text-anchor="middle">{b:,}</text>' for b in batches]
-    for step in range(5):
-        score = low + (high - low) * step / 4
-        parts.append(f'<text x="{left - 8}" y="{y(score) + 4:.0f}" text-anchor="end">{score:.2f}</text>')
-        parts.append(f'<line x1="{left}" x2="{width - 150}" y1="{y(score):.0f}" y2="{y(score):.0f}" stroke="#ddd"/>')
-    for number, (variant, colour) in enumerate(zip(VARIANTS, ("#0072b2", "#d55e00", "#009e73"), strict=True)):
-        of = [line for line in lines if line["variant"] == variant]
-        points = [(x[line["batch"]] + 5 * (number - 1), line["scores"][task]) for line in of]
-        path = " ".join(f"{at:.1f},{y(score['value']):.1f}" for at, score in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for at, score in points:
-            top, foot = y(score["interval"][1]), y(score["interval"][0])
-            parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{foot:.1f}" stroke="{colour}"/>')
-            parts.append(f'<circle cx="{at:.1f}" cy="{y(score["value"]):.1f}" r="3.5" fill="{colour}"/>')
-        if of:
-            parts.append(f'<text x="{width - 140}" y="{50 + 18 * number}" fill="{colour}">{VARIANTS[variant]}</text>')
-    return "\n".join([*parts, "</svg>\n"])
-
-
 def _report(study: Study, lines: list[dict]) -> None:
     tasks = [task.name for task in study.tasks["test"]]
     header = ["variant", "batch", "rate", "updates", "negatives", "seconds", "seeds", *tasks]
@@ -267,7 +233,7 @@ def _report(study: Study, lines: list[dict]) -> None:
     print(text)
     for task in tasks:
         with written_aside(study.out / f"{task}.svg") as aside:
-            aside.write_text(drawn(lines, task), encoding="utf-8")
+            aside.write_text(batch_picture.drawn(lines, task, VARIANTS), encoding="utf-8")
     with written_aside(study.out / "table.md") as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     settings = vars(study.settings)
