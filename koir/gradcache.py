@@ -39,9 +39,9 @@ class Heap:
         self.shape = None  # of the last chunk
 
     def make_room(self, chunk: dict[str, torch.Tensor]) -> None:
-        """To be called before a chunk: return what is free where the chunk has another shape than the last.
+        """To be called before a chunk: return what is free, if its shape is new or the process has grown.
 
-        And wherever the process has grown by GROWTH of its first size.
+        New is what the last chunk's was not; grown is by GROWTH of the first size since the last return.
         """
         if chunk["input_ids"].device.type != "cpu":
             return

@@ -285,3 +285,12 @@ def test_freed_memory_goes_back_where_the_shape_changes(monkeypatch):
         heap.make_room(pad([[0] * tokens], 1))
         seen.append(len(returned))
     assert seen == [1] * 20 + [2, 3, 4, 4, 5]
+
+
+def test_room_is_made_before_each_chunk_that_runs_again_and_no_other(monkeypatch):
+    encoder, asked = tiny_encoder(), []
+    chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1), pad([[0, 8, 2]], 1)]
+    monkeypatch.setattr(Heap, "make_room", lambda heap, chunk: asked.append(chunk["input_ids"].shape))
+    cache = GradientCache(lambda chunk: encoder([chunk]), lambda value: value.backward(), 4)  # the first is kept
+    cache(chunks, lambda embeddings: embeddings.sum())
+    assert asked == [chunk["input_ids"].shape for chunk in chunks[1:]]
