@@ -24,7 +24,7 @@ from koir.evaluation.picture import picture
 from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import rank
-from koir.manifest import newest_run, origin, read_run, write_json, written_aside
+from koir.manifest import check_outputs, newest_run, origin, read_run, write_json, written_aside
 from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES
 from koir.retrieval.score_maps import SCORE_MAPS
@@ -183,6 +183,7 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
 
 
 def _check(what: EvaluateArguments, where: TaskArguments) -> None:
+    check_outputs(where.output_dir, where.json)
     for flag, value, known in (
         ("--fusion", what.fusion, FUSIONS),
         ("--normalise", what.normalise, SCALES),

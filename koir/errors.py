@@ -69,6 +69,9 @@ REFUSALS = {
     errno.EACCES: ("permission denied", "a place that may be read and written"),
     errno.EPERM: ("operation not permitted", "a place that may be read and written"),
     errno.EROFS: ("read-only file system", "a place that may be written"),
+    errno.EEXIST: ("a file of that name", "a folder, or a name that is free"),
+    errno.ENOTDIR: ("a file where the path has a folder", "a folder, or a name that is free"),
+    errno.EISDIR: ("a folder", "a file"),
     errno.EMFILE: ("too many open files", "a higher limit (ulimit -n)"),
     errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
 }

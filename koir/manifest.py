@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from koir.errors import ModelError, RunError, nearest, without_passwords
+from koir.errors import FlagError, ModelError, RunError, nearest, without_passwords
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path(__file__).parent / "demo"
@@ -39,11 +39,18 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to; it takes `path`'s place only if nothing was raised."""
+    """Yield a path beside `path` to write a file or folder to; it takes `path`'s place only if nothing was raised.
+
+    Raises RunError where a file would take the place of a folder.
+    """
+    if not path.name:
+        raise RunError(str(path), "a folder", "the name of something to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield aside
+        if path.is_dir() and aside.is_file():
+            raise RunError(str(path), "a folder", "the name of a file to write")
         if path.is_dir() and aside.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
@@ -56,6 +63,15 @@ def written_aside(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside)
         else:
             aside.unlink(missing_ok=True)
+
+
+def check_outputs(output_dir: str, json_file: str | None) -> None:
+    """Raise FlagError, before any work, where --output_dir names a file or lies below one, or --json names a folder."""
+    for path in (Path(output_dir), *Path(output_dir).parents):
+        if path.exists() and not path.is_dir():
+            raise FlagError(f"--output_dir {output_dir}", f"a file ({path})", "a folder, or a name that is free")
+    if json_file and (Path(json_file).is_dir() or not Path(json_file).name):
+        raise FlagError(f"--json {json_file}", "a folder", "the name of a file to write")
 
 
 def write_json(path: Path, content: object) -> None:

@@ -78,13 +78,15 @@ class Query:
     """One row's side of mining.
 
     positives: corpus ids of its documents. answers: of all right answers of its query. given: texts of negatives that
-    the row has already.
+    the row has already. equal: which candidates are near-equal to the query or an answer, as far as known; rows of one
+    query may share it.
     """
 
     text: str
     positives: Sequence[str]
     answers: frozenset[str]
     given: Sequence[str] = ()
+    equal: dict[str, bool] = field(default_factory=dict)
 
 
 class Answers:
@@ -135,18 +137,22 @@ def _chosen(query: Query, candidates: dict, corpus: dict, rules: Rules, ceiling:
     if rules.sampling == "random":  # by the query's text, so that neither shards nor the order of rows matter
         order = sorted(below)
         random.Random(f"{rules.seed} {query.text}").shuffle(order)
-    texts = [corpus[document] for document in sorted(query.answers)] + list(query.given)
+    answers, others = [corpus[document] for document in sorted(query.answers)], list(query.given)
     threshold = rules.near_duplicate_threshold
     chosen, equal = [], 0
     for document in order:
         if len(chosen) == rules.num_negatives:
             break
         text = corpus[document]
-        if near_equal(text, [query.text], threshold) or near_equal(text, texts, threshold, part=True):
+        if document not in query.equal:
+            query.equal[document] = near_equal(text, [query.text], threshold) or near_equal(
+                text, answers, threshold, part=True
+            )
+        if query.equal[document] or near_equal(text, others, threshold, part=True):
             equal += 1
             continue
         chosen.append(document)
-        texts.append(text)
+        others.append(text)
     counts["near-equal"] += equal
     counts["chosen"] += len(chosen)
     counts["not needed"] += len(below) - len(chosen) - equal

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from koir.mining import Answers, Query, Rules, Statistics, mine
@@ -40,8 +41,12 @@ class Negatives:
             documents = _listed(row["document"])
             self.texts.update((_id(text), text) for text in documents)
             self.answers.add(row["query"], map(_id, documents))
+        self.empty = 0  # passages without a text, as tasks have them: a dense first stage would find them first
         for text in passages:
-            self.texts.setdefault(_id(text), text)
+            if text.strip():
+                self.texts.setdefault(_id(text), text)
+            else:
+                self.empty += 1
 
     @functools.cached_property
     def index(self):
@@ -57,9 +62,10 @@ class Negatives:
             asked = list(dict.fromkeys(asked))
             found = dict(zip(asked, self.index.search(asked, self.depth), strict=True)) if asked else {}
             logits = self._logits(batch, kept, found) if self.reranker else None
+            equal = defaultdict(dict)  # of each query
             for row, own in zip(batch, kept, strict=True):
                 if self._wanted(own):
-                    mined = self._mined(row, own, found[row["query"]], logits, statistics)
+                    mined = self._mined(row, own, found[row["query"]], logits, statistics, equal[row["query"]])
                     row = row | {"hard_negative": own + mined or None}
                     statistics.counts["rows whose scores no longer fit"] += (
                         row.pop("hard_negative_score", None) is not None
@@ -75,12 +81,18 @@ class Negatives:
         return self.given != "keep" or not own
 
     def _mined(
-        self, row: dict, own: list[str], run: dict[str, float], logits: dict | None, statistics: Statistics
+        self,
+        row: dict,
+        own: list[str],
+        run: dict[str, float],
+        logits: dict | None,
+        statistics: Statistics,
+        equal: dict[str, bool],
     ) -> list[str]:
         positives = [_id(text) for text in _listed(row["document"])]
         if logits is not None:
             run = {document: logits[row["query"], self.texts[document]] for document in [*run, *positives]}
-        query = Query(row["query"], positives, self.answers.of(row["query"]), own)
+        query = Query(row["query"], positives, self.answers.of(row["query"]), own, equal)
         return [self.texts[document] for document in mine(query, run, self.texts, self.rules, statistics)]
 
     def _logits(self, batch: list[dict], kept: list[list[str]], found: dict[str, dict]) -> dict:

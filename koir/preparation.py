@@ -19,7 +19,7 @@ from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
 from koir.retrieval.stages import first_stage
 from koir.shards import Shape, read_rows, write_rows
-from koir.sources.archives import walk
+from koir.sources.archives import files_below, walk
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import Tally
 from koir.triplets import hub_revision
@@ -92,8 +92,9 @@ def _check(plan: Plan) -> None:
     for task in plan.exclude_tasks:
         held_out = [split for split in splits(task) if split != "train"]
         load_task(task, held_out[0] if held_out else "test")
+    _cleaner(plan, ())
     if plan.negatives != "none":
-        first_stage(plan.negatives)
+        first_stage(plan.negatives, flag="--negatives")
     for source, path in plan.inputs:
         if source.name != "hub" and str(path) != "demo" and not path.exists():
             next(walk(path))
@@ -183,7 +184,7 @@ def content_key(paths: Iterable[Path]) -> str:
     key = hashlib.sha256()
     for path in paths:
         root = DEMO / "beir" if str(path) == "demo" else path
-        for file in sorted(f for f in [root, *root.rglob("*")] if f.is_file() and "__pycache__" not in f.parts):
+        for file in sorted(f for f in files_below(root) if "__pycache__" not in f.parts):
             key.update(str(file.relative_to(root.parent)).encode("utf-8", "surrogateescape"))
             with file.open("rb") as stream:
                 key.update(hashlib.file_digest(stream, "sha256").digest())
@@ -223,8 +224,7 @@ def _shape(parts: list[Part], plan: Plan) -> Shape:
 def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
     """Write the kept rows of all parts in order to folder/00000.jsonl.gz and on, done.json last."""
     shutil.rmtree(folder, ignore_errors=True)
-    cleaner = Cleaner(exclude=[task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)],
-                      seed=plan.seed, **plan.cleaning)  # fmt: skip
+    cleaner = _cleaner(plan, [task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)])
     dropped = [Counter() for _ in parts]
 
     def kept() -> Iterator[dict]:
@@ -247,6 +247,10 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
     if not number:
         raise RunError(str(plan.output_dir), f"no row left after cleaning ({dict(cleaner.counts)})", "gentler bounds")
     write_json(folder / "done.json", {"counts": dict(cleaner.counts), "dropped": dropped})
+
+
+def _cleaner(plan: Plan, exclude: Iterable) -> Cleaner:
+    return Cleaner(exclude=exclude, seed=plan.seed, **plan.cleaning)
 
 
 def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -28,6 +28,8 @@ class Shape:
 
 
 def _as(value: object, listed: bool) -> object:
+    if isinstance(value, list) and not listed:
+        return value[0] if value else None
     return [value] if listed and value is not None and not isinstance(value, list) else value
 
 

@@ -191,6 +191,12 @@ class _Progress(ProgressCallback):
         super().__init__()
         self.shown: dict[str, str] = {}
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A resumed run's steps were not made in no time: what is left is reckoned from those made here."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
+
     def close(self) -> None:
         """End the bar's line, where there is one."""
         if self.training_bar is not None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from koir.errors import RowError, UserError, nearest
 from koir.manifest import DEMO, cache_folder, write_json, written_aside
 
-FORMAT = "1"  # part of the cache key: raise it when SCHEMA or a check changes
+FORMAT = "2"  # part of the cache key: raise it when SCHEMA or a check changes
 FIELDS = {"query", "document", "hard_negative", "document_score", "hard_negative_score", "source", "id"}
 BGE = {"pos": "document", "neg": "hard_negative", "pos_scores": "document_score", "neg_scores": "hard_negative_score"}
 SCHEMA = pa.schema(
@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         "document_score": pa.float64(),
         "hard_negative_scores": pa.list_(pa.float64()),
         "source": pa.string(),
+        "id": pa.string(),
     }
 )
 
@@ -40,8 +41,8 @@ SCHEMA = pa.schema(
 class Triplets:
     """Checked pairs, memory-mapped.
 
-    pairs: one record a (query, document) pair, columns as in SCHEMA. fingerprint: sha256 over the pairs in order.
-    counts: rows read, pairs kept, duplicates dropped, rows per source, columns ignored.
+    pairs: one record a (query, document) pair, columns as in SCHEMA. fingerprint: sha256 over the pairs in order, ids
+    apart. counts: rows read, pairs kept, duplicates dropped, rows per source, columns ignored.
     """
 
     pairs: datasets.Dataset
@@ -95,14 +96,17 @@ def check_row(row: object, place: str) -> list[dict]:
     if not isinstance(row, dict):
         raise RowError(place, f"{type(row).__name__}", "a JSON object with query and document")
     for theirs, ours in BGE.items():
-        if theirs in row and ours in row:
+        if row.get(theirs) is not None and row.get(ours) is not None:
             raise RowError(f"{place}, field {theirs}", f"{ours} beside it", "one of the two")
-    row = {BGE.get(name, name): value for name, value in row.items()}
+    row = {BGE.get(name, name): value for name, value in row.items() if value is not None}
     query = _text(row.get("query"), place, "query")
     documents = _texts(row.get("document"), place, "document")
     if not documents:
         raise RowError(f"{place}, field document", "nothing", "a text or a list of texts")
-    negatives = _texts(row.get("hard_negative"), place, "hard_negative")
+    negatives = row.get("hard_negative")
+    if isinstance(negatives, list):  # null is one that is missing
+        negatives = [text for text in negatives if text is not None]
+    negatives = _texts(negatives, place, "hard_negative")
     for negative in negatives:
         if negative in documents:
             raise RowError(f"{place}, field hard_negative", f"the document itself ({negative[:40]!r})", "another text")
@@ -115,6 +119,7 @@ def check_row(row: object, place: str) -> list[dict]:
         "right_answers": [text_hash(document) for document in documents],
         "hard_negative_scores": negative_scores,
         "source": source,
+        "id": None if row.get("id") is None else str(row["id"]),
     }
     scores = document_scores or [None] * len(documents)
     return [
@@ -128,7 +133,7 @@ def _text(value: object, place: str, field: str) -> str:
     if value is None:
         raise RowError(place, "nothing", "a text")
     if not isinstance(value, str):
-        raise RowError(place, f"{type(value).__name__} {str(value)[:40]}", "a text")
+        raise RowError(place, f"{type(value).__name__} ({str(value)[:40]})", "a text")
     if not value.strip():
         raise RowError(place, "an empty text", "a text")
     try:
@@ -157,7 +162,7 @@ def _scores(value: object, count: int, place: str, field: str) -> list[float] | 
     for score in scores:
         number = isinstance(score, (int, float)) and not isinstance(score, bool)
         if not number or abs(score) > 1e300 or not math.isfinite(score):
-            raise RowError(f"{place}, field {field}", f"{type(score).__name__} {score!r:.40}", "finite numbers")
+            raise RowError(f"{place}, field {field}", f"{type(score).__name__} ({score!r:.40})", "finite numbers")
     if len(scores) != count:
         raise RowError(f"{place}, field {field}", f"{len(scores)} numbers", f"{count}, one for each text")
     return [float(s) for s in scores]
@@ -179,6 +184,8 @@ def _content_key(source: str, file: Path) -> bytes:
     if _is_hub_name(source, file):
         return hub_revision(source).encode()
     if not file.is_file():
+        if file.is_dir():
+            raise RowError(f"--train_data {source}", "a folder", f"its files of rows, such as {source}/*.jsonl.gz")
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise RowError(f"--train_data {source}", "no such file", "a file of rows" + nearest(file.name, beside))
     with file.open("rb") as stream:
@@ -277,7 +284,8 @@ def _write_pairs(records: Iterable[tuple[object, str]], path: Path) -> None:
                 pairs = check_row(row, place)
                 ignored |= {_shown(name) for name in set(row) - FIELDS - set(BGE)}
                 for pair in pairs:
-                    line = json.dumps(pair, ensure_ascii=False, sort_keys=True).encode()
+                    told = {name: value for name, value in pair.items() if name != "id"}
+                    line = json.dumps(told, ensure_ascii=False, sort_keys=True).encode()
                     digest = hashlib.blake2b(line, digest_size=16).digest()
                     if digest in seen:
                         counts["duplicates"] += 1

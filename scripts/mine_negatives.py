@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.tasks import load_corpus
-from koir.manifest import model_folder, origin, write_json, written_aside
+from koir.manifest import check_outputs, model_folder, origin, write_json, written_aside
 from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
 from koir.reranker import load_reranker
@@ -102,26 +102,33 @@ class MiningArguments:
 def rows_of(triplets: Triplets) -> Iterator[dict]:
     """The rows that the pairs were made of: documents of one row beside each other again."""
     pairs = (pair for batch in triplets.pairs.iter(1000) for pair in _records(batch))
-    apart = itertools.count()
+    of_row: list[dict] = []
+    for pair in pairs:
+        if of_row and not _goes_on(of_row, pair):
+            yield _row(of_row)
+            of_row = []
+        of_row.append(pair)
+    if of_row:
+        yield _row(of_row)
 
-    def of_one_row(pair: dict) -> object:
-        several = len(pair["right_answers"]) > 1
-        return (
-            [pair[name] for name in ("query", "right_answers", "hard_negatives", "source")] if several else next(apart)
-        )
 
-    for _, of_row in itertools.groupby(pairs, of_one_row):
-        of_row = list(of_row)
-        row, several = of_row[0], len(of_row) > 1
-        found = {"query": row["query"]}
-        found["document"] = [pair["document"] for pair in of_row] if several else row["document"]
-        found["hard_negative"] = row["hard_negatives"] or None
-        if row["document_score"] is not None:
-            scores = [pair["document_score"] for pair in of_row]
-            found["document_score"] = scores if several else scores[0]
-        if row["hard_negative_scores"] is not None:
-            found["hard_negative_score"] = row["hard_negative_scores"]
-        yield found | {"source": row["source"]}
+def _goes_on(of_row: list[dict], pair: dict) -> bool:
+    """Whether a pair is one more document of the row so far; one that is there already begins another row."""
+    same = all(pair[name] == of_row[0][name] for name in pair if name not in ("document", "document_score"))
+    return same and len(pair["right_answers"]) > 1 and pair["document"] not in [other["document"] for other in of_row]
+
+
+def _row(of_row: list[dict]) -> dict:
+    row, several = of_row[0], len(of_row) > 1
+    found = {"query": row["query"]}
+    found["document"] = [pair["document"] for pair in of_row] if several else row["document"]
+    found["hard_negative"] = row["hard_negatives"] or None
+    if row["document_score"] is not None:
+        scores = [pair["document_score"] for pair in of_row]
+        found["document_score"] = scores if several else scores[0]
+    if row["hard_negative_scores"] is not None:
+        found["hard_negative_score"] = row["hard_negative_scores"]
+    return found | {"source": row["source"]} | ({"id": row["id"]} if row["id"] is not None else {})
 
 
 def _records(batch: dict) -> Iterator[dict]:
@@ -189,6 +196,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Mine, write rows and report; returns the report's content."""
     (arguments,) = parse([MiningArguments], argv, __doc__, recipes=False)
     rules, started, folder = arguments.rules(), time.perf_counter(), Path(arguments.output_dir)
+    check_outputs(arguments.output_dir, arguments.json)
     reranker = load_reranker(arguments.reranker) if arguments.reranker else None
     if reranker and torch.cuda.is_available():
         reranker.to("cuda")
@@ -203,7 +211,8 @@ def main(argv: list[str] | None = None) -> dict:
             "rows_per_part": arguments.rows_per_part}  # fmt: skip
     open_folder(folder, plan)
     count = sum(1 for _ in rows_of(triplets))
-    print(f"{count:,} rows, {len(negatives.texts):,} passages")
+    empty = f", {negatives.empty:,} empty ones left out" if negatives.empty else ""
+    print(f"{count:,} rows, {len(negatives.texts):,} passages{empty}")
     total, rows, size = Statistics(), rows_of(triplets), arguments.rows_per_part
     for start in tqdm(range(0, count, size), desc="parts", unit="part"):
         part, some = folder / f"part-{start // size:05d}.jsonl.gz", itertools.islice(rows, size)

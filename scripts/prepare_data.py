@@ -17,7 +17,7 @@ except ModuleNotFoundError as missing:
 
 from koir.corpus_report import families_table, sources_table, write_report
 from koir.errors import exit_on_user_error
-from koir.manifest import origin, peak_memory_bytes, write_json
+from koir.manifest import check_outputs, origin, peak_memory_bytes, write_json
 from koir.mining import Rules
 from koir.preparation import Plan, finish, options, prepare
 from koir.sources.registry import find, listing
@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> dict | None:
         print(listing())
         return None
     plan, output = _plan(inputs, *rest), rest[-1]
+    check_outputs(output.output_dir, output.json)
     started = time.perf_counter()
     done = prepare(plan)
     if done is None:

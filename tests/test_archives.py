@@ -95,6 +95,14 @@ def test_one_part_or_one_file_named_stands_for_the_whole(tmp_path):
     assert rows(tmp_path / "pack.zip.part1") == rows(tmp_path / NAME) == ROWS
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    laid(tmp_path / "elsewhere", (NAME, JSON))
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw/again").symlink_to(tmp_path / "raw")
+    assert rows(tmp_path / "raw") == ROWS
+
+
 def test_names_of_other_systems(tmp_path):
     legacy = zipfile.ZipInfo("행정/한글이름.json")
     stream = io.BytesIO()

@@ -1,10 +1,20 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from koir.errors import ModelError, RunError
-from koir.manifest import cache_folder, model_folder, newest_run, origin, read_run, write_json, written_aside
+from koir.errors import FlagError, ModelError, RunError
+from koir.manifest import (
+    cache_folder,
+    check_outputs,
+    model_folder,
+    newest_run,
+    origin,
+    read_run,
+    write_json,
+    written_aside,
+)
 
 
 class Interrupted(Exception):
@@ -73,6 +83,31 @@ def test_a_folder_that_was_never_written_does_not_cost_the_old_one(tmp_path):
     with pytest.raises(OSError), written_aside(tmp_path / "model"):
         pass
     assert everything(tmp_path) == {"model/옛것": "옛"}
+
+
+@pytest.mark.parametrize("name", ["글", "."])
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path, monkeypatch, name):
+    (tmp_path / "글").mkdir()
+    (tmp_path / "글/논문.txt").write_text("옛")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="found a folder"):
+        write_json(Path(name), {})
+    assert everything(tmp_path) == {"글/논문.txt": "옛"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "said"),
+    [("there", None, "--output_dir there: found a file"), ("there/below", None, "found a file (there)"),
+     ("new", "folder", "--json folder: found a folder"), ("new", ".", "found a folder")],
+)  # fmt: skip
+def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, folder, file, said):
+    monkeypatch.chdir(tmp_path)
+    Path("there").write_text("글")
+    Path("folder").mkdir()
+    with pytest.raises(FlagError) as error:
+        check_outputs(folder, file)
+    assert said in str(error.value)
+    check_outputs("folder/new", "there")
 
 
 def test_json_keeps_hangul_and_ends_its_last_line(tmp_path):

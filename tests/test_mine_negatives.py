@@ -166,9 +166,28 @@ def test_scores_that_no_longer_fit_are_left_out_and_counted(script, tmp_path):
         assert content["counts"].get("rows whose scores no longer fit", 0) == counted
 
 
+def test_passages_without_text_are_left_out_and_said(script, tmp_path, capsys):
+    corpus = lines(tmp_path / "corpus.jsonl", [{"_id": "0", "text": " "}, *PASSAGES])
+    words = ["--train_data", lines(tmp_path / "rows.jsonl", ROWS), "--corpus", corpus, "--max_ratio", "10"]
+    script.main([*words, "--num_negatives", "9", "--output_dir", str(tmp_path / "out")])
+    assert "1 empty ones left out" in capsys.readouterr().out
+    assert not [text for row in written(tmp_path / "out") for text in row["hard_negative"] or [] if not text.strip()]
+
+
+def test_rows_keep_ids_and_documents_that_are_there_again(script, tmp_path):
+    twice = ROWS[0] | {"document_score": [1.0, 2.0], "id": "첫째"}
+    given = [twice, twice | {"document_score": [3.0, 4.0]}]
+    folder = tmp_path / "out"
+    script.main(["--train_data", lines(tmp_path / "rows.jsonl", given), "--output_dir", str(folder)])
+    found = [(row["document"], row["document_score"], row["id"]) for row in written(folder)]
+    assert found == [(row["document"], row["document_score"], "첫째") for row in given]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--json", "."], "--json .: found a folder"),
+        (["--output_dir", __file__], "found a file"),
         (["--max_ratio", "0.9", "--margin", "1"], "one rule"),
         (["--depth", "0"], "--depth"),
         (["--first_stage", "bm52"], "did you mean bm25"),

@@ -119,6 +119,16 @@ def test_histograms_share_their_edges_and_statistics_add_up():
     assert Statistics().histogram(3)["negatives"] == [0, 0, 0]
 
 
+def test_rows_of_a_query_share_what_is_near_equal_to_its_answers(monkeypatch):
+    compared = []
+    monkeypatch.setattr("koir.mining.near_equal", lambda text, *rest, **how: bool(compared.append(text)))
+    equal, counts = {}, Statistics()
+    for _ in range(5):
+        mine(Query("q", ["a"], frozenset("a"), equal=equal), {"a": 1.0, "b": 0.5}, CORPUS, Rules(), counts)
+    assert (counts.counts["chosen"], equal) == (5, {"b": False})
+    assert len(compared) == 2 + 5  # with query and answers once, with the row's own each time
+
+
 def test_near_equal_counts_3_grams_of_both_or_of_the_shorter():
     assert near_equal("가나다라 마바사", ["전혀 다른 말", "가나다라마바사!"], 1.0)
     assert not near_equal(CORPUS["a"], [CORPUS["a"] + text("z", 200)], 0.8)

@@ -215,9 +215,26 @@ def test_rows_without_a_hard_negative_get_mined_ones(tmp_path):
     assert "## Mining" in (tmp_path / "rows" / "report.md").read_text(encoding="utf-8")
 
 
+def test_one_mined_negative_a_row_is_a_text_as_it_was_given(tmp_path):
+    rows_file(tmp_path / "first.jsonl", FIRST)
+    rows_file(tmp_path / "last.jsonl", LAST, hard_negative="하늘은 푸르다.")
+    words = ["--source", f"triplets={tmp_path / 'first.jsonl'}", f"triplets={tmp_path / 'last.jsonl'}"]
+    run(*words, "--negatives", "bm25", "--max_ratio", 1, "--output_dir", tmp_path / "rows")
+    loaded = datasets.load_dataset(str(tmp_path / "rows"), split="train", cache_dir=str(tmp_path / "hf"))
+    mined = loaded["hard_negative"][: len(FIRST)]
+    assert all(text is None or text in FIRST + LAST for text in mined) and any(mined)
+    assert loaded["hard_negative"][-1] == "하늘은 푸르다."
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--source", "beir=demo", "--output_dir", "o", "--json", "."], "--json .: found a folder"),
+        (
+            ["--source", "beir=demo", "--output_dir", "o", "--negatives", "milvus"],
+            "--negatives milvus: found",
+        ),
+        (["--source", "beir=demo", "--output_dir", "o", "--min_characters", "0"], "--min_characters"),
         ([], "--source: found nothing to read"),
         (["--source", "beir=demo"], "--output_dir: found nothing"),
         (["--source", "korqad=x", "--output_dir", "o"], "did you mean korquad"),
@@ -252,6 +269,14 @@ def test_the_demo_goes_through_like_any_source_from_any_folder(tmp_path):
     committed = [json.loads(line) for line in (DEMO / "triplets.jsonl").read_text(encoding="utf-8").splitlines()]
     pairs = list(zip(read(tmp_path / "rows"), committed, strict=True))
     assert all(ours["query"] == row["query"] and ours["document"] in row["document"] for ours, row in pairs)
+
+
+def test_the_content_key_of_a_part_is_that_of_all(tmp_path):
+    for number in range(3):
+        (tmp_path / f"x.zip.part{number}").write_text(str(number))
+    before = content_key([tmp_path / "x.zip.part0"])
+    (tmp_path / "x.zip.part2").write_text("neu")
+    assert content_key([tmp_path / "x.zip.part0"]) != before
 
 
 def test_the_content_key_sees_names_and_bytes(tmp_path):

@@ -5,13 +5,15 @@ import gzip
 import io
 import json
 import os
+import re
+import zipfile
 from pathlib import Path
 
 import openpyxl
 import pytest
 
 from koir.errors import FlagError, SourceError
-from koir.sources.mrc import excerpt, plain
+from koir.sources.mrc import excerpt, plain, questions
 from koir.sources.registry import KOE5, checked_rows, find, listing, sources
 from koir.sources.tally import Tally, split_of
 
@@ -441,6 +443,133 @@ def test_markup_around_a_window_is_taken_out():
 def test_markup_becomes_text_and_plain_text_stays():
     assert plain("<p>가 &amp; 나</p><script>x</script><ul><li>다</li><li>라</li></ul>") == "가 & 나\n다\n라"
     assert plain("a < b 그리고 c > d") == "a < b 그리고 c > d"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "감독은 <Okja>와 <설국열차>를 찍었다.",
+        "홍길동 <hong@koir.kr> 기자",
+        "x <y 이고 z> w",
+        "<LUV>는 노래, <Universe 5-IV>는 그림이다.",
+    ],
+)
+def test_brackets_of_plain_text_are_no_markup(text):
+    assert plain(text) == text
+    context = f"{text} {LAMP}"
+    assert read_squad(context, "18미터") == context
+
+
+def test_markup_goes_and_titles_in_it_stay():
+    assert plain("<p>감독은 <설국열차>를 <o:p></o:p><b class='x'>찍었다</b>.</p>") == "감독은 <설국열차>를 찍었다."
+
+
+def read_squad(context, answer):
+    qa = {"question": "무엇인가?", "answers": [at(context, answer)]}
+    ((row, *_),) = [[*questions(squad((context, qa))["data"][0], "x", Tally(), "squad")]]
+    return row["document"]
+
+
+# --- your own data ---------------------------------------------------------------------------------------------------
+
+
+def own(tmp_path, name, files):
+    return [row | {"source": None} for row in read(name, write(tmp_path / "download", files))[0]]
+
+
+def test_lists_of_documents_are_rows_of_their_own_and_are_read_back(tmp_path):
+    row = {"query": "버스", "document": [BUS, LAMP], "id": 0}
+    wanted = {"query": "버스", "document": [BUS, LAMP], "source": None, "id": "0"}
+    assert own(tmp_path, "triplets", {"rows.jsonl": lines(row, row | {"document": BUS})})[0] == wanted
+    (tmp_path / "none").mkdir()
+    files = {"rows.jsonl": lines(row, row | {"document": []}), "report.json": {"rows": 2}, "run.json": {"kind": "rows"}}
+    rows, tally = read("triplets", write(tmp_path / "none", files))
+    assert (len(rows), dict(tally.dropped)) == (1, {"field document: nothing": 1})
+
+
+@pytest.mark.parametrize("empty", ["", [""], [None], None, []])
+@pytest.mark.parametrize("name", ["hard_negative", "neg"])
+def test_a_hard_negative_that_is_missing_costs_no_row(name, empty, tmp_path):
+    row = {"query": "버스", "document" if name == "hard_negative" else "pos": BUS, name: empty}
+    assert own(tmp_path, "bge", {"rows.jsonl": lines(row)}) == [{"query": "버스", "document": BUS, "source": None}]
+
+
+def test_a_missing_hard_negative_of_a_line_with_tabs(tmp_path):
+    rows = own(tmp_path, "triplets", {"marco.tsv": tsv(["등대", LAMP, ""], ["버스", BUS, LAMP])})
+    assert [row.get("hard_negative") for row in rows] == [None, LAMP]
+
+
+def test_reasons_are_few_however_many_values_are_wrong(tmp_path):
+    rows = [{"query": i, "document": BUS} for i in range(9)]
+    rows += [{"query": "버스", "document": BUS, "hard_negative": ["가"] * i + [7]} for i in range(9)]
+    files = {"rows.jsonl": lines({"query": "등대", "document": LAMP}, *rows)}
+    _, tally = read("triplets", write(tmp_path, files))
+    assert dict(tally.dropped) == {"field query: int": 9, "field hard_negative: int": 9}
+
+
+def test_tables_with_tabs_as_programs_write_them(tmp_path):
+    table = f'query\tdocument\n대상은?\t"그는 ""무료""라고\n말했다."\n등대는?\t{LAMP}\n'
+    rows = own(tmp_path, "csv", {"x.tsv": table})
+    assert [row["document"] for row in rows] == ['그는 "무료"라고\n말했다.', LAMP]
+
+
+@pytest.mark.parametrize("later", ["", '"닫힌" 말'])
+def test_a_quote_that_swallows_lines_is_an_error(later, tmp_path):
+    table = ["query,document", *[f"질문 {i},{LAMP}" for i in range(20)]]
+    table[10] = f'"그는 안녕이라 했다?,{BUS}'
+    table[15] = f'질문,"{later or LAMP}"' if later else table[15]
+    with pytest.raises(SourceError, match="line 11: found a quote that opens here and takes in"):
+        own(tmp_path, "csv", {"x.csv": "\n".join(table)})
+
+
+def test_line_ends_of_old_macs(tmp_path):
+    assert len(own(tmp_path, "csv", {"x.csv": f"query,document\r버스,{BUS}\r등대,{LAMP}\r"})) == 2
+
+
+def workbook(*sheets, dimension=None):
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    book.remove(book.active)
+    for number, rows in enumerate(sheets):
+        sheet = book.create_sheet(f"표{number}")
+        for row in rows:
+            sheet.append(row)
+    book.save(stream)
+    if not dimension:
+        return stream.getvalue()
+    stated, other = io.BytesIO(), zipfile.ZipFile(stream)
+    with zipfile.ZipFile(stated, "w") as archive:
+        for name in other.namelist():
+            content = other.read(name)
+            if "worksheets/" in name:
+                content = re.sub(rb'<dimension ref="[^"]*"', f'<dimension ref="{dimension}"'.encode(), content)
+            archive.writestr(name, content)
+    return stated.getvalue()
+
+
+def test_each_sheet_has_a_header_of_its_own(tmp_path):
+    book = workbook(
+        [["question", "answer", "doc"], ["대상은?", "노인", BUS]],
+        [["question", "doc", "answer"], ["높이는?", LAMP, "18미터"]],
+    )
+    assert [row["document"] for row in own(tmp_path, "csv", {"둘.xlsx": book})] == [BUS, LAMP]
+    book = workbook([["question", "doc"], ["대상은?", BUS]], [["메모"], ["끝"]])
+    with pytest.raises(SourceError, match="둘.xlsx, sheet 표1, row 1: found the columns 메모"):
+        own(tmp_path, "csv", {"둘.xlsx": book})
+
+
+def test_sheets_that_state_no_size_and_rows_without_their_last_empty_cells(tmp_path):
+    rows = [["question", "doc", "note"], ["대상은?", BUS], ["높이는?", LAMP, "메모"], ["등대는?", LAMP, None, None]]
+    assert len(own(tmp_path, "csv", {"x.xlsx": workbook(rows, dimension="A1")})) == 3
+
+
+def test_one_folder_for_all_is_not_read_by_sources_it_does_not_belong_to(tmp_path):
+    folder = write(tmp_path, {
+        "etri_mrc/train.json": squad((BUS, RIGHT)), "aihub-016-admin-mrc/TL_span_extraction.json": ADMIN,
+        "klue-mrc-v1.1/klue-mrc-v1.1_train.json": squad((LAMP, {"question": "?", "answers": [at(LAMP, "18미터")]})),
+    })  # fmt: skip
+    assert [row["document"] for row in read("klue-mrc", folder)[0]] == [LAMP]
+    assert [row["document"] for row in read("exobrain-mrc", folder)[0]] == [BUS]
+    assert len(read("exobrain-mrc", folder / "etri_mrc")[0]) == 1
 
 
 # --- real files: counts by a second reading, with the standard library alone ------------------------------------------

@@ -56,16 +56,16 @@ BAD_ROWS = {
     "blank query": (GOOD | {"query": " \u3000\n"}, "field query: found an empty text; expected a text"),
     "missing query": (without("query"), "field query: found nothing; expected a text"),
     "null query": (GOOD | {"query": None}, "field query: found nothing; expected a text"),
-    "query is a number": (GOOD | {"query": 15}, "field query: found int 15; expected a text"),
-    "query is a list": (GOOD | {"query": [QUERY]}, "field query: found list ['연차는"),
+    "query is a number": (GOOD | {"query": 15}, "field query: found int (15); expected a text"),
+    "query is a list": (GOOD | {"query": [QUERY]}, "field query: found list (['연차는"),
     "empty document": (GOOD | {"document": ""}, "field document: found an empty text; expected a text"),
     "missing document": (without("document"), "field document: found nothing; expected a text or a list of texts"),
     "no documents": (GOOD | {"document": []}, "field document: found nothing; expected a text or a list of texts"),
-    "document is a dict": (GOOD | {"document": {}}, "field document: found dict {}; expected a text"),
+    "document is a dict": (GOOD | {"document": {}}, "field document: found dict ({}); expected a text"),
     "one document empty": (GOOD | {"document": [DOCUMENT, ""]}, "field document[1]: found an empty text; expected"),
     "one document null": (GOOD | {"document": [None]}, "field document[0]: found nothing; expected a text"),
     "hard negative empty": (GOOD | {"hard_negative": ""}, "field hard_negative: found an empty text; expected a text"),
-    "hard negative bool": (GOOD | {"hard_negative": True}, "field hard_negative: found bool True; expected a text"),
+    "hard negative bool": (GOOD | {"hard_negative": True}, "field hard_negative: found bool (True); expected a text"),
     "its own negative": (
         GOOD | {"hard_negative": [NEGATIVE, DOCUMENT]},
         f"field hard_negative: found the document itself ({DOCUMENT!r}); expected another text",
@@ -93,17 +93,17 @@ BAD_ROWS = {
     ),
     "score is NaN": (
         GOOD | {"document_score": float("nan")},
-        "document_score: found float nan; expected finite",
+        "document_score: found float (nan); expected finite",
     ),
     "score is a text": (
         GOOD | {"document_score": "높음"},
-        "document_score: found str '높음'; expected finite",
+        "document_score: found str ('높음'); expected finite",
     ),
     "score is a bool": (
         GOOD | {"document_score": True},
-        "document_score: found bool True; expected finite",
+        "document_score: found bool (True); expected finite",
     ),
-    "source is a number": (GOOD | {"source": 7}, "field source: found int 7; expected a text"),
+    "source is a number": (GOOD | {"source": 7}, "field source: found int (7); expected a text"),
     "a list": ([QUERY, DOCUMENT], "found list; expected a JSON object with query and document"),
     "a text": ('"연차"', "found str; expected a JSON object with query and document"),
 }
@@ -271,6 +271,24 @@ def test_the_fingerprint_depends_on_content_alone(rows):
     respaced = rows(json.dumps(GOOD, indent=None, separators=(",", ":")), GOOD | {"query": "둘"}, name="spaced.jsonl")
     assert plain.fingerprint == zipped.fingerprint == respaced.fingerprint
     assert len(plain.fingerprint) == 64
+
+
+def test_a_parquet_row_may_have_the_columns_of_both_spellings(rows, tmp_path):
+    plain, bge = GOOD | {"pos": None, "neg": None}, {"query": "둘", "document": None, "pos": ["셋"], "neg": [None]}
+    pairs = rows(plain, bge | {"hard_negative": None}).pairs
+    assert [list(pairs[name]) for name in ("document", "hard_negatives")] == [
+        [GOOD["document"], "셋"], [[GOOD["hard_negative"]], []]]  # fmt: skip
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path):
+    with pytest.raises(RowError, match="found a folder; expected its files of rows"):
+        load_triplets([str(tmp_path)])
+
+
+def test_ids_are_kept_and_make_no_pair_another(rows):
+    found = rows(GOOD | {"id": 0}, GOOD | {"id": "둘"})
+    assert (list(found.pairs["id"]), found.counts["duplicates"]) == (["0"], 1)
+    assert found.fingerprint == rows(GOOD).fingerprint
 
 
 CHANGES = [{"query": "둘"}, {"document": "둘"}, {"hard_negative": None}, {"source": "민법"}, {"document_score": 1}]

@@ -128,7 +128,7 @@ def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
             for number, row in enumerate(reader, 1):
-                if number == 1 and row[:1] == ["query-id"]:
+                if not row or (number == 1 and row[:1] == ["query-id"]):  # an empty line at the end, mostly
                     continue
                 if len(row) != 3 or not re.fullmatch(r"-?[0-9]{1,9}", row[2]):
                     raise TaskError(

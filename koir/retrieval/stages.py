@@ -181,18 +181,20 @@ def first_stage(
     fusion: str = "weighted",
     weight: float | None = None,
     encoder: Encoder | None = None,
+    flag: str = "--first_stage",
 ) -> Callable:
     """A `--first_stage` flag's value as a FirstStage: a function from a corpus (id -> text) to its index.
 
     index_uri: the folder where indexes are kept, or the URI of a Milvus cluster or file; default: the cache. fusion,
-    weight: how a hybrid's parts meet. encoder: the one that the flag names, where it is loaded already. An index has
-    `.name`, `.ids`, `.search(queries, depth)` and, but for a hybrid, `.save(folder)`. Raises FlagError for an unknown
-    first stage.
+    weight: how a hybrid's parts meet. encoder: the one that the flag names, where it is loaded already. flag: what
+    an error calls it. An index has `.name`, `.ids`, `.search(queries, depth)` and, but for a hybrid, `.save(folder)`.
+    Raises FlagError for an unknown first stage.
     """
     kind, _, path = spec.partition(":")
     if kind not in KINDS or bool(path) == (kind == "bm25"):
-        expected = "bm25, dense:PATH, hybrid:PATH or milvus:PATH" + nearest(kind, KINDS)
-        raise FlagError(f"--first_stage {spec}", "an unknown first stage", expected)
+        hint = nearest(kind, KINDS) if kind not in KINDS else ""
+        expected = f"bm25, dense:PATH, hybrid:PATH or milvus:PATH{hint}"
+        raise FlagError(f"{flag} {spec}", "an unknown first stage", expected)
     if fusion not in FUSIONS:
         raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
     _refuse_password(index_uri)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import re
 import tarfile
 import tempfile
@@ -46,14 +47,30 @@ def walk(path: Path) -> Iterator[File]:
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SourceError(str(path), "no such file or folder", "a download" + nearest(path.name, beside))
-    part = PART.fullmatch(path.name)
-    folder = path.parent.glob("*") if part else path.rglob("*")
-    below = [path] if path.is_file() and not part else [p for p in folder if p.is_file()]
-    if part:  # one part named stands for all
-        below = [p for p in below if p.name.startswith(f"{part[1]}.part")]
     root = path if path.is_dir() else path.parent
-    found = [(clean_name(str(p.relative_to(root))), p) for p in below]
+    found = [(clean_name(str(p.relative_to(root))), p) for p in files_below(path)]
     yield from _each([File(name, str(p), _opener(p)) for name, p in found], 0)
+
+
+def files_below(path: Path) -> list[Path]:
+    """The files that a path stands for: itself, all parts of a split zip of which it is one, all below a folder.
+
+    Links to folders are followed, each folder once.
+    """
+    part = PART.fullmatch(path.name)
+    if part and path.is_file():
+        return [p for p in path.parent.iterdir() if p.name.startswith(f"{part[1]}.part")]
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found, seen = [], set()
+    for folder, below, names in os.walk(path, followlinks=True):
+        here = os.path.realpath(folder)
+        if here in seen:
+            below.clear()
+            continue
+        seen.add(here)
+        found += [file for name in names if (file := Path(folder, name)).is_file()]
+    return found
 
 
 def clean_name(name: str) -> str:

@@ -31,7 +31,7 @@ def _evidence(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 
 def _read_mrc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"\.json", partial(questions, source="exobrain-mrc"), tally)
+    return converted(walk(path), r"etri.*\.json|^[^/]*\.json", partial(questions, source="exobrain-mrc"), tally)
 
 
 def _read_evidence(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:

@@ -25,6 +25,7 @@ COLUMNS = {  # header names, lower case, that mean the same; the first that is t
     "hard_negative": ("hard_negative", "negative", "neg"),
 }
 ROWS = r"\.(jsonl|ndjson|json|parquet)"
+OURS = r"(run|report|plan|part-\d+)\.json"  # what commands here write beside rows
 
 
 def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
@@ -40,20 +41,30 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
 def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     if "query" not in record:
         raise SourceError(place, f"the fields {', '.join(record)}"[:160], "query and document, or query, pos and neg")
-    yield record | {"source": record.get("source") or source}
+    row = record | {"source": record.get("source") or source}
+    for field in ("hard_negative", "neg"):
+        texts = row.get(field)
+        if isinstance(texts, (str, list)) and row.get(f"{field}_score") is None and row.get(f"{field}_scores") is None:
+            row[field] = _there(texts)
+    yield row
+
+
+def _there(texts: str | list) -> list:
+    """Hard negatives without those that are missing: null or an empty text."""
+    return [text for text in ([texts] if isinstance(texts, str) else texts) if text not in (None, "")]
 
 
 def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    negatives = [record[key] for key in record if key not in ("0", "1")]
+    negatives = _there([record[key] for key in record if key not in ("0", "1")])
     yield {"query": record["0"], "document": record["1"], "hard_negative": negatives, "source": "triplets"}
 
 
-def _read(path: Path, tally: Tally, wanted: str, convert: object) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), wanted, convert, tally)
+def _read(path: Path, tally: Tally, wanted: str, convert: object, **reading: bool) -> Iterator[tuple[dict, str]]:
+    return converted(walk(path), wanted, convert, tally, **reading)
 
 
 def _read_triplets(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    yield from converted(walk(path), ROWS, partial(_row, source="triplets"), tally)
+    yield from converted(walk(path), rf"(^|/)(?!{OURS}$)[^/]*{ROWS}", partial(_row, source="triplets"), tally)
     aside = tally.ignored
     tally.ignored = []
     yield from converted(walk(path), r"\.(tsv|txt)", _numbered, tally, header=False)
@@ -91,7 +102,7 @@ SOURCES = [
     Source(
         "csv", "General", "a table with query and document columns", *YOURS,
         ".csv, .tsv or .xlsx with a header (question, answer, doc_id, doc among others)",
-        partial(_read, wanted=r"\.(csv|tsv|xlsx)", convert=partial(_table_row, source="csv")),
+        partial(_read, wanted=r"\.(csv|tsv|xlsx)", convert=partial(_table_row, source="csv"), quoted=True),
     ),
     Source(
         "triplets", "General", "{query, document, hard_negative}, or such lines divided by tabs (translated MS MARCO)",

@@ -14,11 +14,12 @@ from koir.sources.tally import Tally
 
 WHERE, LICENCE = "https://github.com/KLUE-benchmark/KLUE (or klue/klue of the hub, as Parquet)", "CC BY-SA 4.0"
 FILES = "klue-{task}-v1.1_train.json and _dev.json, or their tar.gz"
+FILE = r"(^|/)(klue-{0}[^/]*|{0}/[^/]*)\.(json|parquet)"  # not mrc alone: others' data has it in its name
 LABELS = ("entailment", "neutral", "contradiction")
 
 
 def _read_mrc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"mrc.*\.(json|parquet)", partial(questions, source="klue-mrc"), tally)
+    return converted(walk(path), FILE.format("mrc"), partial(questions, source="klue-mrc"), tally)
 
 
 def _inference(record: dict, place: str, tally: Tally) -> Iterator[dict]:
@@ -27,7 +28,7 @@ def _inference(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 
 def _read_nli(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return inferences(converted(walk(path), r"nli.*\.(json|parquet)", _inference, tally), "klue-nli", tally)
+    return inferences(converted(walk(path), FILE.format("nli"), _inference, tally), "klue-nli", tally)
 
 
 def _similarity(record: dict, place: str, tally: Tally) -> Iterator[dict]:
@@ -36,7 +37,7 @@ def _similarity(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 
 def _read_sts(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"sts.*\.(json|parquet)", _similarity, tally)
+    return converted(walk(path), FILE.format("sts"), _similarity, tally)
 
 
 SOURCES = [

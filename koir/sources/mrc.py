@@ -7,7 +7,13 @@ from collections.abc import Iterator
 
 from koir.sources.tally import Tally
 
-TAG = re.compile(r"<[^<>]*>")
+# A text is HTML where one of these stands in it: a Korean title is <Okja> or <설국열차>, a writer <name@host>.
+HTML = re.compile(
+    r"</?(?:p|div|span|table|thead|tbody|tr|t[dh]|ul|ol|li|dl|dt|dd|h[1-6]|br|hr|img|strong|em|sup|sub|font|script|style"
+    r"|html|body)\b[^<>]*>|</[abi]>|<a\s[^<>]*>|<!--|<!DOCTYPE",
+    re.IGNORECASE,
+)
+TAG = re.compile(r"</?[a-zA-Z][\w:-]*(?:[\s/][^<>]*)?>")  # of any name, where the text is HTML
 BLOCK = re.compile(r"</(?:p|div|tr|li|ul|ol|h\d|table|caption|dd|dt|title)>|<br\s*/?>", re.IGNORECASE)
 CELL = re.compile(r"</t[dh]>\s*<t[dh]\b[^<>]*>", re.IGNORECASE)
 UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<!--.*?-->|<!DOCTYPE[^>]*>", re.IGNORECASE | re.DOTALL)
@@ -84,13 +90,13 @@ def excerpt(context: str, start: int, end: int, window: int, title: str = "") ->
     """
     if len(context) <= window:
         return plain(context)
-    marked = re.search(r"<[a-zA-Z/!]", context) is not None
+    marked = HTML.search(context) is not None
     margin = window * (8 if marked else 1)  # markup takes room that the text does not
     low, high = max(0, start - margin), min(len(context), end + margin)
     before, answer, after = context[low:start], context[start:end], context[end:high]
     if marked:
         before = before[max(0, before.find(">") + 1 if low else 0) :]
-        before, answer, after = plain(before, False), plain(answer, False), plain(re.sub(r"<[^<>]*$", "", after), False)
+        before, answer, after = map(_text, (before, answer, re.sub(r"<[^<>]*$", "", after)))
     answer = answer[:window]
     room = window - len(answer)
     side = room - min(len(after), room // 2)  # what the other side does not need
@@ -104,11 +110,12 @@ def excerpt(context: str, start: int, end: int, window: int, title: str = "") ->
     return text if not title or text.startswith(title) else f"{title}\n{text}"
 
 
-def plain(text: str, stripped: bool = True) -> str:
+def plain(text: str) -> str:
     """HTML as text: rows on lines of their own, cells divided by " | "; other text as it is."""
-    if re.search(r"<[a-zA-Z/!]", text):
-        text = UNSEEN.sub(" ", text)
-        text = TAG.sub("", BLOCK.sub("\n", CELL.sub(" | ", text)))
-        text = html.unescape(text).replace("\xa0", " ")
-        text = re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*", "\n", text))
-    return text.strip() if stripped else text
+    return (_text(text) if HTML.search(text) else text).strip()
+
+
+def _text(markup: str) -> str:
+    text = TAG.sub("", BLOCK.sub("\n", CELL.sub(" | ", UNSEEN.sub(" ", markup))))
+    text = html.unescape(text).replace("\xa0", " ")
+    return re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*", "\n", text))

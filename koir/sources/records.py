@@ -26,29 +26,33 @@ csv.field_size_limit(2**27)
 def records(file: File, tally: Tally, header: bool = True, quoted: bool | None = None) -> Iterator[tuple[dict, str]]:
     """Each record of a file with its place (file and row, counted from 1 without the header).
 
-    JSON: the elements of its list, or of the list under one of LISTS, or its objects one after another (JSON Lines
-    under any name). Tables: header names (NFC) to texts; without a header the keys are "0", "1", ... quoted: whether
-    '"' quotes cells (default: in .csv alone). A table's line with another number of cells than the first is dropped and
-    counted. Raises SourceError naming file and row for what cannot be read.
+    JSON: the elements of its list, or of the list of objects under one of LISTS, or its objects one after another
+    (JSON Lines under any name). Tables, of which an Excel file has one a sheet: header names (NFC) to texts; without a
+    header the keys are "0", "1", ... quoted: whether '"' quotes cells (default: in .csv alone). A table's line with
+    another number of cells than the first is dropped and counted. Raises SourceError naming file and row for what
+    cannot be read.
     """
     kind = file.name.rpartition(".")[2].lower()
-    number = 0
+    place, number = file.place, 0
     try:
         with file.open() as stream:
             if kind == "xlsx":
-                found = _table(_sheet(stream, file.place), file.place, tally, header)
+                found = (
+                    (name, _table(sheet, name, tally, header, True)) for name, sheet in _sheets(stream, file.place)
+                )
             elif kind == "parquet":
-                found = _parquet(stream)
+                found = [(place, _parquet(stream))]
             elif kind in ("csv", "tsv", "txt"):
                 quoted = kind == "csv" if quoted is None else quoted
-                found = _table(_cells(stream, file.place, kind, quoted), file.place, tally, header)
+                found = [(place, _table(_cells(stream, place, kind, quoted), place, tally, header))]
             else:
-                found = json_records(decoded(stream, file.place), file.place)
-            for number, record in enumerate(found, 1):
-                if record is not None:
-                    yield record, f"{file.place}, row {number}"
+                found = [(place, json_records(decoded(stream, place), place))]
+            for place, part in found:  # noqa: B020 (what is read tells its place)
+                for number, record in enumerate(part, 1):
+                    if record is not None:
+                        yield record, f"{place}, row {number}"
     except (*BROKEN, pa.ArrowException, csv.Error, ElementTree.ParseError, KeyError) as error:
-        raise unreadable(f"{file.place}, after row {number}", error) from None
+        raise unreadable(f"{place}, after row {number}", error) from None
 
 
 def decoded(stream: BinaryIO, place: str) -> Iterator[str]:
@@ -155,8 +159,11 @@ def _elements(window: _Window) -> Iterator[object]:
 
 
 def _members(window: _Window) -> Iterator[object]:
-    """An object is a record, unless it holds one of LISTS, whose elements are the records."""
-    record, listed = {}, False
+    """An object is a record, unless it holds one of LISTS with objects, which then are the records.
+
+    A row's own list of documents has texts. An empty list counts as LISTS where the object is no row.
+    """
+    record, listed, empty = {}, False, False
     if window.peek() == "}":
         window.take("}")
         return
@@ -165,13 +172,18 @@ def _members(window: _Window) -> Iterator[object]:
         window.take(":")
         if key in LISTS and window.peek() == "[":
             window.take("[")
-            listed = True
-            yield from _elements(window)
+            if window.peek() == "{":
+                listed = True
+                yield from _elements(window)
+            else:
+                count = window.count
+                record[key] = [*_elements(window)]
+                empty, window.count = empty or not record[key], count
         else:
             record[key] = window.value()
         if window.take(",}") == "}":
             break
-    if not listed:
+    if not listed and not (empty and "query" not in record):
         window.count += 1
         yield record
 
@@ -180,9 +192,11 @@ def _members(window: _Window) -> Iterator[object]:
 
 
 def _lines(pieces: Iterator[str]) -> Iterator[str]:
-    rest = ""
+    """Lines that end in "\\n", or in "\\r" where the first piece has no other line end (old Macs)."""
+    rest, end = "", None
     for piece in pieces:
-        lines = (rest + piece).split("\n")
+        end = end or ("\n" if "\n" in piece or "\r" not in piece[:-1] else "\r")
+        lines = (rest + piece).split(end)
         rest = lines.pop()
         yield from (line + "\n" for line in lines)
     if rest:
@@ -190,30 +204,58 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def _cells(stream: BinaryIO, place: str, kind: str, quoted: bool) -> Iterator[list[str]]:
-    lines = _lines(decoded(stream, place))
-    delimiter = "," if kind == "csv" else "\t"
-    yield from csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    lines: list[str] = []  # of the row that is read
+
+    def noted() -> Iterator[str]:
+        for line in _lines(decoded(stream, place)):
+            lines.append(line)
+            yield line
+
+    form = {"delimiter": "," if kind == "csv" else "\t", "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
+    reader = csv.reader(noted(), **form)
+    for row in reader:
+        if len(lines) > 1:
+            _closed(lines, form, f"{place}, line {reader.line_num - len(lines) + 1}")
+        lines.clear()
+        yield row
 
 
-def _sheet(stream: BinaryIO, place: str) -> Iterator[list[str]]:
-    """Cells of every sheet of an Excel file, one sheet after another."""
+def _closed(lines: list[str], form: dict, place: str) -> None:
+    """Raise SourceError where a quote swallows lines: it is not closed, or closed by one that opens a later cell."""
+    try:
+        [*csv.reader(lines, strict=True, **form)]
+    except csv.Error:
+        found = f"a quote that opens here and takes in {len(lines):,} lines"
+        raise SourceError(place, found, "each cell's \" closed, and doubled within the cell") from None
+
+
+def _sheets(stream: BinaryIO, place: str) -> Iterator[tuple[str, Iterator[list[str]]]]:
+    """The place and the cells of each sheet of an Excel file that has any."""
     archive = zipfile.ZipFile(stream)
     total = 0
     for info in archive.infolist():
         total += info.file_size
         bound(place, info.file_size, info.compress_size, total, 0)
-    for sheet in openpyxl.load_workbook(stream, read_only=True, data_only=True).worksheets:
-        for row in sheet.iter_rows(values_only=True):
-            yield ["" if cell is None else str(cell) for cell in row]
+    sheets = openpyxl.load_workbook(stream, read_only=True, data_only=True).worksheets
+    for sheet in sheets:
+        sheet.reset_dimensions()  # some writers state A1
+        cells = (["" if cell is None else str(cell) for cell in row] for row in sheet.iter_rows(values_only=True))
+        yield place if len(sheets) == 1 else f"{place}, sheet {sheet.title}", cells
 
 
-def _table(rows: Iterator[list[str]], place: str, tally: Tally, header: bool) -> Iterator[dict | None]:
+def _table(
+    rows: Iterator[list[str]], place: str, tally: Tally, header: bool, ragged: bool = False
+) -> Iterator[dict | None]:
+    """ragged: empty cells at a line's end may be missing, or too many."""
     names: list[str] | None = None
     for number, row in enumerate(rows):
         if not any(cell.strip() for cell in row):
             if names is not None:
                 yield None
             continue
+        if ragged:
+            row = row[: max(i for i, cell in enumerate(row, 1) if cell.strip())]
+            row += [""] * (len(names or row) - len(row))
         if names is None:
             names = _distinct(row) if header else [str(i) for i in range(len(row))]
             if header:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def checked_rows(source: Source, path: Path, tally: Tally) -> Iterator[dict]:
         try:
             pairs = check_row(row, place)
         except RowError as error:
-            tally.drop(f"{error.place.rpartition(', ')[2]}: {error.found.partition(' (')[0]}", place)
+            where = re.sub(r"\[\d+\]", "", error.place.rpartition(", ")[2])  # the same for whichever of a list
+            tally.drop(f"{where}: {error.found.partition(' (')[0]}", place)
             continue
         if pairs[0]["query"] in [pair["document"] for pair in pairs]:
             tally.drop("the query is its own document", place)
@@ -103,7 +105,7 @@ def _composed(row: dict, pairs: list[dict]) -> dict:
     if negative_scores:
         clean["hard_negative_score"] = negative_scores if len(negative_scores) > 1 else negative_scores[0]
     clean |= {"source": pairs[0]["source"] or "unnamed"}
-    return clean | ({"id": str(row["id"])} if row.get("id") else {})
+    return clean | ({"id": pairs[0]["id"]} if pairs[0]["id"] else {})
 
 
 def listing() -> str:
