@@ -199,12 +199,13 @@ def load_encoder(
     dropout: float | None = None,
     attention_dropout: float | None = None,
     num_hidden_layers: int | None = None,
+    default_prompts: dict[str, str] = DEFAULT_PROMPTS,
 ) -> Encoder:
     """Load a run folder, model folder, hub name or `demo` as an Encoder, in float32.
 
     dropout, attention_dropout: probabilities while training, in place of the model's own. num_hidden_layers: only the
     first so many layers are kept. What else is not given is read from the folder, and where that is silent: mean
-    pooling, 512 tokens, e5's prompts.
+    pooling, 512 tokens, `default_prompts` (e5's).
     Raises ModelError when the model is not to be had or cannot be pooled and normalised.
     """
     name = demo_base() if path == "demo" else model_folder(path)
@@ -212,9 +213,13 @@ def load_encoder(
     with readable(path):
         saved = _saved_settings(name, pooling)
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
+        if config.is_encoder_decoder:
+            raise ModelError(path, f"an encoder-decoder ({config.model_type})", "an encoder")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
             transformer, missing = weights(AutoModel, name, config, trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        raise ModelError(path, "a tokenizer without a padding token", "one that has it")
     if absent := sorted(key for key in missing if "pooler." not in key):
         raise ModelError(path, f"no weights for {absent[0]}", "a complete model")
     longest = most_tokens(transformer.config)
@@ -222,7 +227,7 @@ def load_encoder(
     if length > longest:
         raise ModelError(f"--max_seq_length {length}", f"{path} with {longest} positions", f"at most {longest}")
     prompts = {kind: text for kind, text in (prompts or {}).items() if text is not None}
-    prompts = DEFAULT_PROMPTS | saved["prompts"] | prompts
+    prompts = default_prompts | saved["prompts"] | prompts
     return Encoder(transformer, tokenizer, saved["pooling"] or "mean", length, prompts)
 
 

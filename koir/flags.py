@@ -68,6 +68,11 @@ NOT_OURS = set(
         "ddp_static_graph",
         "ddp_find_unused_parameters",
         "accelerator_config",
+        "eval_on_start",
+        "torch_empty_cache_steps",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "debug",
     ]
 )
 
@@ -132,7 +137,8 @@ def parse(
     known = {name for action in parser._actions for name in action.dest.split()}
     from_recipe = _recipe_flags(recipe, known) if recipe else []
     argv = [_underscored(word) for word in argv]
-    _refuse_unknown(argv, known)
+    spelled = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
+    _refuse_unknown(argv, spelled)
     values, rest = parser.parse_known_args(from_recipe + argv)
     if rest:
         raise FlagError("command line", " ".join(rest[:3]), "flags that begin with --")
@@ -157,7 +163,7 @@ def _underscored(word: str) -> str:
 def _refuse_unknown(argv: Sequence[str], known: set[str]) -> None:
     for word in argv:
         name = word[2:].partition("=")[0]
-        if word.startswith("--") and name not in known and name.removeprefix("no_") not in known:
+        if word.startswith("--") and name not in known:
             found = f"an unknown flag{' of this trainer' if name in NOT_OURS else ''}{_why(name)}"
             raise FlagError(f"--{name}", found, "one that --help_all lists" + nearest(name, known))
 

@@ -45,28 +45,24 @@ class StopOnSignal(TrainerCallback):
         if self.signalled:
             leave_processes()  # the first to end ends the others, which may still be writing
             if int(os.environ.get("RANK", 0)) == 0:
-                print(f"stopped by SIGTERM; resume with --output_dir {folder} {RESUME}", flush=True)
+                print(f"stopped by SIGTERM; resume with --output_dir {shlex.quote(str(folder))} {RESUME}", flush=True)
             raise SystemExit(128 + signal.SIGTERM)
 
 
+def refuse_broken_gradient(step: int, model: torch.nn.Module) -> None:
+    """Raise RunError, naming a parameter, where a gradient is not finite; the last checkpoint stays good."""
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
+    if not torch.isfinite(norms).all():
+        name = named[int((~torch.isfinite(norms)).nonzero()[0])][0]
+        raise RunError(f"step {step}", f"a gradient of {name} that is not finite", _calmer())
+
+
 class StopOnBrokenGradient(TrainerCallback):
-    """A gradient that is not finite ends the run before it is spread or saved; the last checkpoint stays good.
+    """A norm of DeepSpeed's that is not finite ends the run before anything is saved. engine: its own, or None yet."""
 
-    engine: DeepSpeed's, once there is one.
-    """
-
-    def __init__(self, engine: Callable[[], object | None] = lambda: None):
+    def __init__(self, engine: Callable[[], object | None]):
         self.engine = engine
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        """Under fp16 the scaler skips such steps by itself; of DeepSpeed's gradients only the norm is to be had."""
-        if args.fp16 or args.deepspeed:
-            return
-        named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
-        if not torch.isfinite(norms).all():
-            name = named[int((~torch.isfinite(norms)).nonzero()[0])][0]
-            raise RunError(f"step {state.global_step + 1}", f"a gradient of {name} that is not finite", _calmer())
 
     def on_step_end(self, args, state, control, **_):
         """DeepSpeed's step is done, or was skipped, by the time its norm is known; nothing is saved yet."""

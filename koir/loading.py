@@ -77,6 +77,8 @@ def configured(
             there = f"{path} with {config.num_hidden_layers} layers"
             raise ModelError(f"--num_hidden_layers {num_hidden_layers}", there, "1 to that many")
         config.num_hidden_layers = num_hidden_layers
+        if getattr(config, "layer_types", None):  # one for each, as ModernBERT and Qwen3 have them
+            config.layer_types = config.layer_types[:num_hidden_layers]
     return config
 
 
@@ -175,5 +177,6 @@ def most_tokens(config) -> int:
     """How many positions a transformer has for tokens; 512 where its configuration does not say."""
     longest = getattr(config, "max_position_embeddings", None) or 512
     if getattr(config, "position_embedding_type", "absolute") == "absolute" and config.pad_token_id:
-        longest -= config.pad_token_id + 1 if "roberta" in config.model_type else 0
+        kin = config.model_type in ("camembert", "mpnet") or "roberta" in config.model_type
+        longest -= config.pad_token_id + 1 if kin else 0
     return longest

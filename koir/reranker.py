@@ -59,6 +59,8 @@ class Reranker(nn.Module):
         longest = min(longest or self.max_seq_length, self.max_seq_length)
         coded = self.tokenizer(list(queries), list(documents), truncation=True, max_length=longest)
         ids, types = coded["input_ids"], coded.get("token_type_ids")
+        if getattr(self.transformer.config, "type_vocab_size", 2) < 2:  # as RoBERTa with BERT's tokenizer
+            types = None
         plan = plan_chunks([len(sequence) for sequence in ids], chunk_tokens, self.max_seq_length)
         chunks = []
         for rows, width in zip(plan.chunks, plan.width, strict=True):

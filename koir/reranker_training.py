@@ -1,5 +1,6 @@
 """What reranker/train.py needs around its step: groups, the loss over processes, scores of reranked candidates."""
 
+import math
 import sys
 
 import torch
@@ -24,6 +25,8 @@ from koir.triplets import Triplets
 
 class RerankerTrainer(RunTrainer):
     """The Trainer around a cross-encoder; reranker/train.py adds the step."""
+
+    COUNTED = (*RunTrainer.COUNTED, "queries", "negatives", "filled")
 
     def __init__(self, reranker: Reranker, args: TrainingArguments, triplets: Triplets, groups: dict):
         check_together(groups)
@@ -129,8 +132,9 @@ class RerankerTrainer(RunTrainer):
     def _get_train_sampler(self, train_dataset: object = None) -> Curriculum:
         args = self.args
         step = args.train_batch_size * world_size() * args.gradient_accumulation_steps
+        rows, seed = len(self.train_dataset), args.seed if args.data_seed is None else args.data_seed
         until, epoch = self.data_arguments.random_negatives_until, lambda: int(self.state.epoch or 0)
-        return Curriculum(len(self.train_dataset), args.seed, epoch, until, lambda: self.state.max_steps * step)
+        return Curriculum(rows, seed, epoch, until, lambda: self.state.max_steps / math.ceil(rows / step) * rows)
 
 
 def candidates(spec: str, task: Task, depth: int) -> dict[str, dict[str, float]]:

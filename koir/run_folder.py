@@ -1,7 +1,8 @@
-"""The folder of a training run: a new one, or the one to resume in; recipe.yaml and metrics.jsonl in it."""
+"""The folder of a training run: a new one, or the one to resume in; its recipe.yaml, metrics.jsonl and checkpoints."""
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import yaml
 from koir import arguments
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
-from koir.manifest import written_aside
+from koir.manifest import write_json, written_aside
+
+COUNTERS = "counters.json"  # in a checkpoint: what it began with, and what was counted until it
 
 
 def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
-    """The run folder and the checkpoint to resume from; refuses to mix two runs in one folder."""
+    """The run folder and the checkpoint to resume from; refuses to mix two runs in one folder.
+
+    `last` without --output_dir is the newest unfinished run of that name.
+    """
     resume = args.resume_from_checkpoint
     if resume and resume != "last":
         checkpoint = Path(resume)
@@ -27,26 +33,71 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
         return str(folder), resume
     stamp = os.environ.get("KOIR_STARTED") or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(args.output_dir or f"outputs/{name}-{stamp}")
-    whole = [checkpoint for checkpoint in (folder / "checkpoints").glob("checkpoint-*") if complete(checkpoint)]
-    newest = max(whole, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
+    if resume == "last" and not args.output_dir:
+        folder = max((run for run in Path("outputs").glob(f"{name}-*") if _unfinished(run)), default=folder)
+    numbered = {int(c.name.partition("-")[2]): c for c in _checkpoints(folder) if step_of(c) is not None}
+    whole = {number: checkpoint for number, checkpoint in numbered.items() if complete(checkpoint)}
+    newest = whole[max(whole)] if whole else None
     _refuse_complete(folder)
     if resume == "last" and newest is None:
-        raise RunError(f"--resume_from_checkpoint last in {folder}", "no complete checkpoint", "one to resume from")
-    if resume is None and newest is not None:
-        raise RunError(f"--output_dir {folder}", f"an unfinished run ({newest.name})", "--resume_from_checkpoint last")
+        found = "no complete checkpoint"
+        if numbered:
+            there = len([*numbered[max(numbered)].glob("rng_state_*.pth")])
+            found += f": of {numbered[max(numbered)].name} {there} processes wrote their part, and this is {_world()}"
+        raise RunError(f"--resume_from_checkpoint last in {folder}", found, "one to resume from, or --output_dir")
+    if resume is None and numbered:
+        found = f"an unfinished run ({numbered[max(numbered)].name})"
+        raise RunError(f"--output_dir {folder}", found, "--resume_from_checkpoint last")
+    if (folder / "model").exists() and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"--output_dir {folder}", "a model/ folder that no run wrote", "another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    return [c for c in (folder / "checkpoints").glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", c.name)]
+
+
+def _unfinished(folder: Path) -> bool:
+    return not (folder / "run.json").exists() and any(
+        step_of(checkpoint) is not None for checkpoint in _checkpoints(folder)
+    )
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step after which a checkpoint was written; None where its last file is not whole."""
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end: its last file is whole, and no process's random state is missing."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    several = (checkpoint / "rng_state_0.pth").exists()
-    ranks = range(int(os.environ.get("WORLD_SIZE", 1)) if several else 0)
-    return all((checkpoint / f"rng_state_{rank}.pth").exists() for rank in ranks)
+    ranks = range(_world() if (checkpoint / "rng_state_0.pth").exists() else 0)
+    missing = [rank for rank in ranks if not (checkpoint / f"rng_state_{rank}.pth").exists()]
+    return step_of(checkpoint) is not None and not missing
+
+
+def write_counters(checkpoint: Path, began: dict, counted: dict) -> None:
+    """Beside a checkpoint's weights: what the run began with, and what was counted so far."""
+    write_json(checkpoint / COUNTERS, {"began": began, "counted": counted})
+
+
+def read_counters(checkpoint: str, began: dict) -> dict:
+    """What was counted until a checkpoint. Raises RunError where it began with other rows, seeds or batches."""
+    file = Path(checkpoint) / COUNTERS
+    if not file.is_file():  # of a version before there were any
+        return {}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in began.items():
+        if (before := kept["began"].get(name, value)) != value:
+            raise RunError(f"--resume_from_checkpoint {checkpoint}", f"{name} {value}", f"{before}, as the run began")
+    return kept["counted"]
 
 
 def _refuse_complete(folder: Path) -> None:
@@ -73,7 +124,7 @@ def keep_lines(file: Path, checkpoint: str | None) -> None:
     """Drop the lines that an interrupted run wrote after the checkpoint, without one all; they are written again."""
     if not file.exists():
         return
-    step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1  # 0 is the base's
+    step = step_of(Path(checkpoint)) if checkpoint else -1  # 0 is the base's
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         try:

@@ -1,7 +1,9 @@
 """One training run as a command: arguments, folders, resuming, the table of what was gained, run.json."""
 
+import math
 import os
 import pickle
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,20 +13,38 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from koir import arguments, budget, products
 from koir.arguments import TrainingArguments, require
 from koir.bfloat16 import has_bfloat16
 from koir.compiled import compile_layers
-from koir.errors import RunError, out_of_memory
+from koir.errors import RunError, nearest, out_of_memory
 from koir.evaluation.tasks import Task, load_task, splits
-from koir.gather import leave_processes
+from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
 from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "gradient_accumulation_steps": (lambda n: n >= 1, "1 or more"),
+    "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "0 or more"),
+    "max_grad_norm": (lambda x: 0 <= x < math.inf, "0 (none) or more"),
+    "adam_beta1": (lambda x: 0 <= x < 1, "0 or more, below 1"),
+    "adam_beta2": (lambda x: 0 <= x < 1, "0 or more, below 1"),
+    "adam_epsilon": (lambda x: 0 <= x < math.inf, "0 or more"),
+    "num_train_epochs": (lambda x: 0 < x < math.inf, "above 0"),
+    "max_steps": (lambda n: n != 0, "1 or more, or -1: by --num_train_epochs"),
+    "eval_steps": (lambda n: n > 0, "above 0"),
+    "save_steps": (lambda n: n > 0, "above 0"),
+    "logging_steps": (lambda n: n > 0, "above 0"),
+    "seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
+    "data_seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ def run(
     args.output_dir, checkpoint = run_folder(args, f"{name}-{recipe.stem if recipe else 'run'}")
     folder, main = Path(args.output_dir), args.process_index == 0
     groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
+    _choose_metric(args, groups["dev_tasks"])
     load = kind.loader(model)
     unset_hf_deepspeed_config()  # models are small enough to load whole; its engine splits them afterwards
     start = load()
@@ -90,6 +111,9 @@ def run(
             Path(note).write_text(args.output_dir, encoding="utf-8")
         keep_lines(folder / "metrics.jsonl", checkpoint)
     trainer = trainer_class(start, args, triplets, groups)
+    trainer.began = {"--train_data of fingerprint": triplets.fingerprint, "--seed": args.seed}
+    trainer.began |= {"--data_seed": args.data_seed, "batch of all processes": args.train_batch_size * world_size()}
+    trainer.began |= {"--gradient_accumulation_steps": args.gradient_accumulation_steps}
     _train(trainer, checkpoint, folder, groups)
     trainer.save_model(str(folder / "model"))
     trained = trainer.facts()
@@ -104,7 +128,7 @@ def run(
         facts["scores"] = kind.compare(load, groups, folder)
         facts |= {"wall_seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
         write_json(folder / "run.json", facts | origin())
-        print(f"\nmodel: {folder / 'model'}\nnext:  {kind.next}{folder}")
+        print(f"\nmodel: {folder / 'model'}\nnext:  {kind.next}{shlex.quote(str(folder))}")
     return folder
 
 
@@ -146,6 +170,11 @@ def _check(groups: dict) -> None:
         getattr(group, "check", lambda: None)()
     rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
     require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
+    for flag, (good, expected) in RANGES.items():
+        value = getattr(args, flag)
+        require(value is None or good(value), f"--{flag}", str(value), expected)
+    require(not (args.fp16 and args.device.type == "cpu"), "--fp16", "no GPU", "--bf16, or neither")
+    _check_reporters(args.report_to)
     for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
         good = value == "auto" or (value.isdecimal() and int(value) >= least)
         require(good, f"--{flag}", value, f"auto or a whole number from {least}")
@@ -176,6 +205,18 @@ def _check(groups: dict) -> None:
     )
 
 
+def _check_reporters(names: list[str]) -> None:
+    """Refuse --report_to what is unknown or not installed before anything loads."""
+    for name in names:
+        known = sorted(INTEGRATION_TO_CALLBACK)
+        require(name in known, f"--report_to {name}", "an unknown name", "none or wandb" + nearest(name, known))
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (ImportError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:200]
+            require(False, f"--report_to {name}", why, "none, or what is installed")
+
+
 def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
     tasks = []
     for path in evaluation.eval_tasks:
@@ -185,7 +226,23 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
             print(f"note: {path} has no dev split; scores while training are on {split}, so choose nothing by them",
                   file=sys.stderr)  # fmt: skip
         tasks.append(load_task(path, split or "dev"))
+    names = [task.name for task in tasks]
+    again = next((name for name in names if names.count(name) > 1), None)
+    require(again is None, "--eval_tasks", f"two tasks named {again}", "folders of different names, for their scores")
     return tasks
+
+
+def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
+    """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another."""
+    if args.metric_for_best_model is None:
+        return
+    names = [f"{task.name}/ndcg_at_10" for task in tasks] + ["mean/ndcg_at_10"] * (len(tasks) > 1)
+    if args.metric_for_best_model == "loss" and names:  # what the parent makes of none
+        args.metric_for_best_model = names[-1]
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    expected = f"one of {', '.join(names)}{nearest(metric, names)}" if names else "--eval_tasks to choose by"
+    require(metric in names, f"--metric_for_best_model {metric}", "no dev score", expected)
+    args.greater_is_better = True
 
 
 def _budget_lines(groups: dict) -> list[str]:
@@ -196,7 +253,7 @@ def _budget_lines(groups: dict) -> list[str]:
     if args.gradient_accumulation_steps > 1:
         lines.append(f"         a step adds up {args.gradient_accumulation_steps} such batches")
     if args.device.type == "cpu" and has_bfloat16(args.device) and not args.bf16:
-        lines.append("note:    this processor multiplies bfloat16 natively; --bf16 true is faster, and less exact")
+        lines.append("note:    this processor multiplies bfloat16 natively; --bf16 --use_cpu is faster, and less exact")
     return lines
 
 

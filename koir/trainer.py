@@ -12,20 +12,25 @@ import torch
 from torch.utils.data import Dataset
 from transformers import ProgressCallback, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from koir.arguments import TrainingArguments
-from koir.errors import RunError
+from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import Task
 from koir.gather import average_gradients, gather_sizes, meet, world_size
+from koir.interruptions import refuse_broken_gradient
+from koir.run_folder import read_counters, write_counters
 
 
 class RunTrainer(Trainer):
     """What encoders and rerankers share. A subclass has the loss, counts `tokens` and `steps`, and has `dev_scores`.
 
     model: an Encoder or Reranker: a module with `transformer`, `tokenizer` and `save`. rows: what the collator is given
-    records of.
+    records of. `began`: what a run and its checkpoints must have in common. COUNTED: attributes that a resumed run
+    counts on.
     """
+
+    COUNTED: tuple[str, ...] = ("all_tokens", "training_seconds", "steps")
 
     def __init__(
         self,
@@ -42,6 +47,8 @@ class RunTrainer(Trainer):
         self.progress = _Progress()
         self.add_callback(self.progress)
         self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
+        self.began: dict[str, object] = {}
+        self._late = False  # whether the first scores are those that a signal cut off
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
         self.started = self.ticked = time.perf_counter()
         self.tokens = self.all_tokens = self.steps = 0
@@ -51,13 +58,32 @@ class RunTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None):
         """As the Trainer's, but dev scores begin at step 0, with what training starts from.
 
-        What is said when it ends early stands on a line of its own, below the bar.
+        A checkpoint of the last step is taken as it is: the Trainer would make one more. What is said when it ends
+        early stands on a line of its own, below the bar.
         """
         self.args.eval_on_start = self.args.eval_strategy != "no" and resume_from_checkpoint is None
+        if resume_from_checkpoint:
+            for name, value in read_counters(resume_from_checkpoint, self.began).items():
+                setattr(self, name, value)
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            if 0 < self.args.max_steps <= state.global_step and not self.is_deepspeed_enabled:
+                self.state, best = state, self.args.load_best_model_at_end and state.best_model_checkpoint
+                return self._load_from_checkpoint(best or resume_from_checkpoint)
+            self.args.eval_on_start = self._late = self._score_is_due(state)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
             self.progress.close()
+
+    def _score_is_due(self, state: TrainerState) -> bool:
+        """Whether a signal cut off the dev scores of the step that a checkpoint was written after."""
+        if self.args.eval_strategy != "steps" or not state.global_step:
+            return False
+        scored = any(
+            line["step"] == state.global_step and any(name.startswith("eval_") for name in line)
+            for line in state.log_history
+        )
+        return state.global_step % state.eval_steps == 0 and not scored
 
     @contextlib.contextmanager
     def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
@@ -94,7 +120,10 @@ class RunTrainer(Trainer):
 
     def facts(self) -> dict:
         """What run.json says of the training itself."""
-        speed = self.all_tokens * world_size() / max(self.training_seconds, 1e-9)
+        tokens, seconds = self.all_tokens + self.tokens, self.training_seconds
+        if self.tokens:  # no line told of them (--logging_strategy no)
+            seconds += time.perf_counter() - self.ticked - self.paused
+        speed = tokens * world_size() / max(seconds, 1e-9)
         return {"steps": self.state.global_step, "tokens_per_second": speed}
 
     def dev_scores(self) -> dict[str, float]:
@@ -112,6 +141,9 @@ class RunTrainer(Trainer):
         self.paused += time.perf_counter() - paused
         self.log(scores)
         self._warn(found)
+        if self._late:  # the Trainer takes no best from scores at the start
+            self._late = False
+            self._determine_best_metric(scores, None)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
@@ -165,6 +197,13 @@ class RunTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             self.accelerator.unwrap_model(self.model).save(Path(output_dir), state_dict)
+            self._save_counters(Path(output_dir))
+
+    def _save_counters(self, folder: Path) -> None:
+        if folder.name.startswith("checkpoint-"):
+            counted = {name: getattr(self, name) for name in self.COUNTED}
+            counted = {name: value.item() if torch.is_tensor(value) else value for name, value in counted.items()}
+            write_counters(folder, self.began, counted)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         from safetensors import SafetensorError
@@ -177,6 +216,33 @@ class RunTrainer(Trainer):
             why = " ".join(str(error).split())[:200]
             raise RunError(str(file), why, "the weights of this model, as training saved them") from None
 
+    def _clip_grad_norm(self, model: torch.nn.Module):
+        self._refuse_broken_gradient(model)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: float | None = None):
+        if grad_norm is None:
+            self._refuse_broken_gradient(model)
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _refuse_broken_gradient(self, model: torch.nn.Module) -> None:
+        """Before the Trainer scales all gradients by their norm, which would spread what is not finite.
+
+        Under fp16 the scaler skips such steps by itself; of DeepSpeed's gradients only the norm is to be had.
+        """
+        if not (self.args.fp16 or self.is_deepspeed_enabled):
+            refuse_broken_gradient(self.state.global_step + 1, model)
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """As the Trainer's; an optimizer that is not to be had is a FlagError."""
+        with _refused("--optim", self.args.optim):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args, **kwargs) -> object:
+        """As the Trainer's; a schedule that lacks --lr_scheduler_kwargs is a FlagError."""
+        with _refused("--lr_scheduler_type", self.args.lr_scheduler_type):
+            return super().create_scheduler(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
             super()._load_best_model()
@@ -184,15 +250,38 @@ class RunTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
+@contextlib.contextmanager
+def _refused(flag: str, value: object) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise FlagError(
+            f"{flag} {getattr(value, 'value', value)}", why, "one that is installed, and what it needs"
+        ) from None
+
+
 class _Progress(ProgressCallback):
-    """One bar: steps, time left, loss, tokens a second, the newest dev scores."""
+    """One bar: steps, time left, loss, tokens a second, the newest dev scores; with --disable_tqdm only lines."""
 
     def __init__(self):
         super().__init__()
         self.shown: dict[str, str] = {}
+        self.spoken = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A resumed run's steps were not made in no time: what is left is reckoned from those made here."""
+        self.spoken = state.is_world_process_zero
+        if args.disable_tqdm:
+            return
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
@@ -203,12 +292,14 @@ class _Progress(ProgressCallback):
             self.training_bar.close()
 
     def say(self, line: str) -> None:
-        """A line above the bar, where there is one."""
+        """A line of the first process, above the bar where there is one."""
         if self.training_bar is not None:
             self.training_bar.write(line, file=sys.stderr)
+        elif self.spoken:
+            print(line, file=sys.stderr)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None:
+        if not state.is_world_process_zero:
             return
         if "loss" in logs:
             self.shown |= {"loss": f"{logs['loss']:.3f}", "tokens/s": f"{logs['tokens_per_second']:,.0f}"}
@@ -216,4 +307,5 @@ class _Progress(ProgressCallback):
         if scores:
             line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
             self.say(f"step {state.global_step}: {line}")
-        self.training_bar.set_postfix(self.shown)
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self.shown)

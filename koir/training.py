@@ -36,13 +36,16 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
         lora.add_adapters(encoder, model.lora_rank, model.lora_alpha or 2 * model.lora_rank, model.lora_targets)
     groups["guide"] = None
     if loss.guide_model_name_or_path not in (None, "self"):
-        guide = load_encoder(loss.guide_model_name_or_path).to(groups["training"].device)
+        path = loss.guide_model_name_or_path
+        guide = load_encoder(path, default_prompts=encoder.prompts).to(groups["training"].device)
         guide.max_seq_length = min(guide.max_seq_length, encoder.max_seq_length)  # it need not see more than we do
         groups["guide"] = guide.eval().requires_grad_(False)
 
 
 class EmbeddingTrainer(RunTrainer):
     """The Trainer around a bi-encoder; v1 and v1.1 add their step and nothing else."""
+
+    COUNTED = (*RunTrainer.COUNTED, "negatives")
 
     def __init__(self, encoder: Encoder, args: TrainingArguments, triplets: Triplets, groups: dict):
         self.loss_arguments, self.step_arguments = groups["loss"], groups.get("step")
@@ -104,6 +107,7 @@ class EmbeddingTrainer(RunTrainer):
             encoder.save(folder, lora.merged(encoder))
             if folder.name.startswith("checkpoint-"):
                 lora.save_adapters(encoder, folder)
+            self._save_counters(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -2,17 +2,17 @@
 # launch TRAIN.py DEFAULT_RECIPE [RECIPE.yaml] [--auto_retry] [--flag value ...]
 #   --auto_retry    when memory runs out, go on from the last checkpoint with half the token budget, by itself
 #   NPROC_PER_NODE  processes on this machine (default: one a visible GPU, else 1)
-#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines (defaults: 1, 0, 127.0.0.1, 29500)
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines (defaults: 1, 0, 127.0.0.1, 29500; of one: a free port)
 
 launch() {
   local root train="$1" recipe="$2" word words=() retry="" nodes="${NNODES:-1}"
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
   shift 2
-  if [ "$nodes" != 1 ] && [[ " $* " != *" --output_dir"* ]]; then
+  if [ $# -gt 0 ] && [[ "$1" != -* ]]; then recipe="$1"; shift; fi
+  if [ "$nodes" != 1 ] && [[ " $* " != *" --output"[_-]dir* ]] && ! grep -q '^output_dir:' "$recipe"; then
     echo "error: NNODES=$nodes: found no --output_dir; expected the same folder, given on every machine" >&2
     return 2
   fi
-  if [ $# -gt 0 ] && [[ "$1" != -* ]]; then recipe="$1"; shift; fi
   for word in "$@"; do
     if [[ "$word" = --auto[_-]retry ]]; then retry=yes; else words+=("$word"); fi
   done
@@ -38,7 +38,12 @@ glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
   else
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}"
     command=("$root/.venv/bin/python" "$root/scripts/launch.py" --nproc_per_node "$processes" --nnodes "$nodes"
-      --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
+      --node_rank "${NODE_RANK:-0}")
+    if [ "$nodes" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
+      command+=(--rdzv_backend c10d --rdzv_endpoint localhost:0)
+    else
+      command+=(--master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
+    fi
   fi
   run_to_the_end "$retry" "${command[@]}" "$train" "$recipe" ${words[@]+"${words[@]}"}
 }
@@ -77,10 +82,11 @@ run_to_the_end() {
 
 # to_resume FOLDER: the flags to go on with, where the run folder holds a checkpoint that was written to its end.
 to_resume() {
-  local checkpoint
+  local checkpoint folder="$1"
+  if [[ "$1" = *[[:space:]]* ]]; then folder="'$1'"; fi
   for checkpoint in "$1"/checkpoints/checkpoint-*; do
     if [ "$(tail -n 1 "$checkpoint/trainer_state.json" 2>/dev/null)" = "}" ]; then
-      echo "; the last checkpoint is good: --output_dir $1 --resume_from_checkpoint last"
+      echo "; the last checkpoint is good: --output_dir $folder --resume_from_checkpoint last"
       return
     fi
   done

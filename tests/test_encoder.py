@@ -99,14 +99,20 @@ def test_demo_is_what_ships_and_leaves_no_trace(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_other_architectures_train_and_round_trip(tmp_path, architecture):
+def other(architecture, folder, **settings):
+    """A tiny model of another architecture, with the demo's tokenizer."""
     from transformers import AutoConfig, AutoModel
 
     tiny = {"vocab_size": 15360, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 1}
-    config = AutoConfig.for_model(architecture, intermediate_size=64, max_position_embeddings=64, **tiny)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    tiny_encoder().tokenizer.save_pretrained(tmp_path)
+    tiny |= {"intermediate_size": 64, "max_position_embeddings": 64, "num_key_value_heads": 2, "head_dim": 16}
+    config = AutoConfig.for_model(architecture, **tiny | settings)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tiny_encoder().tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_other_architectures_train_and_round_trip(tmp_path, architecture):
+    other(architecture, tmp_path)
     encoder = load_encoder(str(tmp_path), max_seq_length=32)
     encoder(
         [{"input_ids": torch.tensor([[0, 9, 2]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}]
@@ -125,6 +131,42 @@ def test_a_configuration_larger_than_the_weights_is_refused_before_it_takes_memo
     said = r"model/config\.json: found (\w+ [0-9,]+|\S+ of \[[0-9, ]+\]); expected (at most|\[)"
     with pytest.raises(ModelError, match=said):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "qwen3"])
+def test_fewer_layers_of_other_architectures_round_trip(tmp_path, architecture):
+    other(architecture, tmp_path / "whole", num_hidden_layers=3)
+    encoder = load_encoder(str(tmp_path / "whole"), max_seq_length=32, num_hidden_layers=2)
+    encoder.save(tmp_path / "saved")
+    assert np.allclose(load_encoder(str(tmp_path / "saved")).encode(TEXTS, "query"), encoder.encode(TEXTS, "query"))
+
+
+@pytest.mark.parametrize("architecture", ["camembert", "mpnet"])
+def test_positions_that_begin_after_padding_are_not_counted(tmp_path, architecture):
+    other(architecture, tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.max_seq_length == 62
+    assert np.isfinite(encoder.encode([" ".join(TEXTS) * 9], "query")).all()
+
+
+def test_an_encoder_decoder_and_a_tokenizer_without_padding_are_refused(tmp_path, folder):
+    other("t5", tmp_path / "t5", d_kv=16, d_ff=64, d_model=32, num_layers=2, num_heads=2)
+    with pytest.raises(ModelError, match="found an encoder-decoder"):
+        load_encoder(str(tmp_path / "t5"))
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"pad_token": None}))
+    with pytest.raises(ModelError, match="without a padding token"):
+        load_encoder(str(folder))
+
+
+def test_a_guide_without_prompts_of_its_own_gets_the_runs(folder):
+    config = folder / "config_sentence_transformers.json"
+    config.write_text("{}")
+    none = {"query": "", "document": ""}
+    assert load_encoder(str(folder), default_prompts=none).prompts == none
+    config.write_text(json.dumps({"prompts": {"query": "질의: "}}))
+    assert load_encoder(str(folder), default_prompts=none).prompts == {"query": "질의: ", "document": ""}
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, folder):

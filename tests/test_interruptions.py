@@ -1,5 +1,6 @@
 """What ends a run early: each says where it stood and what to do, and saves nothing bad."""
 
+import json
 import os
 import re
 import signal
@@ -18,9 +19,11 @@ from koir.interruptions import (
     StopOnBrokenGradient,
     StopOnSignal,
     refuse_broken,
+    refuse_broken_gradient,
     smaller_budget,
 )
 from koir.reranker_training import RerankerTrainer
+from koir.run_folder import run_folder
 from koir.tokens import pad
 from koir.training import EmbeddingTrainer
 
@@ -56,13 +59,10 @@ def test_after_training_a_signal_ends_the_process_at_once_again(tmp_path):
 def test_a_broken_gradient_is_named_before_the_optimizer_sees_it():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model(torch.ones(1, 2)).sum().backward()
-    settings = SimpleNamespace(fp16=False, deepspeed=None)
-    callback, state = StopOnBrokenGradient(), TrainerState()
-    callback.on_pre_optimizer_step(settings, state, None, model=model)
+    refuse_broken_gradient(1, model)
     model[1].bias.grad[0] = float("nan")
     with pytest.raises(RunError, match="step 1: found a gradient of 1.bias that is not finite"):
-        callback.on_pre_optimizer_step(settings, state, None, model=model)
-    callback.on_pre_optimizer_step(SimpleNamespace(fp16=True, deepspeed=None), state, None, model=model)
+        refuse_broken_gradient(1, model)
 
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf"), -1.0])  # what DeepSpeed says of gradients that broke
@@ -216,3 +216,136 @@ def test_what_is_not_finite_is_said_and_nothing_is_saved_over_the_checkpoint(
     assert checkpoints / "checkpoint-2/model.safetensors" in good
     assert {file: file.read_bytes() for file in checkpoints.rglob("*") if file.is_file()} == good
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize("clipped", ["1.0", "0"])
+def test_a_broken_gradient_is_named_before_clipping_spreads_it(clipped, words, tmp_path, monkeypatch, capsys):
+    module, name = trainer_module("v1.1"), "transformer.encoder.layer.0.output.dense.bias"
+    original = module.GradCacheTrainer.training_step
+
+    def breaking(self, model, *rest, **more):
+        loss = original(self, model, *rest, **more)
+        dict(model.named_parameters())[name].grad[1] = float("nan")
+        return loss
+
+    monkeypatch.setattr(module.GradCacheTrainer, "training_step", breaking)
+    with pytest.raises(SystemExit):
+        module.main(words("v1.1", tmp_path, "--max_grad_norm", clipped))
+    assert f"step 1: found a gradient of {name} that is not finite" in capsys.readouterr().err
+
+
+def test_dev_scores_that_a_signal_cut_off_are_made_when_the_run_goes_on(words, at_third_step, tmp_path, monkeypatch):
+    """And the best model is chosen with them."""
+    module = trainer_module("v1.1")
+    monkeypatch.setattr(
+        module.GradCacheTrainer,
+        "dev_scores",
+        lambda self: {"demo/ndcg_at_10": {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.9}.get(self.state.global_step, 0.3)},
+    )
+    more = ["--eval_tasks", "demo", "--eval_steps", "1", "--load_best_model_at_end", "--save_total_limit", "9"]
+    more += ["--save_steps", "1"]
+    module.main(words("v1.1", tmp_path / "whole", *more))
+    at_third_step(
+        EmbeddingTrainer, "contrast", lambda embeddings, _: os.kill(os.getpid(), signal.SIGTERM) or embeddings
+    )
+    with pytest.raises(SystemExit):
+        module.main(words("v1.1", tmp_path / "cut", *more))
+    module.main(words("v1.1", tmp_path / "cut", *more, "--resume_from_checkpoint", "last"))
+    found = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")]
+    scored = [[line["step"] for line in lines if "demo/ndcg_at_10" in line] for lines in found]
+    assert scored[0] == scored[1] == [0, 1, 2, 3, 4, 5]
+    saved = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert saved[0] == saved[1] == (tmp_path / "whole/checkpoints/checkpoint-3/model.safetensors").read_bytes()
+
+
+def counted(folder):
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return {name: facts.get(name) for name in ("steps", "negatives_per_query", "random_negatives", "negatives")}
+
+
+@pytest.mark.parametrize("version", ["v1", "v1.1", "reranker"])
+def test_a_run_that_was_killed_after_its_last_step_makes_no_more(version, words, tmp_path):
+    main, flags = trainer_module(version).main, words(version, tmp_path / "run", "--save_steps", "5")
+    main([*flags, "--lr_scheduler_type", "constant", "--warmup_steps", "0"])
+    before, model = counted(tmp_path / "run"), (tmp_path / "run/model/model.safetensors").read_bytes()
+    (tmp_path / "run/run.json").unlink()
+    main([*flags, "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--resume_from_checkpoint", "last"])
+    assert counted(tmp_path / "run") == before and before["steps"] == 5 and before["negatives_per_query"] > 0
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == model
+    lines = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert lines == [1, 2, 3, 4, 5]
+
+
+def test_a_resumed_run_counts_on(words, tmp_path):
+    main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--save_total_limit", "9")
+    main(flags)
+    whole = counted(tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    main([*flags, "--resume_from_checkpoint", str(tmp_path / "run/checkpoints/checkpoint-2")])
+    assert counted(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seed", "7"], "found --seed 7; expected 42, as the run began"),
+        (["--per_device_train_batch_size", "7"], "found batch of all processes 7; expected 6"),
+        (["--gradient_accumulation_steps", "2"], "found --gradient_accumulation_steps 2; expected 1"),
+        (["--train_data", "ROWS"], "found --train_data of fingerprint"),
+    ],
+)
+def test_a_run_goes_on_with_the_rows_and_batches_it_began_with(flags, said, words, tmp_path, capsys):
+    main, begun = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--save_steps", "1")
+    main([*begun, "--max_steps", "1"])
+    (tmp_path / "run/run.json").unlink()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "가", "document": "나"}\n', encoding="utf-8")
+    flags = [str(rows) if flag == "ROWS" else flag for flag in flags]
+    with pytest.raises(SystemExit):
+        main([*begun, *flags, "--resume_from_checkpoint", "last"])
+    assert said in capsys.readouterr().err
+
+
+def test_last_without_a_folder_is_the_newest_unfinished_run(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main = trainer_module("v1.1").main
+    flags = words("v1.1", "none")
+    del flags[flags.index("--output_dir") : flags.index("--output_dir") + 2]
+    for started in ("20260101-000000", "20260102-000000"):
+        monkeypatch.setenv("KOIR_STARTED", started)
+        main(flags)
+    monkeypatch.setenv("KOIR_STARTED", "20260103-000000")
+    with pytest.raises(SystemExit):
+        main([*flags, "--resume_from_checkpoint", "last"])
+    assert "expected one to resume from, or --output_dir" in capsys.readouterr().err
+    runs = sorted((tmp_path / "outputs").iterdir())
+    (runs[0] / "run.json").unlink()
+    main([*flags, "--max_steps", "6", "--resume_from_checkpoint", "last"])
+    assert json.loads((runs[0] / "run.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize("world", ["2", "4"])
+def test_a_run_of_other_processes_is_unfinished_too(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    checkpoint = tmp_path / "checkpoints/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "checkpoints/checkpoint-2-copy").mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    for rank in range(2):
+        (checkpoint / f"rng_state_{rank}.pth").write_bytes(b"")
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    with pytest.raises(RunError, match="an unfinished run"):
+        run_folder(args, "v1.1")
+    args.resume_from_checkpoint = "last"
+    if world == "2":
+        assert run_folder(args, "v1.1") == (str(tmp_path), str(checkpoint))
+        return
+    with pytest.raises(RunError, match="of checkpoint-2 2 processes wrote their part, and this is 4"):
+        run_folder(args, "v1.1")
+
+
+def test_a_model_that_no_run_wrote_is_not_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    with pytest.raises(RunError, match="a model/ folder that no run wrote"):
+        run_folder(args, "v1.1")

@@ -41,6 +41,15 @@ def tiny_reranker(folder, kind="xlm-roberta", length=128, **settings):
     return load_reranker(str(folder))
 
 
+def test_token_types_of_the_tokenizer_alone_are_left_out(tmp_path):
+    tiny_reranker(tmp_path, "roberta", type_vocab_size=1)
+    file = tmp_path / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_input_names": names}))
+    pairs = [("연차는", "며칠인가요"), ("전세", "보증금")]
+    assert np.isfinite(load_reranker(str(tmp_path)).score(pairs)).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_equal_those_of_cross_encoder(tmp_path, kind):
     from sentence_transformers import CrossEncoder

@@ -2,22 +2,27 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import run, start
 from one_step import tiny_encoder, trainer_class, trainer_module
+from transformers import TrainerState
 
 from koir import encoder_runs, runs
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
 from koir.encoder import load_encoder
 from koir.encoder_runs import ENCODER
-from koir.errors import RunError, exit_on_user_error
+from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
+from koir.manifest import DEMO
 from koir.retrieval.stages import in_memory
 from koir.run_folder import complete
+from koir.trainer import _Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,17 +120,56 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
         (["--eval_tasks", "no-such-task"], "no-such-task"),
         (["--train_data", "no-such-file.jsonl"], "no such file"),
         (["--resume_from_checkpoint", "last"], "no complete checkpoint"),
+        (["--eval_tasks", "demo", "a/demo"], "a/demo"),
+        (["--report_to", "wandbb"], "--report_to wandbb: found an unknown name; expected none or wandb; did you mean"),
+        (["--report_to", "tensorboard"], "--report_to tensorboard: found TensorBoardCallback requires"),
+        (["--fp16", "--use_cpu"], "--fp16: found no GPU; expected --bf16"),
+        (["--debug", "underflow_overflow"], "an unknown flag of this trainer"),
+        (["--no_temperature", "1"], "--no_temperature: found an unknown flag"),
+        (["--load_best_model_at_end", "--save_steps", "2", "--eval_steps", "2", "--eval_tasks", "demo",
+          "--metric_for_best_model", "demo/ndcg"], "found no dev score; expected one of demo/ndcg_at_10; did you mean"),
+        (["--optim", "adamw_bnb_8bit"], "--optim adamw_bnb_8bit: found "),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: found "),
+        *[([f"--{flag}", value], f"--{flag}: found {value}") for flag, value in (
+            ("gradient_accumulation_steps", "0"), ("learning_rate", "-1.0"), ("adam_beta1", "1.5"), ("seed", "-1"),
+            ("num_train_epochs", "0.0"), ("max_steps", "0"), ("logging_steps", "-1.0"))],
     ],
-)
+)  # fmt: skip
 def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, flags, said):
     main = exit_on_user_error(
-        lambda: runs.run(None, "v1.1", "", ENCODER, command("v1.1", base, tmp_path / "run", *flags)[1:])
+        lambda: runs.run(trainer_class("v1"), "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
     )
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+def test_tasks_of_one_name_are_refused(tmp_path):
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        shutil.copytree(DEMO / "beir", tmp_path / place / "legal")
+    tasks = [str(tmp_path / place / "legal") for place in "ab"]
+    with pytest.raises(FlagError, match="two tasks named legal"):
+        runs._dev_tasks(EvaluationArguments(eval_tasks=tasks))
+
+
+def test_without_a_bar_scores_and_warnings_are_lines(base, tmp_path, capsys):
+    flags = ["--disable_tqdm", "true", "--max_steps", "1", "--eval_steps", "1", "--eval_tasks", "demo"]
+    runs.run(trainer_class("v1"), "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
+    said = capsys.readouterr().err
+    assert "it/s" not in said and "step 1: demo/ndcg_at_10" in said
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_goes_on():
+    progress, state = _Progress(), TrainerState(global_step=90, max_steps=100)
+    settings = SimpleNamespace(disable_tqdm=False)
+    progress.on_train_begin(settings, state, None)
+    state.global_step = 91
+    progress.on_step_end(settings, state, None)
+    assert (progress.training_bar.n, progress.training_bar.initial) == (91, 90)
+    progress.close()
 
 
 def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsys):

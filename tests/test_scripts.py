@@ -266,7 +266,7 @@ def test_one_process_runs_python_directly_and_says_when_it_started(root):
 
 
 TORCHRUN = ["--nproc_per_node", "2", "--nnodes", "1", "--node_rank", "0"]
-TORCHRUN += ["--master_addr", "127.0.0.1", "--master_port", "29500"]
+TORCHRUN += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # a free port
 
 
 def test_two_processes_run_torchrun(root):
@@ -326,7 +326,7 @@ def test_a_process_that_the_kernel_killed_is_said_and_what_is_left_to_resume_fro
     done = root.run("v1/scripts/finetune.sh")
     assert done.returncode == 137 and "memory ran out" in done.stderr
     whole = state is not None and state.endswith("}\n")
-    assert (f"--output_dir {run} --resume_from_checkpoint last" in done.stderr) == whole == ("good" in done.stderr)
+    assert (f"--output_dir '{run}' --resume_from_checkpoint last" in done.stderr) == whole == ("good" in done.stderr)
 
 
 RETRY = """#!/usr/bin/env bash
