@@ -201,7 +201,11 @@ class TrainingArguments(HfTrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     report_to: str = field(default="none", metadata={"help": "none, or wandb (WANDB_MODE=offline needs no network)"})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "a checkpoint folder, or last: the newest one of --output_dir"}
+        default=None,
+        metadata={
+            "help": "a checkpoint folder, or last: the newest one of --output_dir or, without it, of the recipe's "
+            "newest unfinished run; with the rows, seed and batch that it began with"
+        },
     )
 
     def __post_init__(self):

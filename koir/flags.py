@@ -117,7 +117,10 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str):
         flag, _, rest = message.partition(": ")
-        raise FlagError(flag.removeprefix("argument "), rest or message, "see --help")
+        flag = flag.removeprefix("argument ").partition("/")[0]  # --eval_tasks/--eval-tasks
+        if rest.startswith("expected "):
+            raise FlagError(flag, "nothing", rest.removeprefix("expected ").replace("argument", "value"))
+        raise FlagError(flag, rest or message, "what --help says")
 
 
 def parse(
