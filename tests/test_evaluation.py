@@ -196,6 +196,11 @@ def test_the_demos_splits(split, queries):
     assert len(task.corpus) == 280 and splits("demo") == ["dev", "test", "train"]
 
 
+def test_empty_lines_at_the_end_of_qrels_are_none(beir):
+    task = load_task(beir(qrels={"test": QRELS["test"] + "\n\n"}), "test")
+    assert task.qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+
+
 def test_the_demos_splits_share_no_query():
     texts = [set(load_task("demo", split).queries.values()) for split in splits("demo")]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
@@ -307,7 +312,9 @@ def test_an_unknown_id_is_refused(beir, line, found):
     assert refused(path).startswith(f"{path}/qrels/test.tsv: found {found}")
 
 
-@pytest.mark.parametrize("line", ["q1\td1\n", "q1 d1 1\n", "q1\td1\t참\n", "q1\td1\t0.5\n", "q1\t0\td1\t1\n", "\n"])
+@pytest.mark.parametrize(
+    "line", ["q1\td1\n", "q1 d1 1\n", "q1\td1\t참\n", "q1\td1\t0.5\n", "q1\t0\td1\t1\n", "\nq1\td1\t1\n"]
+)
 def test_a_broken_line_of_qrels_names_file_and_line(beir, line):
     path = beir(qrels={"test": QRELS["test"] + line})
     message = refused(path)

@@ -127,8 +127,11 @@ def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
-            for number, row in enumerate(reader, 1):
-                if not row or (number == 1 and row[:1] == ["query-id"]):  # an empty line at the end, mostly
+            lines = list(enumerate(reader, 1))
+            while lines and not lines[-1][1]:  # empty lines at the end
+                lines.pop()
+            for number, row in lines:
+                if number == 1 and row[:1] == ["query-id"]:
                     continue
                 if len(row) != 3 or not re.fullmatch(r"-?[0-9]{1,9}", row[2]):
                     raise TaskError(
