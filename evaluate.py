@@ -162,6 +162,10 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     settings.bf16 = or_float32(where.bf16, device, "--bf16")
     names = BENCHMARKS[where.benchmark] if where.benchmark else where.tasks or ["demo"]
     tasks = [load_task(name, where.split, where.data_root) for name in names]
+    called = [task.name for task in tasks]
+    for name in called:
+        once = called.count(name) == 1 and name not in ("run", "pipeline")  # which are files beside results
+        require(once, "--tasks", f"a folder named {name}, twice or as a file beside results is", "another name")
     output, started = Path(where.output_dir), time.perf_counter()
     joint = Joint(settings, _dev_tasks(settings, where, names), output)
     if join_processes():
@@ -172,7 +176,8 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     for task in tasks:
         found.append([row.content for row in joint.evaluate(task)])
         print(f"\n{report.terminal(found[-1])}", flush=True)
-        _write_text(output / f"{task.name}.svg", picture(found[-1]))
+        stem = task.name if where.split == "test" else f"{task.name}.{task.split}"
+        _write_text(output / f"{stem}.svg", picture(found[-1]))
     _write_text(output / "report.md", report.markdown(found))
     contents = [content for rows in found for content in rows]
     _write_pipelines(output, contents, {"tasks": names, "split": where.split}, started)
@@ -198,9 +203,14 @@ def _check(what: EvaluateArguments, where: TaskArguments) -> None:
     fused = not what.first_stage or any(spec.startswith(("hybrid:", "milvus:")) for spec in what.first_stage)
     require(fused or what.weight is None, "--weight", str(what.weight), "a hybrid or milvus first stage with it")
     require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
+    reranked = not what.first_stage or any(path != "none" for path in what.reranker)
+    require(reranked or what.interpolate is None, "--interpolate", str(what.interpolate), "--reranker with it")
     require(where.dev_queries > 0, "--dev_queries", str(where.dev_queries), "a number above 0")
     given = EvaluateArguments(pipeline=what.pipeline, index_uri=what.index_uri)
     require(what.pipeline is None or what == given, "--pipeline", "other flags that choose a pipeline", "it alone")
+    if reranked and what.depth and min(what.depth) < 10:
+        print(f"note: with --depth {min(what.depth)} a list ends after so many, so that @10 cannot be held against "
+              "the first stage's", file=sys.stderr)  # fmt: skip
 
 
 def _share(text: str) -> float | None:
@@ -217,8 +227,9 @@ def _settings(what: EvaluateArguments) -> Settings:
         rerankers = [one.reranker] if one.reranker else []
         weights = {"weight": one.weight, "interpolate": one.interpolate, "normalise": one.normalise or "minmax"}
         return Settings([one.first_stage], rerankers, [one.depth], index_uri, one.fusion or "weighted",
-                        score_map=one.score_map or "sigmoid", **weights)  # fmt: skip
-    stages, rerankers = what.first_stage, [path for path in what.reranker if path != "none"]
+                        score_map=one.score_map or "sigmoid", chosen_on=one.chosen_on, **weights)  # fmt: skip
+    stages = list(dict.fromkeys(what.first_stage))
+    rerankers = [path for path in dict.fromkeys(what.reranker) if path != "none"]
     if not stages:
         stages, untrained = _newest_stages()
         rerankers = rerankers if what.reranker else _newest_reranker() or untrained
@@ -253,6 +264,9 @@ def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str]) -> li
     require(
         where.split != "dev" or bool(where.dev_tasks), "--split dev", "auto", "weights chosen elsewhere: --dev_tasks"
     )
+    if where.split == "dev":
+        both = ", ".join(set(where.dev_tasks) & set(names))
+        require(not both, f"--split dev --dev_tasks {both}", "what is scored", "other tasks to choose on")
     chosen = where.dev_tasks or [name for name in names if "dev" in splits(name) and "test" in splits(name)]
     return [sampled(load_task(name, "dev", where.data_root), where.dev_queries) for name in dict.fromkeys(chosen)]
 

@@ -114,6 +114,8 @@ def main() -> None:
     if settings.export is None:
         expected = "--export FILE, or .venv/bin/streamlit run leaderboard.py"
         raise FlagError("leaderboard.py", "neither a browser's page nor an export", expected)
+    if not Path(settings.results).is_dir():
+        raise FlagError(f"--results {settings.results}", "no such folder", "what evaluate.py --output_dir names")
     board = read_board(Path(settings.results), ROOT / "results")
     export.write(board, settings.export, settings.lang, ROOT / "README.md")
 

@@ -128,6 +128,7 @@ class Encoder(nn.Module):
         transformer at once; default: 1,024 on a CPU, whose cache they must fit, else 32,768. progress: the name of a
         progress bar, or None for silence. bf16: matrix products in bfloat16 where the chip has it (AVX512-BF16, AMX,
         GPUs since Ampere), which is faster and moves cosines by less than 0.01; elsewhere float32 as without it.
+        Raises ModelError where a number is not finite.
         """
         training = self.training
         self.eval()
@@ -148,6 +149,8 @@ class Encoder(nn.Module):
                         rows.append(embedded(chunk, bf16).cpu())
                         bar.update(len(rows[-1]))
                     vectors[start : start + len(part)] = torch.cat(rows)[inverse].numpy()
+            if not np.isfinite(vectors).all():
+                raise ModelError("the encoder", "embeddings that are not finite", "weights that are, of a sound run")
             return vectors
         finally:
             self.train(training)

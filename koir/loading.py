@@ -170,7 +170,7 @@ def not_loaded(path: str, error: Exception) -> ModelError:
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         return ModelError(path, said[:200], "a transformers model in safetensors with its tokenizer")
     why = f"no such folder here, and no answer from the hub ({type(error).__name__})"
-    return ModelError(path, why, "a reachable hub, or a local folder: --model_name_or_path FOLDER")
+    return ModelError(path, why, "a reachable hub, or a local folder")
 
 
 def most_tokens(config) -> int:

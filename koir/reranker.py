@@ -92,6 +92,7 @@ class Reranker(nn.Module):
         then fit, else 32,768. progress: the name of a progress bar, or None for silence. bf16: matrix products in
         bfloat16 where the chip has it (AVX512-BF16, AMX, GPUs since Ampere), which is faster and moves scores by about
         0.01; elsewhere float32 as without it.
+        Raises ModelError where a number is not finite.
         """
         training = self.training
         self.eval()
@@ -107,6 +108,8 @@ class Reranker(nn.Module):
                         found.append(self.scored({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
                         bar.update(len(found[-1]))
                     scores[start : start + len(inverse)] = torch.cat(found)[inverse].numpy()
+            if not np.isfinite(scores).all():
+                raise ModelError("the reranker", "logits that are not finite", "weights that are, of a sound run")
             return scores
         finally:
             self.train(training)

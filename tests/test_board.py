@@ -1,12 +1,14 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_results import TASKS, write_results, write_run
 from streamlit.testing.v1 import AppTest
@@ -14,10 +16,11 @@ from streamlit.testing.v1 import AppTest
 from koir.board import export
 from koir.board.labels import WORDS, words
 from koir.board.rows import read_board
-from koir.board.standing import mark_ties, pareto, standings, values_of
+from koir.board.standing import _indistinct, mark_ties, pareto, standings, values_of
 from koir.board.tables import as_csv, as_markdown, records
 from koir.board.training import _summary
 from koir.errors import ResultError
+from koir.evaluation.significance import paired_p
 from koir.evaluation.stored import TrainingRun, per_query, query_rows, read_result, training_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +119,40 @@ def test_a_broken_result_is_named_and_left_out(results, damage, said):
     assert [str(file) in str(error) and said in str(error) for error in board.broken] == [True]
     (row,) = [row for row in board.ours if row.name == "bm25"]
     assert list(row.cells) == ["AutoRAGRetrieval"]
+
+
+def test_results_of_two_pipelines_under_one_name_make_no_mean(results):
+    for number, file in enumerate(sorted((results / "bm25").glob("*.json"))):
+        if file.name in ("run.json", "pipeline.json"):
+            continue
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["koir"]["pipeline_key"] = f"key {number}"
+        file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        os.utime(file, (number, number))
+    board = read_board(results)
+    (row,) = [row for row in board.ours if row.name == "bm25"]
+    assert len(row.cells) == 1 and len(board.broken) == 1
+    assert "a result of other weights or settings" in str(board.broken[0])
+
+
+def test_another_order_of_queries_changes_no_rank(results):
+    def ranks():
+        board = read_board(results)
+        found, common = standings(board.rows("own"), board.groups["own"], METRIC)
+        mark_ties(found, common, METRIC)
+        return {one.row.name: (one.rank, one.tested) for one in found}
+
+    before = ranks()
+    for file in (results / "bm25").glob("*.queries.jsonl"):
+        file.write_text("".join(reversed(file.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
+    assert ranks() == before
+
+
+@pytest.mark.parametrize("gains", [[0.37] * 5, [1.0] + [0.01] * 50], ids=["few", "one large"])
+def test_ranks_say_what_the_paired_test_says(gains):
+    vectors = np.zeros((2, 1000))
+    vectors[0, : len(gains)] = gains
+    assert (_indistinct(vectors, 0) == [1]) == (paired_p(*vectors) >= 0.05)
 
 
 def test_per_query_rows_that_are_cut_short_are_not_used(results):

@@ -11,13 +11,20 @@ import torch
 
 import evaluate
 from koir.encoder import load_encoder
-from koir.errors import FlagError
+from koir.errors import FlagError, ModelError
 from koir.evaluation import fitting, joint, reproduction
 from koir.evaluation.fitting import GRID, choose_weight
 from koir.evaluation.joint import Joint, Settings, sampled
 from koir.evaluation.metrics import evaluate_run, mean_ndcg, mean_scores
 from koir.evaluation.picture import picture
-from koir.evaluation.pipeline import Pipeline, candidate_recall, is_tied, read_pipeline, task_fingerprint
+from koir.evaluation.pipeline import (
+    Pipeline,
+    candidate_recall,
+    evaluate_first_stage,
+    is_tied,
+    read_pipeline,
+    task_fingerprint,
+)
 from koir.evaluation.report import markdown, terminal
 from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task, load_task
@@ -322,6 +329,9 @@ def test_without_arguments_or_runs_the_demo_is_scored_and_said_to_be(few, tmp_pa
     assert names == list(stages)
 
 
+HYBRID = ["--first_stage", "hybrid:demo"]
+
+
 @pytest.mark.parametrize(
     ("words", "place"),
     [
@@ -334,7 +344,13 @@ def test_without_arguments_or_runs_the_demo_is_scored_and_said_to_be(few, tmp_pa
         (["--benchmark", "koe5", "--tasks", "demo"], "--benchmark and --tasks"),
         (["--pipeline", "없다.json"], "--pipeline"),
         (["--pipeline", "x", "--depth", "5"], "--pipeline"),
-        (["--first_stage", "bm25", "--interpolate", "auto", "--split", "dev"], "--split dev"),
+        (["--first_stage", "bm25", "--interpolate", "0.5"], "--interpolate"),
+        (
+            [*HYBRID, "--weight", "auto", "--split", "dev", "--dev_tasks", "demo", "--tasks", "demo"],
+            "--split dev --dev",
+        ),
+        ([*HYBRID, "--tasks", "demo", "demo"], "--tasks"),
+        ([*HYBRID, "--reranker", "demo", "--interpolate", "auto", "--split", "dev"], "--split dev"),
         (["--check", "없다.json"], "없다.json"),
         (["--reranking", "x"], "--reranking"),
     ],
@@ -344,6 +360,66 @@ def test_mistakes_are_said_in_one_line(words, place, capsys):
     with pytest.raises(SystemExit) as left:
         evaluate.main(words)
     assert left.value.code == 2 and capsys.readouterr().err.startswith(f"error: {place}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"first_stage": 5}, {"depth": "x"}, {"depth": 0}, {"weight": "x"}, {"weight": 7}, {"interpolate": 7},
+     {"normalise": "foo"}, {"score_map": "foo"}, {"fusion": "both"}, {"chosen_on": "dev"}],
+    ids=str,
+)  # fmt: skip
+def test_a_pipeline_with_a_wrong_value_is_refused(wrong, tmp_path):
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps({"first_stage": "bm25"} | wrong))
+    (name,) = wrong
+    with pytest.raises(FlagError, match=f"pipeline.json, {name}: found "):
+        read_pipeline(str(file))
+
+
+def test_splits_have_files_of_their_own_and_a_pipeline_says_what_it_was_chosen_on(few, tmp_path):
+    words = ["--first_stage", "hybrid:demo", "--output_dir", str(tmp_path)]
+    evaluate.main([*words, "--weight", "auto"])
+    evaluate.main([*words, "--split", "dev"])
+    assert {file.name for file in (tmp_path / "hybrid-demo").glob("demo*.json")} == {"demo.json", "demo.dev.json"}
+    evaluate.main([*words, "--weight", "auto"])
+    file = tmp_path / "hybrid-demo/pipeline.json"
+    before = read_pipeline(str(file)).chosen_on
+    evaluate.main(["--pipeline", str(file), "--output_dir", str(tmp_path)])
+    assert read_pipeline(str(file)).chosen_on == before == ["demo/dev"]
+
+
+def test_a_result_that_was_cut_is_made_again(task, tmp_path):
+    joint = Joint(Settings(["bm25"], progress=False), [], tmp_path)
+    (whole,) = joint.evaluate(task)
+    file = tmp_path / "bm25" / f"{task.name}.queries.jsonl"
+    rows = file.read_text().splitlines(keepends=True)
+    for damaged in ("".join(rows[:2]), "{}\n" * len(rows)):
+        file.write_text(damaged)
+        assert joint.evaluate(task)[0].scores == whole.scores and file.read_text() == "".join(rows)
+    (tmp_path / "bm25" / f"{task.name}.json").write_text("[]")
+    assert joint.evaluate(task)[0].scores == whole.scores
+
+
+def test_what_loads_with_the_first_query_is_not_a_querys_time(task):
+    asked = []
+
+    class Slow:
+        def search(self, queries, depth):
+            asked.append((len(queries), depth))
+            return [{"x": 1.0} for _ in queries]
+
+    evaluate_first_stage(lambda corpus: Slow(), task, "slow")
+    assert asked == [(1, 1), (len(task.queries), 100)]
+
+
+def test_models_that_broke_are_no_zeros(task):
+    encoder, reranker = load_encoder("demo"), load_reranker("demo")
+    for model in (encoder, reranker):
+        next(p for name, p in model.named_parameters() if "LayerNorm" in name).data[0] = float("nan")
+    with pytest.raises(ModelError, match="embeddings that are not finite"):
+        encoder.encode(["연차"], "query")
+    with pytest.raises(ModelError, match="logits that are not finite"):
+        reranker.score([("연차", "휴가")])
 
 
 # --- expected and published scores -----------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
     [
         (["--temprature", "1"], "did you mean temperature?"),
         (["--temperature", "0"], "--temperature"),
-        (["--model_name_or_path", "intfloat/multilingual-e5-large"], "a local folder: --model_name_or_path"),
+        (["--model_name_or_path", "intfloat/multilingual-e5-large"], "a reachable hub, or a local folder"),
         (["--train_data", "nlpai-lab/ko-triplet-v1.0"], "--train_data nlpai-lab/ko-triplet-v1.0"),
         (["--eval_tasks", "no-such-task"], "no-such-task"),
         (["--train_data", "no-such-file.jsonl"], "no such file"),

@@ -16,6 +16,7 @@ from koir.reranker import load_reranker
 from koir.retrieval.stages import _encoder
 from koir.serving.app import create_app
 from koir.serving.loading import ModelArguments, load
+from koir.serving.search import Documents
 
 TEXTS = {
     "김치": "유산균이 젖산을 만들어 김치가 시어진다.",
@@ -51,6 +52,16 @@ def built(tmp_path_factory):
     }
     (there / "pipeline.json").write_text(json.dumps(pipeline), encoding="utf-8")
     return there
+
+
+def test_what_is_built_in_an_indexs_place_does_not_mix_with_it(tmp_path):
+    file = tmp_path / "documents.jsonl"
+    rows = [json.dumps({"_id": name, "text": text}, ensure_ascii=False) + "\n" for name, text in TEXTS.items()]
+    file.write_text("".join(rows), encoding="utf-8")
+    texts = Documents(file)
+    (tmp_path / "new").write_text("".join(reversed(rows)), encoding="utf-8")
+    (tmp_path / "new").replace(file)
+    assert texts(list(TEXTS)) == TEXTS
 
 
 def search(arguments, **body):

@@ -82,6 +82,8 @@ def read_board(results: Path, published: Path | None = None) -> Board:
     if not (Path(results) / "published").is_dir() and published is not None:
         _, tables, more = read_results(published)
         broken += more
+    stored, mixed = _of_one_pipeline(stored)
+    broken += mixed
     keys, clashes = _task_keys(stored, tables)
     named: dict[str, dict[str, Stored]] = {}
     for one in stored:
@@ -92,6 +94,21 @@ def read_board(results: Path, published: Path | None = None) -> Board:
     groups = {table.name: list(table.tasks) for table in offered}
     count = Counter(task for row in ours for task in row.cells)
     return Board(ours, tables, broken, {OWN: sorted(count, key=lambda task: (-count[task], task))} | groups, clashes)
+
+
+def _of_one_pipeline(stored: Sequence[Stored]) -> tuple[list[Stored], list[ResultError]]:
+    """Results of the newest pipeline of each name, and an error for each of another: their mean is nobody's."""
+    newest: dict[Path, tuple[float, object]] = {}
+    for one in stored:
+        made = one.file.stat().st_mtime, one.koir.get("pipeline_key")
+        newest[one.file.parent] = max(newest.get(one.file.parent, made), made, key=lambda pair: pair[0])
+    same = [one for one in stored if one.koir.get("pipeline_key") == newest[one.file.parent][1]]
+    errors = [
+        ResultError(str(one.file), "a result of other weights or settings", "the newest's beside it: evaluate it again")
+        for one in stored
+        if one.koir.get("pipeline_key") != newest[one.file.parent][1]
+    ]
+    return same, errors
 
 
 def _task_keys(stored: Sequence[Stored], tables: Sequence[Published]) -> tuple[dict[Path, str], list[str]]:

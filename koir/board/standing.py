@@ -13,7 +13,8 @@ from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.stored import Stored, per_query, query_rows
 
 SIGNIFICANT = 0.05
-CLOSE = (0.035, 0.07)  # where the normal approximation of p is not trusted
+CLOSE = (0.02, 0.12)  # where the normal approximation of p is not trusted,
+MANY = 50  # nor with fewer differences than these, or where one has more than so much of their squares
 
 
 @dataclass
@@ -160,11 +161,16 @@ def _vectors(found: Sequence[Standing], common: Sequence[str], metric: str) -> t
             if values is None or isinstance(values, ResultError) or metric not in values[1]:
                 break
             column = values[2][:, values[1].index(metric)]
+            if wanted is not None:  # files may hold the same queries in another order
+                places_of = {query: number for number, query in enumerate(values[0])}
+                if places_of.keys() != set(wanted[len(ids)]):
+                    break
+                column = column[[places_of[query] for query in wanted[len(ids)]]]
             parts.append(column / (len(column) * len(common)))
             ids.append(values[0])
-        if len(parts) < len(common) or (wanted is not None and ids != wanted):
+        if len(parts) < len(common):
             continue
-        wanted = ids
+        wanted = wanted or ids
         places.append(place)
         vectors.append(np.concatenate(parts))
     return places, np.array(vectors)
@@ -176,9 +182,11 @@ def _indistinct(vectors: np.ndarray, one: int) -> list[int]:
     spread = np.sqrt((differences**2).sum(axis=1))
     z = np.divide(np.abs(differences.sum(axis=1)), spread, out=np.zeros(len(spread)), where=spread > 0)
     close = []
-    for other, value in enumerate(z, one + 1):
+    largest = np.divide((differences**2).max(axis=1, initial=0), spread**2, out=np.ones(len(z)), where=spread > 0)
+    few = ((differences != 0).sum(axis=1) < MANY) | (largest > 1 / MANY)
+    for other, (value, exact) in enumerate(zip(z, few, strict=True), one + 1):
         p = math.erfc(value / math.sqrt(2))  # random signs have exactly this variance
-        if CLOSE[0] < p < CLOSE[1]:
+        if exact or CLOSE[0] < p < CLOSE[1]:
             p = paired_p(vectors[one], vectors[other])
         if p >= SIGNIFICANT:
             close.append(other)

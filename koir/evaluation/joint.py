@@ -33,7 +33,10 @@ from koir.retrieval.stages import FirstStage, corpus_fingerprint, describe, firs
 
 @dataclass
 class Settings:
-    """What is combined. weight, interpolate: None (off), "auto" (chosen on dev) or a number from 0 to 1."""
+    """What is combined. weight, interpolate: None (off), "auto" (chosen on dev) or a number from 0 to 1.
+
+    chosen_on: the splits that numbers were chosen on, where that is known.
+    """
 
     first_stages: Sequence[str]
     rerankers: Sequence[str] = ()
@@ -46,6 +49,7 @@ class Settings:
     score_map: str = "sigmoid"
     progress: bool = True
     bf16: bool = False  # of rerankers
+    chosen_on: list[str] | None = None
 
     def depths_of(self, task: Task) -> list[int]:
         """How deep rerankers go: --depth, or through all candidates where the task itself gives them."""
@@ -123,10 +127,11 @@ class Joint:
     def _first_stage(self, task: Task, spec: str) -> Evaluated:
         stage, s = self.stage(spec), self.settings
         fusion = s.fusion if stage.fuses else None
-        chosen = self._dev_on if stage.weight is not None and s.weight == "auto" else None
+        chosen = (self._dev_on if s.weight == "auto" else s.chosen_on) if stage.weight is not None else None
         pipeline = Pipeline(spec, s.index_uri, fusion, stage.weight, None, s.kept(task), chosen_on=chosen)
+        made_of = digest(stage.fingerprint, fusion, stage.weight)
         key = digest(stage.fingerprint, fusion, stage.weight, s.kept(task), task_fingerprint(task))
-        return self._once(pipeline, task, key, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))
+        return self._once(pipeline, task, key, made_of, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))
 
     def _reranked(self, task: Task, spec: str, baseline: Evaluated, path: str) -> list[Evaluated]:
         (model, fingerprint), s = self.reranker(path), self.settings
@@ -139,14 +144,17 @@ class Joint:
             for weight in self._shares(spec, path, min(depth, max(s.depths))):
                 pipeline = self._pipeline(baseline, path, depth, weight)
                 scale = s.normalise if weight is not None else None
-                key = digest(baseline.content["koir"]["key"], fingerprint, depth, weight, scale)
+                koir, how = baseline.content["koir"], (fingerprint, depth, weight, scale)
+                key = digest(koir["key"], *how)
                 make = functools.partial(self._final, task, baseline, scored, pipeline, key)
-                rows.append(self._once(pipeline, task, key, make))
+                rows.append(self._once(pipeline, task, key, digest(koir["pipeline_key"], *how), make))
         return rows
 
     def _pipeline(self, baseline: Evaluated, path: str, depth: int, weight: float | None) -> Pipeline:
         first, s = Pipeline(**baseline.content["koir"]["pipeline"]), self.settings
-        chosen = self._dev_on if weight is not None and s.interpolate == "auto" else first.chosen_on
+        chosen = first.chosen_on
+        if weight is not None:
+            chosen = self._dev_on if s.interpolate == "auto" else s.chosen_on or chosen
         scale = s.normalise if weight is not None else None
         changes = {"reranker": path, "depth": depth, "interpolate": weight, "normalise": scale}
         return replace(first, **changes, score_map=s.score_map, chosen_on=chosen)
@@ -167,14 +175,15 @@ class Joint:
         ceiling = candidate_recall(task.qrels, baseline.run, depth)
         return evaluated(pipeline, task, run, ceiling, latency, key, done.seconds[depth])
 
-    def _once(self, pipeline: Pipeline, task: Task, key: str, make: Callable[[], Evaluated]) -> Evaluated:
-        """The result on disk where its key is the same, else a new one, written at once."""
+    def _once(self, pipeline: Pipeline, task: Task, key: str, made_of: str, make: Callable[[], Evaluated]) -> Evaluated:
+        """The result on disk where its key is the same, else a new one, written at once. made_of: its pipeline_key."""
         folder = self.output_dir / pipeline.name
-        if found := read_result(folder, task.name, key):
+        if found := read_result(folder, task.name, task.split, key):
             content, run = found
-            content["koir"]["pipeline"] = pipeline.content()
+            content["koir"] |= {"pipeline": pipeline.content(), "pipeline_key": made_of}
             return Evaluated(evaluate_run(task.qrels, run), run, content)
         done = make()
+        done.content["koir"]["pipeline_key"] = made_of
         write_result(folder, done.content, done.run, task.qrels, top=self.settings.kept(task))
         return done
 

@@ -15,7 +15,8 @@ from koir.evaluation.metrics import evaluate_run
 from koir.evaluation.results import file_name, result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import Task
-from koir.retrieval.ranking import ranked
+from koir.retrieval.ranking import SCALES, ranked
+from koir.retrieval.score_maps import SCORE_MAPS
 
 DEPTH = 100  # candidates kept for each query
 
@@ -56,12 +57,31 @@ class Pipeline:
 
 
 def read_pipeline(file: str) -> Pipeline:
-    """Read pipeline.json. Raises FlagError where it is missing, broken or holds an unknown key."""
+    """Read pipeline.json. Raises FlagError where it is missing, broken, or holds an unknown key or a wrong value."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        return Pipeline(**content)
+        one = Pipeline(**content)
     except (OSError, ValueError, TypeError) as error:
         raise FlagError(f"--pipeline {file}", str(error)[:200], "a pipeline.json that evaluate.py wrote") from None
+    share = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1  # noqa: E731
+    text = lambda value: isinstance(value, str)  # noqa: E731
+    checks = {
+        "first_stage": text(one.first_stage),
+        "index_uri": one.index_uri is None or text(one.index_uri),
+        "fusion": one.fusion in (None, "weighted", "rrf"),
+        "weight": one.weight is None or share(one.weight),
+        "reranker": one.reranker is None or text(one.reranker),
+        "depth": isinstance(one.depth, int) and not isinstance(one.depth, bool) and one.depth > 0,
+        "interpolate": one.interpolate is None or share(one.interpolate),
+        "normalise": one.normalise in (None, *SCALES),
+        "score_map": one.score_map in (None, *SCORE_MAPS),
+        "chosen_on": one.chosen_on is None or (isinstance(one.chosen_on, list) and all(map(text, one.chosen_on))),
+    }
+    for name, good in checks.items():
+        if not good:
+            place, expected = f"--pipeline {file}, {name}", "a value that evaluate.py writes"
+            raise FlagError(place, f"{getattr(one, name)!r:.60}", expected)
+    return one
 
 
 @dataclass
@@ -100,6 +120,7 @@ def evaluate_first_stage(
     pipeline = pipeline or Pipeline(name)
     started = time.perf_counter()
     retriever = index(task.corpus)
+    retriever.search(list(task.queries.values())[:1], 1)  # what loads with the first query is not a query's time
     indexed = time.perf_counter()
     depth = pipeline.depth if task.candidates is None else len(task.corpus)
     found = retriever.search(list(task.queries.values()), depth)

@@ -1,12 +1,12 @@
 """Results on disk in mteb's format with a block of our own, and the tables people read.
 
-    results/<pipeline>/<task>.json            one pipeline on one task
+    results/<pipeline>/<task>.json            one pipeline on one task; of a further split: <task>.<split>.json
     results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]},
                                               and grades, beside relevant, where not every answer's is 1
     results/<pipeline>/pipeline.json          what `--pipeline FILE` and `scripts/serve.py` read
     results/<pipeline>/run.json               written last: command, versions, wall seconds
 
-<pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-weighted`, and with a reranker
+<pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-rrf`, and with a reranker
 `<first stage>+<reranker>@<depth>`, with `~mixed` after it where the first stage's score has a share in the final one.
 
 <task>.json has mteb's keys: task_name, dataset_revision (the task's fingerprint), mteb_version, evaluation_time, and
@@ -17,6 +17,7 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
     pipeline          the content of pipeline.json: first_stage, index_uri, fusion, weight, reranker, depth,
                       interpolate, normalise, score_map, chosen_on (every key always there, null where idle)
     key               sha256 of weights, data and settings: a result is used again only while this stays the same
+    pipeline_key      sha256 of weights and settings alone: results of one name and another key are of another pipeline
     task_fingerprint  sha256 of queries, answers and corpus; documents, queries: how many
     candidate_recall  share of right answers among the `depth` candidates: what no reranker can exceed
     latency           {index_seconds, first_stage_ms, reranker_ms (null without), total_ms: a query; pairs_per_second}
@@ -60,11 +61,10 @@ def result(task: str, split: str, scores: dict[str, dict[str, float]], seconds: 
 
 def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], qrels: dict, top: int = 100) -> Path:
     """Write <folder>/<task>.json, and per-query rows beside it: ids and scores, no texts. Returns the JSON's path."""
-    file = folder / f"{content['task_name']}.json"
-    with (
-        written_aside(folder / f"{content['task_name']}.queries.jsonl") as aside,
-        aside.open("w", encoding="utf-8") as out,
-    ):
+    (split,) = content["scores"]
+    stem = file_stem(folder, content["task_name"], split)
+    file = folder / f"{stem}.json"
+    with written_aside(folder / f"{stem}.queries.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
         for query, answers in qrels.items():
             ranked = sorted(run.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:top]
             row = {"query_id": query, "relevant": sorted(answers)}
@@ -76,17 +76,28 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
     return file
 
 
-def read_result(folder: Path, task: str, key: str) -> tuple[dict, dict[str, dict[str, float]]] | None:
-    """A result's JSON and run as `write_result` left them, where it has this key; None where it is not there."""
+def file_stem(folder: Path, task: str, split: str) -> str:
+    """What a result's files begin with: the task's name, and the split where that file holds another one's."""
     try:
-        content = json.loads((folder / f"{task}.json").read_text(encoding="utf-8"))
-        lines = (folder / f"{task}.queries.jsonl").read_text(encoding="utf-8").splitlines()
+        there = json.loads((folder / f"{task}.json").read_text(encoding="utf-8"))["scores"]
+    except (OSError, ValueError, TypeError, KeyError):
+        there = [split]
+    return task if split in there else f"{task}.{split}"
+
+
+def read_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, dict[str, dict[str, float]]] | None:
+    """A result's JSON and run as `write_result` left them, where it has this key; None where it is not there, whole."""
+    stem = file_stem(folder, task, split)
+    try:
+        content = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        if content["koir"]["key"] != key:
+            return None
+        lines = (folder / f"{stem}.queries.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        run = {row["query_id"]: dict(zip(row["top"], row["scores"], strict=True)) for row in rows}
+        return (content, run) if len(run) == content["koir"]["queries"] else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    if content.get("koir", {}).get("key") != key:
-        return None
-    return content, {row["query_id"]: dict(zip(row["top"], row["scores"], strict=True)) for row in rows}
 
 
 def file_name(pipeline: str) -> str:

@@ -10,14 +10,17 @@ run.json; `evaluate.py` does so in a folder of each task, `<task>/`, since tasks
     index = open_index("indexes/law")           # what they wrote: no corpus needed, nothing is embedded
 """
 
+import contextlib
 import datetime
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,7 +98,9 @@ class FirstStage:
                 folder = self.part_folder(part, key)
                 missing = gather_sizes(int(not (folder / "complete.json").is_file()))  # all decide alike
                 if any(number for (number,) in missing):
-                    self._build(part, folder, corpus, key)
+                    with _alone(folder):
+                        if world_size() > 1 or not (folder / "complete.json").is_file():
+                            self._build(part, folder, corpus, key)
         if self.kind == "milvus" and rank() == 0 and not self.is_complete(key):
             parts = [self._load(part, self.part_folder(part, key)) for part in self.part_kinds]
             facts = {"first_stage": self.spec, "fusion": self.fusion, "weight": self.weight}
@@ -149,6 +154,23 @@ class FirstStage:
             torch.distributed.barrier()  # until here another process may be reading the shards
         if rank() == 0:
             shutil.rmtree(shards, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Another command of this machine that builds the same index is waited for; processes of one command share it."""
+    if world_size() > 1:
+        yield
+        return
+    locks = cache_folder() / "locks"
+    locks.mkdir(exist_ok=True)
+    with (locks / _digest(str(folder.resolve()))[:16]).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another command builds {folder}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def join_processes() -> bool:

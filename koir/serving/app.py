@@ -100,7 +100,7 @@ def _without_a_route(request: Request, error: HTTPException) -> Problem:
     if error.status_code == 404:
         return Problem(404, "no such route; /docs lists them", "not_found")
     if error.status_code == 400:
-        return Problem(400, "body: found bytes that are no UTF-8 text; expected one JSON object", "invalid_json")
+        return Problem(400, "body: found no readable JSON; expected one JSON object in UTF-8", "invalid_json")
     problem = Problem(error.status_code, str(error.detail), "http_error")
     problem.headers |= error.headers or {}
     return problem

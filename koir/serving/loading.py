@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -135,6 +136,7 @@ class Loader:
             corpus = load_task("demo").corpus
             index = first_stage(spec, None, False, how[0] or "weighted", how[1], model)(corpus)
             texts_of = lambda ids: {document: corpus[document] for document in ids}  # noqa: E731
+        index.search(["첫 질의"], 1, *([np.eye(1, model.dimensions, dtype=np.float32)] if model else []))  # loads Kiwi
         pipeline = replace(pipeline, score_map=self.arguments.score_map or pipeline.score_map)
         served = ServedPipeline(name, index, texts_of, pipeline, encoder, reranker, self.arguments.max_queue)
         self.registry.add(served)

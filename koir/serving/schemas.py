@@ -1,5 +1,6 @@
 """What requests may hold, for every dialect, and what answers look like. Unknown fields are ignored."""
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,12 +17,12 @@ from pydantic import (
 
 
 def _whole(text: str) -> str:
-    """Python's JSON lets half of a surrogate pair through, and no tokenizer takes it."""
+    """NFC, as all text here. Python's JSON lets half of a surrogate pair through, and no tokenizer takes it."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("found half of a surrogate pair; expected valid Unicode") from None
-    return text
+    return unicodedata.normalize("NFC", text)
 
 
 Text = Annotated[str, AfterValidator(_whole)]
