@@ -23,7 +23,6 @@ from koir.interruptions import (
     smaller_budget,
 )
 from koir.reranker_training import RerankerTrainer
-from koir.run_folder import run_folder
 from koir.tokens import pad
 from koir.training import EmbeddingTrainer
 
@@ -322,30 +321,3 @@ def test_last_without_a_folder_is_the_newest_unfinished_run(words, tmp_path, mon
     (runs[0] / "run.json").unlink()
     main([*flags, "--max_steps", "6", "--resume_from_checkpoint", "last"])
     assert json.loads((runs[0] / "run.json").read_text())["steps"] == 6
-
-
-@pytest.mark.parametrize("world", ["2", "4"])
-def test_a_run_of_other_processes_is_unfinished_too(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", world)
-    checkpoint = tmp_path / "checkpoints/checkpoint-2"
-    checkpoint.mkdir(parents=True)
-    (tmp_path / "checkpoints/checkpoint-2-copy").mkdir()
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
-    for rank in range(2):
-        (checkpoint / f"rng_state_{rank}.pth").write_bytes(b"")
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
-    with pytest.raises(RunError, match="an unfinished run"):
-        run_folder(args, "v1.1")
-    args.resume_from_checkpoint = "last"
-    if world == "2":
-        assert run_folder(args, "v1.1") == (str(tmp_path), str(checkpoint))
-        return
-    with pytest.raises(RunError, match="of checkpoint-2 2 processes wrote their part, and this is 4"):
-        run_folder(args, "v1.1")
-
-
-def test_a_model_that_no_run_wrote_is_not_replaced(tmp_path):
-    (tmp_path / "model").mkdir()
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
-    with pytest.raises(RunError, match="a model/ folder that no run wrote"):
-        run_folder(args, "v1.1")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -230,6 +231,23 @@ def test_an_unknown_first_stage_is_refused(spec, hint):
 def build_index(*words, processes=None):
     script = ROOT / "scripts/build_index.py"
     return run_together(script, processes, *words) if processes else run(script, *words)
+
+
+def test_another_command_that_builds_the_same_index_is_waited_for(tmp_path, monkeypatch, capsys):
+    stage, corpus, found, built = first_stage("bm25", str(tmp_path), False), {"a": "연차 휴가"}, [], []
+    build = stages.FirstStage._build
+    monkeypatch.setattr(stages.FirstStage, "_build", lambda *of: (built.append(of[1]), build(*of)))
+    folder = stage.part_folder("bm25", stages.corpus_fingerprint(corpus))
+    with stages._alone(folder):
+        waiting = threading.Thread(target=lambda: found.append(stage(corpus)))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive() and not built
+        build(stage, "bm25", folder, corpus, stages.corpus_fingerprint(corpus))
+    waiting.join()
+    assert not built, "what the other command built is opened"
+    assert found[0].search(["연차"], 1) == stage(corpus).search(["연차"], 1)
+    assert f"waiting: another command builds {folder}" in capsys.readouterr().err
 
 
 def test_an_index_is_built_and_opened_without_its_corpus(model, tmp_path):

@@ -1,6 +1,7 @@
 """Which checkpoints count as whole: one that was cut short is never resumed from."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,17 +43,52 @@ def test_a_named_checkpoint_must_be_whole(tmp_path):
         run_folder(args, "run")
 
 
+def checkpoint_of(folder, step):
+    """A folder of any name with the state of a step."""
+    there = folder / "good"
+    there.mkdir(parents=True)
+    (there / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return str(there)
+
+
 def test_lines_after_the_checkpoint_and_cut_lines_go(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
-    keep_lines(file, "checkpoints/checkpoint-2")
+    keep_lines(file, checkpoint_of(tmp_path, 2))
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
 
 
 def test_the_bases_line_stays_with_a_checkpoint_and_goes_without(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2)))
-    keep_lines(file, "checkpoints/checkpoint-1")
+    keep_lines(file, checkpoint_of(tmp_path, 1))
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1]
     keep_lines(file, None)
     assert file.read_text() == ""
+
+
+@pytest.mark.parametrize("world", ["2", "4"])
+def test_a_run_of_other_processes_is_unfinished_too(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    checkpoint = tmp_path / "checkpoints/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "checkpoints/checkpoint-2-copy").mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    for rank in range(2):
+        (checkpoint / f"rng_state_{rank}.pth").write_bytes(b"")
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    with pytest.raises(RunError, match="an unfinished run"):
+        run_folder(args, "v1.1")
+    args.resume_from_checkpoint = "last"
+    if world == "2":
+        assert run_folder(args, "v1.1") == (str(tmp_path), str(checkpoint))
+        return
+    with pytest.raises(RunError, match="of checkpoint-2 2 processes wrote their part, and this is 4"):
+        run_folder(args, "v1.1")
+
+
+def test_a_model_that_no_run_wrote_is_not_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    with pytest.raises(RunError, match="a model/ folder that no run wrote"):
+        run_folder(args, "v1.1")

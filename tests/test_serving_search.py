@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import unicodedata
 
 import pytest
 from served import ROOT
@@ -16,6 +17,7 @@ from koir.reranker import load_reranker
 from koir.retrieval.stages import _encoder
 from koir.serving.app import create_app
 from koir.serving.loading import ModelArguments, load
+from koir.serving.schemas import SearchRequest
 from koir.serving.search import Documents
 
 TEXTS = {
@@ -68,6 +70,11 @@ def search(arguments, **body):
     with TestClient(create_app(load(arguments))) as client:
         answer = client.post("/v1/search", json={"query": "휴가는 며칠?"} | body).json()
         return answer, [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+
+def test_a_query_that_macos_took_apart_is_put_together():
+    apart = unicodedata.normalize("NFD", "휴가는 며칠?")
+    assert SearchRequest(query=apart).query == "휴가는 며칠?" != apart
 
 
 def test_an_index_by_flags(built):
