@@ -22,6 +22,7 @@ from koir.evaluation.hub import BENCHMARKS
 from koir.evaluation.joint import Joint, Settings, sampled
 from koir.evaluation.picture import picture
 from koir.evaluation.pipeline import read_pipeline
+from koir.evaluation.results import file_stem
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import rank
 from koir.manifest import check_outputs, newest_run, origin, read_run, write_json, written_aside
@@ -176,7 +177,7 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     for task in tasks:
         found.append([row.content for row in joint.evaluate(task)])
         print(f"\n{report.terminal(found[-1])}", flush=True)
-        stem = task.name if where.split == "test" else f"{task.name}.{task.split}"
+        stem = file_stem(output / found[-1][0]["koir"]["name"], task.name, task.split)
         _write_text(output / f"{stem}.svg", picture(found[-1]))
     _write_text(output / "report.md", report.markdown(found))
     contents = [content for rows in found for content in rows]

@@ -69,11 +69,14 @@ REFUSALS = {
     errno.EACCES: ("permission denied", "a place that may be read and written"),
     errno.EPERM: ("operation not permitted", "a place that may be read and written"),
     errno.EROFS: ("read-only file system", "a place that may be written"),
+    errno.EMFILE: ("too many open files", "a higher limit (ulimit -n)"),
+    errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
+}
+# Of paths, and known by their number alone: such words stand in many an error of ours.
+PATHS = {
     errno.EEXIST: ("a file of that name", "a folder, or a name that is free"),
     errno.ENOTDIR: ("a file where the path has a folder", "a folder, or a name that is free"),
     errno.EISDIR: ("a folder", "a file"),
-    errno.EMFILE: ("too many open files", "a higher limit (ulimit -n)"),
-    errno.ENFILE: ("too many open files in system", "fewer open files on the machine"),
 }
 # gloo's words and NCCL's for another process that is gone
 LOST = r"(?s)gloo.*(Connection (closed|reset) by peer|Timed out waiting)|NCCL communicator was aborted"
@@ -97,8 +100,8 @@ def refused_by_machine(error: Exception) -> UserError | None:
 
     torch, safetensors and pyarrow raise kinds of their own, so their words and causes are read too.
     """
-    if isinstance(error, OSError) and error.errno in REFUSALS:
-        found, expected = REFUSALS[error.errno]
+    if isinstance(error, OSError) and error.errno in REFUSALS | PATHS:
+        found, expected = (REFUSALS | PATHS)[error.errno]
         return UserError(str(error.filename or "the disk"), found, expected)
     for found, expected in REFUSALS.values():
         if found in str(error).lower():

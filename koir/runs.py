@@ -111,9 +111,13 @@ def run(
             Path(note).write_text(args.output_dir, encoding="utf-8")
         keep_lines(folder / "metrics.jsonl", checkpoint)
     trainer = trainer_class(start, args, triplets, groups)
-    trainer.began = {"--train_data of fingerprint": triplets.fingerprint, "--seed": args.seed}
-    trainer.began |= {"--data_seed": args.data_seed, "batch of all processes": args.train_batch_size * world_size()}
-    trainer.began |= {"--gradient_accumulation_steps": args.gradient_accumulation_steps}
+    trainer.began = {
+        "--train_data of fingerprint": triplets.fingerprint,
+        "--seed": args.seed,
+        "--data_seed": args.data_seed,
+        "batch of all processes": args.train_batch_size * world_size(),
+        "--gradient_accumulation_steps": args.gradient_accumulation_steps,
+    }
     _train(trainer, checkpoint, folder, groups)
     trainer.save_model(str(folder / "model"))
     trained = trainer.facts()

@@ -64,3 +64,10 @@ def test_ctrl_c_is_one_line_and_130(capsys):
 def test_our_own_defects_keep_their_traceback():
     with pytest.raises(ValueError, match="a defect"):
         failing(ValueError("a defect"))()
+
+
+def test_words_of_paths_hide_no_error_of_ours(tmp_path):
+    assert refused_by_machine(ValueError("this is a folder of a file of that name")) is None
+    with pytest.raises(IsADirectoryError) as refused:
+        tmp_path.open()
+    assert str(refused_by_machine(refused.value)) == f"{tmp_path}: found a folder; expected a file"

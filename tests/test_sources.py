@@ -481,13 +481,12 @@ def test_lists_of_documents_are_rows_of_their_own_and_are_read_back(tmp_path):
     row = {"query": "버스", "document": [BUS, LAMP], "id": 0}
     wanted = {"query": "버스", "document": [BUS, LAMP], "source": None, "id": "0"}
     assert own(tmp_path, "triplets", {"rows.jsonl": lines(row, row | {"document": BUS})})[0] == wanted
-    (tmp_path / "none").mkdir()
     files = {"rows.jsonl": lines(row, row | {"document": []}), "report.json": {"rows": 2}, "run.json": {"kind": "rows"}}
     rows, tally = read("triplets", write(tmp_path / "none", files))
     assert (len(rows), dict(tally.dropped)) == (1, {"field document: nothing": 1})
 
 
-@pytest.mark.parametrize("empty", ["", [""], [None], None, []])
+@pytest.mark.parametrize("empty", ["", " ", [""], [None], None, []])
 @pytest.mark.parametrize("name", ["hard_negative", "neg"])
 def test_a_hard_negative_that_is_missing_costs_no_row(name, empty, tmp_path):
     row = {"query": "버스", "document" if name == "hard_negative" else "pos": BUS, name: empty}

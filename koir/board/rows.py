@@ -102,13 +102,11 @@ def _of_one_pipeline(stored: Sequence[Stored]) -> tuple[list[Stored], list[Resul
     for one in stored:
         made = one.file.stat().st_mtime, one.koir.get("pipeline_key")
         newest[one.file.parent] = max(newest.get(one.file.parent, made), made, key=lambda pair: pair[0])
-    same = [one for one in stored if one.koir.get("pipeline_key") == newest[one.file.parent][1]]
-    errors = [
-        ResultError(str(one.file), "a result of other weights or settings", "the newest's beside it: evaluate it again")
-        for one in stored
-        if one.koir.get("pipeline_key") != newest[one.file.parent][1]
-    ]
-    return same, errors
+    same, others = [], []
+    for one in stored:
+        (same if one.koir.get("pipeline_key") == newest[one.file.parent][1] else others).append(one)
+    found, expected = "a result of other weights or settings", "the newest's beside it: evaluate it again"
+    return same, [ResultError(str(one.file), found, expected) for one in others]
 
 
 def _task_keys(stored: Sequence[Stored], tables: Sequence[Published]) -> tuple[dict[Path, str], list[str]]:

@@ -50,8 +50,9 @@ def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
 
 
 def _there(texts: str | list) -> list:
-    """Hard negatives without those that are missing: null or an empty text."""
-    return [text for text in ([texts] if isinstance(texts, str) else texts) if text not in (None, "")]
+    """Hard negatives without those that are missing: null or a text without a character."""
+    listed = [texts] if isinstance(texts, str) else texts
+    return [text for text in listed if text is not None and not (isinstance(text, str) and not text.strip())]
 
 
 def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
