@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import Task
 from koir.gather import average_gradients, gather_sizes, meet, world_size
 from koir.interruptions import refuse_broken_gradient
+from koir.progress import Progress
 from koir.run_folder import read_counters, write_counters
 
 
@@ -44,7 +44,7 @@ class RunTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=dev_tasks, data_collator=collator)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
-        self.progress = _Progress()
+        self.progress = Progress()
         self.add_callback(self.progress)
         self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
         self.began: dict[str, object] = {}
@@ -259,53 +259,3 @@ def _refused(flag: str, value: object) -> Iterator[None]:
         raise FlagError(
             f"{flag} {getattr(value, 'value', value)}", why, "one that is installed, and what it needs"
         ) from None
-
-
-class _Progress(ProgressCallback):
-    """One bar: steps, time left, loss, tokens a second, the newest dev scores; with --disable_tqdm only lines."""
-
-    def __init__(self):
-        super().__init__()
-        self.shown: dict[str, str] = {}
-        self.spoken = False
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.training_bar is not None:
-            super().on_train_end(args, state, control, **kwargs)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """A resumed run's steps were not made in no time: what is left is reckoned from those made here."""
-        self.spoken = state.is_world_process_zero
-        if args.disable_tqdm:
-            return
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
-
-    def close(self) -> None:
-        """End the bar's line, where there is one."""
-        if self.training_bar is not None:
-            self.training_bar.close()
-
-    def say(self, line: str) -> None:
-        """A line of the first process, above the bar where there is one."""
-        if self.training_bar is not None:
-            self.training_bar.write(line, file=sys.stderr)
-        elif self.spoken:
-            print(line, file=sys.stderr)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        if "loss" in logs:
-            self.shown |= {"loss": f"{logs['loss']:.3f}", "tokens/s": f"{logs['tokens_per_second']:,.0f}"}
-        scores = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-        if scores:
-            line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            self.say(f"step {state.global_step}: {line}")
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(self.shown)

@@ -12,7 +12,8 @@ import pytest
 from koir.errors import SourceError
 from koir.sources import archives, records
 from koir.sources.archives import File, clean_name, walk
-from koir.sources.records import decoded, json_records
+from koir.sources.json_text import json_records
+from koir.sources.records import decoded
 from koir.sources.registry import checked_rows, find
 from koir.sources.tally import Tally
 

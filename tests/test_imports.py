@@ -76,6 +76,7 @@ ORDER = [
     "evaluation.pipeline",
     "interruptions",
     "run_folder",
+    "progress",
     "trainer",
     "evaluation.fitting",
     "evaluation.reranking",

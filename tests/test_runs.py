@@ -20,9 +20,9 @@ from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.manifest import DEMO
+from koir.progress import Progress
 from koir.retrieval.stages import in_memory
 from koir.run_folder import complete
-from koir.trainer import _Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,7 +163,7 @@ def test_without_a_bar_scores_and_warnings_are_lines(base, tmp_path, capsys):
 
 
 def test_the_bar_of_a_resumed_run_begins_where_it_goes_on():
-    progress, state = _Progress(), TrainerState(global_step=90, max_steps=100)
+    progress, state = Progress(), TrainerState(global_step=90, max_steps=100)
     settings = SimpleNamespace(disable_tqdm=False)
     progress.on_train_begin(settings, state, None)
     state.global_step = 91
