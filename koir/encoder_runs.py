@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from koir import arguments
+from koir.averaging import WeightArguments, card_line
 from koir.encoder import Encoder, load_encoder
 from koir.evaluation import pipeline
 from koir.evaluation.report import worse
@@ -107,19 +108,21 @@ The prompts in `config_sentence_transformers.json` are part of the model: withou
 - trained by koir {facts["trainer"]} from `{model.model_name_or_path}`, seed {facts["seed"]}, {facts["steps"]:,} steps
 - rows: {facts["rows"]["pairs"]:,} pairs, fingerprint `{facts["data_fingerprint"][:16]}`
 - InfoNCE, temperature {loss.temperature}, {facts["negatives_per_query"]:,.0f} negatives a query
-{"".join(f"- {term}{chr(10)}" for term in terms)}"""
+{"".join(f"- {term}{chr(10)}" for term in terms)}{card_line(groups["weights"].tuned_share)}"""
 
 
 ENCODER = Kind(
     name="encoder",
     arguments={
         "model": arguments.ModelArguments,
+        "weights": WeightArguments,
         "data": arguments.DataArguments,
         "loss": arguments.LossArguments,
         "chunks": arguments.ChunkArguments,
         "evaluation": arguments.EvaluationArguments,
     },
     loader=_loader,
+    saved=load_encoder,
     describe=_describe,
     compare=_base_against_tuned,
     card=_card,

@@ -30,17 +30,6 @@ class RerankerModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run code that comes with the model; read it first"}
     )
-    tuned_share: float = field(
-        default=1.0,
-        metadata={
-            "help": "of the saved weights; the rest is the start's, so that what it knew is not forgotten (WiSE-FT)"
-        },
-    )
-
-    def check(self) -> None:
-        """Raise FlagError for a share that leaves nothing of the training."""
-        share = self.tuned_share
-        require(0 < share <= 1, "--tuned_share", str(share), "above 0, at most 1 (0.5 is a good first try)")
 
 
 @dataclass

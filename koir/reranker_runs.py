@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from koir.arguments import ChunkArguments
+from koir.averaging import WeightArguments, card_line
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
 from koir.evaluation.report import worse
@@ -28,7 +29,7 @@ def _loader(model: RerankerModelArguments) -> Callable[[], Reranker]:
     """Loads what training starts from, each time the same."""
     if model.trust_remote_code:
         print(f"warning: code that comes with {model.model_name_or_path} will run here", file=sys.stderr)
-    settings = {name: value for name, value in vars(model).items() if name not in ("model_name_or_path", "tuned_share")}
+    settings = {name: value for name, value in vars(model).items() if name != "model_name_or_path"}
     return functools.partial(load_reranker, model.model_name_or_path, new_head=True, **settings)
 
 
@@ -44,19 +45,6 @@ def _describe(reranker: Reranker, groups: dict) -> list[str]:
         f"groups:  {rows * world_size():,} queries ({world_size()} x {rows:,}), up to {data.group_size} documents each",
         f"loss:    {groups['loss'].loss}; negatives {curriculum}",
     ]
-
-
-def _averaged(load: Callable[[], Reranker], groups: dict, folder: Path) -> None:
-    """Move the saved weights back towards the start's, as --tuned_share says (WiSE-FT, Wortsman et al. 2022)."""
-    share = groups["model"].tuned_share
-    if share < 1:
-        tuned = load_reranker(str(folder / "model"))
-        start, weights = load().state_dict(), tuned.state_dict()
-        mixed = {
-            name: start[name].lerp(tensor, share) for name, tensor in weights.items() if tensor.is_floating_point()
-        }
-        tuned.load_state_dict(weights | mixed)
-        tuned.save(folder / "model")
 
 
 def _scored(task: Task, run: dict, spec: str, depth: int, name: str | None, started: float) -> Evaluated:
@@ -114,8 +102,6 @@ def _said(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, lis
 def _card(facts: dict, groups: dict) -> str:
     """The model folder's README: how to load it and where it comes from."""
     model, data = groups["model"], groups["data"]
-    share = model.tuned_share
-    kept = f"- weights: {share:.0%} tuned, {1 - share:.0%} the base's\n" if share < 1 else ""
     return f"""---
 language: ko
 library_name: sentence-transformers
@@ -136,21 +122,22 @@ Rank by the raw logits (`activation_fn=torch.nn.Identity()`): near 1 many sigmoi
 - rows: {facts["rows"]["pairs"]:,} pairs, fingerprint `{facts["data_fingerprint"][:16]}`
 - {groups["loss"].loss}, groups of up to {data.group_size}, negatives from {data.negatives_from}, \
 {facts["negatives_per_query"]:,.1f} a query
-{kept}"""
+{card_line(groups["weights"].tuned_share)}"""
 
 
 RERANKER = Kind(
     name="reranker",
     arguments={
         "model": RerankerModelArguments,
+        "weights": WeightArguments,
         "data": GroupArguments,
         "loss": RankingLossArguments,
         "chunks": ChunkArguments,
         "evaluation": RerankingArguments,
     },
     loader=_loader,
+    saved=load_reranker,
     describe=_describe,
-    finish=_averaged,
     compare=_first_base_tuned,
     card=_card,
     next=".venv/bin/python evaluate.py --first_stage bm25 --reranker none ",

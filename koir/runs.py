@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from koir import arguments, budget, products
 from koir.arguments import TrainingArguments, require
+from koir.averaging import average
 from koir.bfloat16 import has_bfloat16
 from koir.compiled import compile_layers
 from koir.errors import RunError, nearest, out_of_memory
@@ -52,20 +53,20 @@ class Kind:
     """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
 
     name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
-    start, each time the same. describe: lines to say at the start. compare: scores base against tuned and prints the
-    table. card: the model folder's README. next: the command to go on with. prepare: what is done to the start and to
-    the groups once the rows are read. finish: what is done to the saved model before it is scored.
+    start, each time the same. saved: loads a model folder. describe: lines to say at the start. compare: scores base
+    against tuned and prints the table. card: the model folder's README. next: the command to go on with. prepare: what
+    is done to the start and to the groups once the rows are read.
     """
 
     name: str
     arguments: dict[str, type]
     loader: Callable[[arguments.ModelArguments], Callable[[], nn.Module]]
+    saved: Callable[[str], nn.Module]
     describe: Callable[[nn.Module, dict], list[str]]
     compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
     card: Callable[[dict, dict], str]
     next: str
     prepare: Callable[[nn.Module, Triplets, dict], None] = lambda *_: None
-    finish: Callable[[Callable[[], nn.Module], dict, Path], None] = lambda *_: None
 
 
 def run(
@@ -124,7 +125,7 @@ def run(
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
     leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
-        kind.finish(load, groups, folder)
+        average(load, kind.saved, groups["weights"].tuned_share, folder / "model")
         facts = {"kind": kind.name, "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
         facts |= {"rows": triplets.counts, **trained}

@@ -20,11 +20,9 @@ from koir.groups import Curriculum, Groups, PairCollator, mine_groups
 from koir.losses import kl_divergence
 from koir.mining import Statistics
 from koir.ranking_losses import binary_cross_entropy, cross_entropy, squared_error
-from koir.reranker import load_reranker
 from koir.reranker_arguments import (
     GroupArguments,
     RankingLossArguments,
-    RerankerModelArguments,
     RerankingArguments,
     check_together,
 )
@@ -274,12 +272,6 @@ def test_contradictions_are_refused(loss, data, said):
         check_together(groups)
 
 
-@pytest.mark.parametrize("share", [0, 1.5, -0.5])
-def test_a_share_of_nothing_or_more_than_all_is_refused(share):
-    with pytest.raises(FlagError, match="--tuned_share"):
-        RerankerModelArguments(tuned_share=share).check()
-
-
 def test_rows_without_a_teachers_scores_are_refused(trainer, rows, tmp_path):
     with pytest.raises(RowError, match="without a teacher's scores"):
         step(trainer, rows, tmp_path, "mse")
@@ -318,22 +310,6 @@ def test_the_command_goes_from_rows_to_a_table(trainer, tmp_path, capsys):
     assert "random_negatives_until: 0.5" in (tmp_path / "run" / "recipe.yaml").read_text()
     assert CrossEncoder(str(tmp_path / "run" / "model")).max_seq_length == 32
     assert "CrossEncoder" in (tmp_path / "run" / "model" / "README.md").read_text()
-
-
-def test_a_share_of_the_tuned_weights_is_saved_beside_the_starts(trainer, scored, tmp_path):
-    start = tiny_reranker(tmp_path / "base").state_dict()
-    saved = {}
-    for share in ("1", "0.25"):
-        flags = {"model_name_or_path": tmp_path / "base", "train_data": scored, "max_steps": 2, "learning_rate": 0.01,
-                 "tuned_share": share, "output_dir": tmp_path / share}  # fmt: skip
-        trainer.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
-        saved[share] = load_reranker(str(tmp_path / share)).state_dict()
-    head = "transformer.classifier.out_proj.weight"
-    assert not torch.allclose(saved["1"][head], start[head], atol=1e-3)
-    for name, tuned in saved["1"].items():
-        assert torch.allclose(saved["0.25"][name], start[name] + (tuned - start[name]) / 4, atol=1e-6), name
-    assert "25% tuned, 75% the base's" in (tmp_path / "0.25" / "model" / "README.md").read_text()
-    assert "tuned_share: 0.25" in (tmp_path / "0.25" / "recipe.yaml").read_text()
 
 
 def test_a_tuned_reranker_below_base_and_first_stage_is_said_to_be(capsys):
