@@ -20,12 +20,14 @@ from koir.arguments import (
     TrainingArguments,
     parse,
 )
+from koir.averaging import WeightArguments
 from koir.errors import FlagError
 from koir.flags import REASONS
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
     "model": ModelArguments,
+    "weights": WeightArguments,
     "data": DataArguments,
     "loss": LossArguments,
     "chunks": ChunkArguments,

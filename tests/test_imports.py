@@ -84,6 +84,7 @@ ORDER = [
     "evaluation.report",
     "evaluation.picture",
     "evaluation.joint",
+    "averaging",
     "training",
     "runs",
     "serving.problems",
