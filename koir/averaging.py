@@ -16,7 +16,8 @@ class WeightArguments:
     tuned_share: float = field(
         default=1.0,
         metadata={
-            "help": "of the saved weights; the rest is the start's, so that what it knew is not forgotten (WiSE-FT)"
+            "help": "of the saved weights; the rest is the start's, so that what it knew is not forgotten (WiSE-FT); "
+            "scores while training are of the tuned weights alone"
         },
     )
 
