@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from koir import arguments  # noqa: E402
 from koir.encoder import load_encoder  # noqa: E402
+from koir.errors import end_one_of_several  # noqa: E402
 from koir.gather import leave_processes, rank  # noqa: E402
 from koir.manifest import origin  # noqa: E402
 from koir.triplets import load_triplets  # noqa: E402
@@ -141,6 +142,7 @@ def main() -> None:
         if rank() == 0:
             Path(settings["out"]).write_text(json.dumps(found))
         leave_processes()
+        end_one_of_several()
         return
     rows = []
     print(f"{'processes':>9} {'chunk tokens':>12} {'exchanges a step':>17} ", end="")

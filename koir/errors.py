@@ -1,5 +1,6 @@
 """What a user can do wrong, said in one line: where, what was found, what was expected."""
 
+import atexit
 import difflib
 import errno
 import functools
@@ -117,26 +118,47 @@ def refused_by_machine(error: Exception) -> UserError | None:
     return refused_by_machine(inner) if isinstance(inner, Exception) else None
 
 
+def end_one_of_several(status: int = 0) -> None:
+    """Under torchrun, end this process as sys.exit would, without the interpreter's last steps; alone, do nothing.
+
+    In those, a thread of gloo's that still lets go of a tensor asks for an interpreter that is gone, and the process
+    aborts though all its work is done (pytorch/pytorch#179291); not even destroying the group ends the threads.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def exit_on_user_error(main: Callable) -> Callable:
     """Decorate a command's `main`: a mistake or a refusal of the machine is one line on stderr and exit status 2.
 
-    Ctrl-C is one line and 130.
+    Ctrl-C is one line and 130. Of several processes, each ends with the command (`end_one_of_several`).
     """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        except Exception as error:
-            if (refusal := refused_by_machine(error)) is None:
-                raise
-            print(f"error: {refusal}", file=sys.stderr)
-            raise SystemExit(2) from None
+            returned = main(*args, **kwargs)
+        except SystemExit as ended:
+            if isinstance(ended.code, int):
+                end_one_of_several(ended.code)
+            raise
         except KeyboardInterrupt:
-            print("stopped by the keyboard", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise _ended("stopped by the keyboard", 130) from None
+        except Exception as error:
+            refusal = error if isinstance(error, UserError) else refused_by_machine(error)
+            if refusal is None:
+                raise
+            raise _ended(f"error: {refusal}", 2) from None
+        end_one_of_several()
+        return returned
 
     return wrapped
+
+
+def _ended(words: str, status: int) -> SystemExit:
+    print(words, file=sys.stderr)
+    end_one_of_several(status)
+    return SystemExit(status)

@@ -8,6 +8,7 @@ import torch
 from one_step import ROOT, tiny_encoder, trainer_class
 
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments
+from koir.errors import end_one_of_several
 from koir.gather import leave_processes, rank
 from koir.triplets import load_triplets
 
@@ -55,3 +56,4 @@ if __name__ == "__main__":
     if rank() == 0:
         torch.save({name: tensor.detach().float().cpu().clone() for name, tensor in weights.items()}, out)
     leave_processes()
+    end_one_of_several()

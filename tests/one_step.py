@@ -21,6 +21,7 @@ from koir import lora  # noqa: E402
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments  # noqa: E402
 from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder, demo_base  # noqa: E402
+from koir.errors import end_one_of_several  # noqa: E402
 from koir.gather import leave_processes, rank  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 from koir.triplets import load_triplets  # noqa: E402
@@ -134,3 +135,4 @@ if __name__ == "__main__":
     if rank() == 0:
         torch.save(found, out)
     leave_processes()
+    end_one_of_several()

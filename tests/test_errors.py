@@ -1,11 +1,17 @@
 """Errors that are the user's or the machine's are one line; ours keep their traceback."""
 
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from koir.errors import UserError, exit_on_user_error, out_of_memory, refused_by_machine
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def failing(error, cause=None):
@@ -71,3 +77,35 @@ def test_words_of_paths_hide_no_error_of_ours(tmp_path):
     with pytest.raises(IsADirectoryError) as refused:
         tmp_path.open()
     assert str(refused_by_machine(refused.value)) == f"{tmp_path}: found a folder; expected a file"
+
+
+ONE_OF_TWO = """
+import atexit, sys
+from koir.errors import UserError, exit_on_user_error
+
+class Group:
+    def __del__(self):
+        print("last steps")
+
+held = Group()
+atexit.register(print, "at exit")
+
+@exit_on_user_error
+def main():
+    print("done", end=" ")
+    {end}
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("pass", 0), ("sys.exit(143)", 143), ("raise UserError('a', 'b', 'c')", 2)]
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_process_of_several_skips_the_interpreters_last_steps(end, status, processes):
+    command = [sys.executable, "-c", ONE_OF_TWO.format(end=end)]
+    place = os.environ | {"WORLD_SIZE": str(processes)}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=place)
+    assert ended.returncode == status and "Traceback" not in ended.stderr
+    assert ended.stdout == "done at exit\n" + "last steps\n" * (processes == 1)
