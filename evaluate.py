@@ -69,7 +69,7 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "also score a mixture with the first stage: the reranker's share, 0 to 1, or auto: the best on dev "
-            "that makes no dev task worse; default: no mixture"
+            "that makes no dev task worse, 0 where it gains less than a standard error; default: no mixture"
         },
     )
     normalise: str = field(

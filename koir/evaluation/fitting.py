@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from koir.evaluation.metrics import mean_ndcg
+from koir.evaluation.metrics import ndcg
 from koir.manifest import cache_folder, write_json
 from koir.retrieval.ranking import Aligned
 
@@ -14,27 +14,33 @@ GRID = tuple(round(0.05 * step, 2) for step in range(21))
 
 
 def choose_weight(
-    tasks: Sequence[tuple[dict, dict[str, Aligned]]], unharmed: bool = False
+    tasks: Sequence[tuple[dict, dict[str, Aligned]]], harmless: bool = False
 ) -> tuple[float, dict[float, float]]:
     """The weight of GRID with the best nDCG@10, averaged over tasks, and the score of each; of equals the smallest.
 
-    tasks: for each dev task its qrels and, by query id, the two runs that are mixed. unharmed: only weights that leave
-    every task at least as good as weight 0 leaves it, so that a gain on one task is never paid for by another.
+    tasks: for each dev task its qrels and, by query id, the two runs that are mixed. harmless: only weights that leave
+    every task at least as good as weight 0 leaves it, so that a gain on one task is never paid for by another; and
+    weight 0 where the best of them gains less than one standard error (Breiman et al. 1984, section 3.4.3).
     """
-    scores, allowed, first = {}, [], None
-    for weight in GRID:
-        of_tasks = np.array(
-            [
-                mean_ndcg(qrels, {query: pair.mixed(weight, 10) for query, pair in pairs.items()})
-                for qrels, pairs in tasks
-            ]
-        )
-        first = of_tasks if first is None else first
-        scores[weight] = float(np.mean(of_tasks))
-        if not unharmed or bool((of_tasks >= first - 1e-9).all()):
-            allowed.append(weight)
+    found = {weight: [_of_queries(weight, *task) for task in tasks] for weight in GRID}  # of each task: [Q]
+    means = {weight: np.array([of_task.mean() for of_task in of_tasks]) for weight, of_tasks in found.items()}
+    scores = {weight: float(of_tasks.mean()) for weight, of_tasks in means.items()}
+    allowed = [weight for weight in GRID if not harmless or bool((means[weight] >= means[0.0] - 1e-9).all())]
     highest = max(scores[weight] for weight in allowed)
-    return next(weight for weight in allowed if scores[weight] >= highest - 1e-9), scores
+    chosen = next(weight for weight in allowed if scores[weight] >= highest - 1e-9)
+    if harmless and scores[chosen] - scores[0.0] < _standard_error(found[chosen], found[0.0]):
+        chosen = 0.0
+    return chosen, scores
+
+
+def _of_queries(weight: float, qrels: dict, pairs: dict[str, Aligned]) -> np.ndarray:
+    return ndcg(qrels, {query: pair.mixed(weight, 10) for query, pair in pairs.items()})
+
+
+def _standard_error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """Of the difference of two means of tasks' means, from each task's queries [Q]."""
+    variances = [(mine - other).var() / len(mine) for mine, other in zip(ours, theirs, strict=True)]
+    return float(np.sqrt(np.sum(variances))) / len(variances)
 
 
 def remembered(key: object, choose: Callable[[], tuple[float, dict]]) -> float:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,14 +225,18 @@ class Joint:
             for task, run, done in self._dev_logits(spec, path):
                 pairs = {query: mixture(run[query], done.logits[query], depth, scale) for query in task.queries}
                 tasks.append((task.qrels, pairs))
-            return choose_weight(tasks, unharmed=True)
+            return choose_weight(tasks, harmless=True)
 
         kept = max(map(self.settings.kept, self.dev_tasks))
         of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, kept]
-        return remembered(
-            ["unharmed", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)],
+        share = remembered(
+            ["harmless", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)],
             choose,
         )
+        if share == 0:
+            what = f"{path} over {spec} gains less than one standard error on dev"
+            print(f"note: --interpolate auto is 0: {what}", file=sys.stderr)
+        return share
 
     @functools.cache  # noqa: B019
     def _dev_logits(self, spec: str, path: str) -> list[tuple[Task, dict, Reranked]]:

@@ -31,12 +31,17 @@ def _first_right(candidates: dict[str, float], answers: dict[str, int]) -> int |
     return next((rank for rank, document in enumerate(order, 1) if answers.get(document, 0) > 0), None)
 
 
-def mean_ndcg(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> float:
-    """Mean nDCG@10 alone, for searches over weights; queries without candidates count as 0."""
+def ndcg(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> np.ndarray:
+    """nDCG@10 alone of each query [Q], in the order of qrels; queries without candidates count as 0."""
     found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(
         {q: docs for q, docs in run.items() if docs}
     )
-    return sum(of_query["ndcg_cut_10"] for of_query in found.values()) / len(qrels)
+    return np.array([found[query]["ndcg_cut_10"] if query in found else 0.0 for query in qrels])  # [Q]
+
+
+def mean_ndcg(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> float:
+    """Mean nDCG@10 alone; queries without candidates count as 0."""
+    return float(ndcg(qrels, run).mean())
 
 
 def mean_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -51,6 +51,8 @@ def final_run(first: dict[str, float], logits: dict[str, float], depth: int, wei
     """One query's final scores: the logits of its `depth` candidates, or their mixture with the first stage's."""
     if weight is None:
         return {document: logits[document] for document in ranked(first)[:depth]}
+    if weight == 0:  # no scaling, in which near scores could become equal
+        return {document: first[document] for document in ranked(first)[:depth]}
     return mixture(first, logits, depth, scale).mixed(weight, depth)
 
 

@@ -107,7 +107,7 @@ class ServedPipeline:
         candidates, texts, embedded = await self._first_stage(query, depth)
         milliseconds = {"first_stage": 1000 * (time.perf_counter() - started)}
         texts_read, tokens, cut_query = (1, embedded.tokens, bool(embedded.truncated)) if embedded else (0, 0, False)
-        if self.reranker is None or not rerank or not candidates:
+        if self.reranker is None or not rerank or self.pipeline.interpolate == 0 or not candidates:
             hits = [Hit(d, texts[d], candidates[d], candidates[d]) for d in ranked(candidates)[:top_n]]
             return Found(hits, milliseconds, texts_read, tokens, cut_query, [])
         started, ids = time.perf_counter(), list(candidates)
