@@ -86,6 +86,13 @@ class EvaluateArguments:
             "candidates: not comparable between queries); ranking is by raw logits always"
         },
     )
+    passage_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "rerankers read longer documents in passages of so many tokens, a quarter of each also in the one "
+            "before, and the best counts; default: their beginnings, as far as the reranker reads"
+        },
+    )
     pipeline: str | None = field(
         default=None, metadata={"help": "a pipeline.json, in place of the flags above; default: none"}
     )
@@ -206,6 +213,9 @@ def _check(what: EvaluateArguments, where: TaskArguments) -> None:
     require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
     reranked = not what.first_stage or any(path != "none" for path in what.reranker)
     require(reranked or what.interpolate is None, "--interpolate", str(what.interpolate), "--reranker with it")
+    if (tokens := what.passage_tokens) is not None:
+        require(reranked, "--passage_tokens", str(tokens), "--reranker with it")
+        require(tokens > 0, f"--passage_tokens {tokens}", "no length", "a number above 0")
     require(where.dev_queries > 0, "--dev_queries", str(where.dev_queries), "a number above 0")
     given = EvaluateArguments(pipeline=what.pipeline, index_uri=what.index_uri)
     require(what.pipeline is None or what == given, "--pipeline", "other flags that choose a pipeline", "it alone")
@@ -228,7 +238,8 @@ def _settings(what: EvaluateArguments) -> Settings:
         rerankers = [one.reranker] if one.reranker else []
         weights = {"weight": one.weight, "interpolate": one.interpolate, "normalise": one.normalise or "minmax"}
         return Settings([one.first_stage], rerankers, [one.depth], index_uri, one.fusion or "weighted",
-                        score_map=one.score_map or "sigmoid", chosen_on=one.chosen_on, **weights)  # fmt: skip
+                        score_map=one.score_map or "sigmoid", chosen_on=one.chosen_on,
+                        passage_tokens=one.passage_tokens, **weights)  # fmt: skip
     stages = list(dict.fromkeys(what.first_stage))
     rerankers = [path for path in dict.fromkeys(what.reranker) if path != "none"]
     if not stages:
@@ -238,7 +249,7 @@ def _settings(what: EvaluateArguments) -> Settings:
         _share(text) if text not in (None, "auto") else text for text in (what.weight, what.interpolate)
     )
     return Settings(stages, rerankers, what.depth, what.index_uri, what.fusion, weight, interpolate, what.normalise,
-                    what.score_map)  # fmt: skip
+                    what.score_map, passage_tokens=what.passage_tokens)  # fmt: skip
 
 
 def _newest_stages() -> tuple[list[str], list[str]]:

@@ -18,6 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
+from koir.passages import passages, strongest
 from koir.tokens import GPU_CHUNK, pad, plan_chunks
 
 HEAD_SEED = 20242
@@ -85,15 +86,21 @@ class Reranker(nn.Module):
         chunk_tokens: int | None = None,
         progress: str | None = None,
         bf16: bool = False,
+        passage_tokens: int | None = None,
     ) -> np.ndarray:
         """(query, document) pairs to float32 raw logits [n], in order.
 
         chunk_tokens: padded tokens that go through the transformer at once; default: 1,024 on a CPU, whose cache they
         then fit, else 32,768. progress: the name of a progress bar, or None for silence. bf16: matrix products in
         bfloat16 where the chip has it (AVX512-BF16, AMX, GPUs since Ampere), which is faster and moves scores by about
-        0.01; elsewhere float32 as without it.
+        0.01; elsewhere float32 as without it. passage_tokens: read a longer document in passages of so many tokens,
+        of which the best counts; None: its beginning alone, as far as the model reads.
         Raises ModelError where a number is not finite.
         """
+        if passage_tokens:
+            parts = passages(self.tokenizer, [document for _, document in pairs], passage_tokens)
+            spread = [(query, part) for (query, _), of_one in zip(pairs, parts, strict=True) for part in of_one]
+            return strongest(self.score(spread, chunk_tokens, progress, bf16), parts)
         training = self.training
         self.eval()
         try:

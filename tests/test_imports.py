@@ -41,6 +41,7 @@ ORDER = [
     "compiled",
     "budget",
     "sampling",
+    "passages",
     "reranker",
     "retrieval.ranking",
     "retrieval.score_maps",

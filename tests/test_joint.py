@@ -42,7 +42,7 @@ class Fake:
     def __init__(self, logit):
         self.logit, self.asked = logit, []
 
-    def score(self, pairs, progress=None, bf16=False):
+    def score(self, pairs, chunk_tokens=None, progress=None, bf16=False, passage_tokens=None):
         self.asked += pairs
         self.bf16 = bf16
         return np.array([self.logit(*pair) for pair in pairs], dtype=np.float32)
@@ -357,6 +357,8 @@ HYBRID = ["--first_stage", "hybrid:demo"]
         (["--pipeline", "없다.json"], "--pipeline"),
         (["--pipeline", "x", "--depth", "5"], "--pipeline"),
         (["--first_stage", "bm25", "--interpolate", "0.5"], "--interpolate"),
+        (["--first_stage", "bm25", "--passage_tokens", "9"], "--passage_tokens"),
+        (["--reranker", "demo", "--passage_tokens", "0"], "--passage_tokens 0"),
         (
             [*HYBRID, "--weight", "auto", "--split", "dev", "--dev_tasks", "demo", "--tasks", "demo"],
             "--split dev --dev",
@@ -374,10 +376,24 @@ def test_mistakes_are_said_in_one_line(words, place, capsys):
     assert left.value.code == 2 and capsys.readouterr().err.startswith(f"error: {place}")
 
 
+def test_passages_leave_room_for_a_question(tmp_path):
+    joint = Joint(Settings(["bm25"], ["demo"], passage_tokens=385), [], tmp_path)
+    with pytest.raises(
+        FlagError, match="--passage_tokens: found 385; expected at most 384, of the 512 that demo reads"
+    ):
+        joint.reranker("demo")
+    fingerprints = {
+        Joint(Settings(["bm25"], ["demo"], passage_tokens=tokens), [], tmp_path).reranker("demo")[1]
+        for tokens in (None, 100, 384)
+    }
+    assert len(fingerprints) == 3
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"first_stage": 5}, {"depth": "x"}, {"depth": 0}, {"weight": "x"}, {"weight": 7}, {"interpolate": 7},
-     {"normalise": "foo"}, {"score_map": "foo"}, {"fusion": "both"}, {"chosen_on": "dev"}],
+     {"normalise": "foo"}, {"score_map": "foo"}, {"fusion": "both"}, {"chosen_on": "dev"},
+     {"passage_tokens": 0}],
     ids=str,
 )  # fmt: skip
 def test_a_pipeline_with_a_wrong_value_is_refused(wrong, tmp_path):

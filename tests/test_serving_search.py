@@ -177,20 +177,22 @@ def test_top_n_of_a_search(built, top_n, status):
     assert answer.status_code == status and (status == 422 or len(answer.json()["results"]) == 1)
 
 
-def evaluated(built, there, *tasks):
+def evaluated(built, there, *tasks, more=()):
     """Evaluate the demo's corpus under other names with --index_uri; the pipeline.json of the reranked hybrid."""
     import evaluate
 
     for task in tasks:
         shutil.copytree(DEMO / "beir", there / task)
     flags = ["--first_stage", "bm25", f"hybrid:{built / 'encoder'}", "--reranker", str(built / "reranker")]
-    flags += ["--depth", "3", "--index_uri", str(there / "indexes"), "--output_dir", str(there / "results")]
+    flags += ["--depth", "3", "--index_uri", str(there / "indexes"), "--output_dir", str(there / "results"), *more]
     evaluate.main([*flags, "--tasks", *[str(there / task) for task in tasks]])
     return next(file for file in there.glob("results/hybrid*+*/pipeline.json"))
 
 
-def test_what_was_evaluated_is_served(built, tmp_path, capsys):
-    pipeline = evaluated(built, tmp_path, "law")
+@pytest.mark.parametrize("more", [(), ("--passage_tokens", "12")], ids=["", "passages"])
+def test_what_was_evaluated_is_served(built, tmp_path, capsys, more):
+    pipeline = evaluated(built, tmp_path, "law", more=more)
+    assert ("@3p12" in pipeline.parent.name) == bool(more)
     row = json.loads(next(pipeline.parent.glob("law.queries.jsonl")).open(encoding="utf-8").readline())
     queries = [json.loads(line) for line in (tmp_path / "law/queries.jsonl").open(encoding="utf-8")]
     (query,) = [question["text"] for question in queries if question["_id"] == row["query_id"]]
@@ -199,7 +201,7 @@ def test_what_was_evaluated_is_served(built, tmp_path, capsys):
     assert all(hit["document"]["text"] for hit in answer["results"])
     shutil.rmtree(tmp_path / "indexes")  # results are on disk, so nothing has to be searched again
     shutil.rmtree(tmp_path / "law")
-    evaluated(built, tmp_path, "law")
+    evaluated(built, tmp_path, "law", more=more)
     assert search(ModelArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)[0]["results"]
 
 

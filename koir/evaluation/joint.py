@@ -26,6 +26,7 @@ from koir.evaluation.pipeline import (
 from koir.evaluation.reranking import Reranked, final_run, mixture, rerank
 from koir.evaluation.results import read_result, write_result
 from koir.evaluation.tasks import Task
+from koir.flags import require
 from koir.reranker import Reranker, load_reranker
 from koir.retrieval.dense import weights_fingerprint
 from koir.retrieval.hybrid import FETCH, weighted
@@ -51,6 +52,7 @@ class Settings:
     progress: bool = True
     bf16: bool = False  # of rerankers
     chosen_on: list[str] | None = None
+    passage_tokens: int | None = None
 
     def depths_of(self, task: Task) -> list[int]:
         """How deep rerankers go: --depth, or through all candidates where the task itself gives them."""
@@ -92,6 +94,11 @@ class Joint:
         model = load_reranker(path).to("cuda" if torch.cuda.is_available() else "cpu")
         words = sorted(model.tokenizer.get_vocab().items())
         read_how = [model.max_seq_length, words, "bf16"] if self.settings.bf16 else [model.max_seq_length, words]
+        if tokens := self.settings.passage_tokens:
+            most = model.max_seq_length * 3 // 4  # a question is to fit beside it
+            require(tokens <= most, "--passage_tokens", str(tokens), f"at most {most}, of the {model.max_seq_length} "
+                    f"that {path} reads of both texts")  # fmt: skip
+            read_how.append(f"passages of {tokens}")
         return model, weights_fingerprint(model, read_how)
 
     def build(self, tasks: Sequence[Task]) -> None:
@@ -138,7 +145,7 @@ class Joint:
         (model, fingerprint), s = self.reranker(path), self.settings
         progress, depths = f"{path} on {task.name}" if s.progress else None, s.depths_of(task)
         scored: Callable[[], Reranked] = functools.cache(
-            lambda: rerank(model, task, baseline.run, depths, progress, s.bf16)
+            lambda: rerank(model, task, baseline.run, depths, progress, s.bf16, s.passage_tokens)
         )
         rows = []
         for depth in depths:
@@ -158,7 +165,8 @@ class Joint:
             chosen = self._dev_on if s.interpolate == "auto" else s.chosen_on or chosen
         scale = s.normalise if weight is not None else None
         changes = {"reranker": path, "depth": depth, "interpolate": weight, "normalise": scale}
-        return replace(first, **changes, score_map=s.score_map, chosen_on=chosen)
+        changes |= {"passage_tokens": s.passage_tokens, "score_map": s.score_map, "chosen_on": chosen}
+        return replace(first, **changes)
 
     def _final(
         self, task: Task, baseline: Evaluated, scored: Callable[[], Reranked], pipeline: Pipeline, key: str
@@ -246,7 +254,7 @@ class Joint:
             run = dict(zip(task.queries, runs, strict=True))
             progress = f"{path} on {task.name}/{task.split}" if self.settings.progress else None
             model, s = self.reranker(path)[0], self.settings
-            found.append((task, run, rerank(model, task, run, s.depths, progress, s.bf16)))
+            found.append((task, run, rerank(model, task, run, s.depths, progress, s.bf16, s.passage_tokens)))
         return found
 
 

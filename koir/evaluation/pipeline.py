@@ -27,7 +27,8 @@ class Pipeline:
 
     weight: the dense part's share of a weighted hybrid. interpolate: the reranker's share of the final score, both
     scores normalised by `normalise` over the candidates; None ranks by the reranker alone. score_map: how scores are
-    shown. chosen_on: the splits that the weights were chosen on, None where they were given.
+    shown. chosen_on: the splits that the weights were chosen on, None where they were given. passage_tokens: of the
+    passages in which the reranker reads long documents, None where it reads their beginnings.
     """
 
     first_stage: str
@@ -40,6 +41,7 @@ class Pipeline:
     normalise: str | None = None
     score_map: str | None = None
     chosen_on: list[str] | None = None
+    passage_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +51,8 @@ class Pipeline:
             return name
         mixed = "~mixed" if self.interpolate is not None else ""
         reranker = file_name(f"rerank:{self.reranker}").removeprefix("rerank-")
-        return f"{name}+{reranker}@{self.depth}{mixed}"
+        passages = f"p{self.passage_tokens}" if self.passage_tokens else ""
+        return f"{name}+{reranker}@{self.depth}{passages}{mixed}"
 
     def content(self) -> dict:
         """As JSON."""
@@ -65,17 +68,19 @@ def read_pipeline(file: str) -> Pipeline:
         raise FlagError(f"--pipeline {file}", str(error)[:200], "a pipeline.json that evaluate.py wrote") from None
     share = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1  # noqa: E731
     text = lambda value: isinstance(value, str)  # noqa: E731
+    count = lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0  # noqa: E731
     checks = {
         "first_stage": text(one.first_stage),
         "index_uri": one.index_uri is None or text(one.index_uri),
         "fusion": one.fusion in (None, "weighted", "rrf"),
         "weight": one.weight is None or share(one.weight),
         "reranker": one.reranker is None or text(one.reranker),
-        "depth": isinstance(one.depth, int) and not isinstance(one.depth, bool) and one.depth > 0,
+        "depth": count(one.depth),
         "interpolate": one.interpolate is None or share(one.interpolate),
         "normalise": one.normalise in (None, *SCALES),
         "score_map": one.score_map in (None, *SCORE_MAPS),
         "chosen_on": one.chosen_on is None or (isinstance(one.chosen_on, list) and all(map(text, one.chosen_on))),
+        "passage_tokens": one.passage_tokens is None or count(one.passage_tokens),
     }
     for name, good in checks.items():
         if not good:

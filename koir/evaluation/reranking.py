@@ -25,6 +25,7 @@ def rerank(
     depths: Sequence[int],
     progress: str | None = None,
     bf16: bool = False,
+    passage_tokens: int | None = None,
 ) -> Reranked:
     """Score each query's candidates, as the first stage found them and nothing else, down to the deepest of `depths`.
 
@@ -39,7 +40,7 @@ def rerank(
         started = time.perf_counter()
         label = f"{progress} to depth {depth}" if progress else None
         pairs = [(task.queries[query], task.corpus[document]) for query, document in keys]
-        logits = reranker.score(pairs, progress=label, bf16=bf16).tolist() if pairs else []
+        logits = reranker.score(pairs, None, label, bf16, passage_tokens).tolist() if pairs else []
         seconds, count, above = seconds + time.perf_counter() - started, count + len(keys), depth
         for (query, document), logit in zip(keys, logits, strict=True):
             found.logits[query][document] = logit

@@ -7,7 +7,8 @@
     results/<pipeline>/run.json               written last: command, versions, wall seconds
 
 <pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-rrf`, and with a reranker
-`<first stage>+<reranker>@<depth>`, with `~mixed` after it where the first stage's score has a share in the final one.
+`<first stage>+<reranker>@<depth>`; after it `p<tokens>` where documents are read in passages, and `~mixed` where the
+first stage's score has a share in the final one.
 
 <task>.json has mteb's keys: task_name, dataset_revision (the task's fingerprint), mteb_version, evaluation_time, and
 scores: {split: [{ndcg_at_k, recall_at_k, precision_at_k, mrr_at_k, hit_rate_at_k, f1_at_k for k in 1, 3, 5, 10;
@@ -15,7 +16,8 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
 
     name              the pipeline's folder name
     pipeline          the content of pipeline.json: first_stage, index_uri, fusion, weight, reranker, depth,
-                      interpolate, normalise, score_map, chosen_on (every key always there, null where idle)
+                      interpolate, normalise, score_map, chosen_on, passage_tokens (every key always there, null
+                      where idle)
     key               sha256 of weights, data and settings: a result is used again only while this stays the same
     pipeline_key      sha256 of weights and settings alone: results of one name and another key are of another pipeline
     task_fingerprint  sha256 of queries, answers and corpus; documents, queries: how many

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from koir.encoder import Encoder
+from koir.passages import passages
 from koir.reranker import Reranker
 from koir.serving.batching import Batcher
 from koir.serving.problems import invalid
@@ -173,6 +174,11 @@ class ServedReranker(Served):
             return items, sorted(beyond | cut_queries | cut_documents | set(cut))
 
         return await self._answer(pairs, code, limits)
+
+    async def passages(self, texts: Sequence[str], tokens: int) -> list[list[str]]:
+        """Each text in passages of at most so many tokens."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.words, passages, self.model.tokenizer, texts, tokens)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model.scored(chunk, self.bf16)  # [n]

@@ -16,6 +16,7 @@ import numpy as np
 from koir.errors import RunError
 from koir.evaluation.pipeline import Pipeline
 from koir.evaluation.reranking import final_run
+from koir.passages import strongest
 from koir.retrieval.ranking import ranked
 from koir.retrieval.score_maps import SCORE_MAPS
 from koir.serving.batching import queue_full
@@ -110,17 +111,22 @@ class ServedPipeline:
         if self.reranker is None or not rerank or self.pipeline.interpolate == 0 or not candidates:
             hits = [Hit(d, texts[d], candidates[d], candidates[d]) for d in ranked(candidates)[:top_n]]
             return Found(hits, milliseconds, texts_read, tokens, cut_query, [])
-        started, ids = time.perf_counter(), list(candidates)
-        answer = await self.reranker.score([(query, texts[d]) for d in ids], Limits())
+        started, ids, p = time.perf_counter(), list(candidates), self.pipeline
+        parts = [[texts[d]] for d in ids]
+        if p.passage_tokens:
+            parts = await self.reranker.passages([texts[d] for d in ids], p.passage_tokens)
+        owners = [d for d, of_one in zip(ids, parts, strict=True) for _ in of_one]
+        answer = await self.reranker.score([(query, part) for of_one in parts for part in of_one], Limits())
         milliseconds["reranker"] = 1000 * (time.perf_counter() - started)
-        logits, p = dict(zip(ids, answer.rows.tolist(), strict=True)), self.pipeline
+        rows = strongest(answer.rows, parts)  # [n]
+        logits = dict(zip(ids, rows.tolist(), strict=True))
         final = final_run(candidates, logits, depth, p.interpolate, p.normalise or "minmax")
         shown = final
         if p.interpolate is None:  # a mixture is shown as it is: its parts are on a scale of their own
-            shown = dict(zip(ids, SCORE_MAPS[p.score_map or "sigmoid"](answer.rows).tolist(), strict=True))
+            shown = dict(zip(ids, SCORE_MAPS[p.score_map or "sigmoid"](rows).tolist(), strict=True))
         hits = [Hit(d, texts[d], shown[d], candidates[d]) for d in ranked(final)[:top_n]]
-        cut = [ids[position] for position in answer.truncated]
-        return Found(hits, milliseconds, texts_read + len(ids), tokens + answer.tokens, cut_query, cut)
+        cut = list(dict.fromkeys(owners[position] for position in answer.truncated))
+        return Found(hits, milliseconds, texts_read + len(owners), tokens + answer.tokens, cut_query, cut)
 
     async def _first_stage(self, query: str, depth: int) -> tuple[dict[str, float], dict[str, str], Answer | None]:
         """The candidates, best first, their texts, and what the encoder said of the query. Raises Problem 429, 503."""
