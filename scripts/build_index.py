@@ -13,7 +13,8 @@ from koir.evaluation.tasks import load_corpus  # noqa: E402
 from koir.gather import rank  # noqa: E402
 from koir.manifest import cache_folder  # noqa: E402
 from koir.retrieval.hybrid import DENSE_SHARE  # noqa: E402
-from koir.retrieval.stages import FUSIONS, describe, first_stage, is_milvus, join_processes  # noqa: E402
+from koir.retrieval.opening import describe  # noqa: E402
+from koir.retrieval.stages import FUSIONS, first_stage, is_milvus, join_processes  # noqa: E402
 
 
 @dataclass

@@ -45,7 +45,7 @@ from koir.evaluation.stored import query_rows, read_result, read_results, traini
 from koir.evaluation.tasks import load_task  # noqa: E402
 from koir.manifest import newest_run, read_run  # noqa: E402
 from koir.reranker import load_reranker  # noqa: E402
-from koir.retrieval.stages import open_index  # noqa: E402
+from koir.retrieval.opening import open_index  # noqa: E402
 from koir.serving.app import create_app  # noqa: E402
 from koir.serving.loading import Loader, _from_file, load  # noqa: E402
 from koir.serving.loading import ModelArguments as Served  # noqa: E402

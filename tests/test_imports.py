@@ -51,6 +51,7 @@ ORDER = [
     "retrieval.hybrid",
     "retrieval.milvus",
     "retrieval.stages",
+    "retrieval.opening",
     "mining",
     "negatives",
     "shards",

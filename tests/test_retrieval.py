@@ -17,9 +17,10 @@ from koir.retrieval import dense, stages
 from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import DENSE_SHARE, RRF_K, reciprocal_ranks, weighted
+from koir.retrieval.opening import open_index
 from koir.retrieval.ranking import align, best, minmax, ranked, standard
 from koir.retrieval.score_maps import SCORE_MAPS, exp_normalize, sigmoid
-from koir.retrieval.stages import first_stage, in_memory, open_index
+from koir.retrieval.stages import first_stage, in_memory
 
 LAW = {
     "계약": "근로계약서를 만들어 근로자에게 내주어야 한다.",

@@ -23,7 +23,8 @@ from koir.manifest import origin
 from koir.reranker import load_reranker
 from koir.reranker_arguments import RerankerModelArguments
 from koir.reranker_runs import RERANKER
-from koir.retrieval.stages import first_stage, open_index
+from koir.retrieval.opening import open_index
+from koir.retrieval.stages import first_stage
 
 HERE = Path(__file__).parent
 

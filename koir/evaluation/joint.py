@@ -30,7 +30,8 @@ from koir.flags import require
 from koir.reranker import Reranker, load_reranker
 from koir.retrieval.dense import weights_fingerprint
 from koir.retrieval.hybrid import FETCH, weighted
-from koir.retrieval.stages import FirstStage, corpus_fingerprint, describe, first_stage, is_milvus
+from koir.retrieval.opening import describe
+from koir.retrieval.stages import FirstStage, corpus_fingerprint, first_stage, is_milvus
 
 
 @dataclass

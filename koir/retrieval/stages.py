@@ -1,13 +1,11 @@
 """First stages by name: bm25, dense:PATH, hybrid:PATH, milvus:PATH; built once for a corpus, kept, opened again.
 
 An index folder (--index_uri) holds one folder for each part, named by what it was made of, so that two checkpoints
-or two corpora never meet: `bm25-<key>/`, `dense-<key>/`. `scripts/build_index.py` adds documents.jsonl and, last,
-run.json; `evaluate.py` does so in a folder of each task, `<task>/`, since tasks may share an index folder.
+or two corpora never meet: `bm25-<key>/`, `dense-<key>/`.
 
     stage = first_stage("hybrid:outputs/v1.1-demo", index_uri="indexes/law", fusion="weighted", weight=0.4)
     index = stage(corpus)                       # corpus: id -> text; built, or opened where it is already there
     (found,) = index.search(["연차는 며칠?"], 10)   # id -> score, best first
-    index = open_index("indexes/law")           # what they wrote: no corpus needed, nothing is embedded
 """
 
 import contextlib
@@ -27,9 +25,9 @@ from pathlib import Path
 import torch
 
 from koir.encoder import Encoder, load_encoder
-from koir.errors import FlagError, RunError, nearest, without_passwords
+from koir.errors import FlagError, nearest, without_passwords
 from koir.gather import gather_sizes, rank, world_size
-from koir.manifest import cache_folder, origin, read_run, write_json, written_aside
+from koir.manifest import cache_folder, write_json, written_aside
 from koir.retrieval.bm25 import BM25, K1, PAIR_WEIGHT, B
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import DENSE_SHARE, Hybrid
@@ -37,7 +35,6 @@ from koir.retrieval.morphemes import CONTENT_TAGS
 
 KINDS = ("bm25", "dense", "hybrid", "milvus")
 FUSIONS = ("weighted", "rrf")
-FACTS = {"first_stage": str, "fusion": str, "weight": float | int | None, "corpus_fingerprint": str}  # of an index
 
 
 def corpus_fingerprint(corpus: dict[str, str]) -> str:
@@ -219,15 +216,15 @@ def first_stage(
         raise FlagError(f"{flag} {spec}", "an unknown first stage", expected)
     if fusion not in FUSIONS:
         raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
-    _refuse_password(index_uri)
+    refuse_password(index_uri)
     encoder = _encoder(path) if path and encoder is None else encoder
     uri = index_uri if index_uri and is_milvus(index_uri) else None
     store = Path(index_uri) if index_uri and not uri else cache_folder() / "indexes"
     return FirstStage(spec, store, encoder, fusion, weight, progress, uri)
 
 
-def _refuse_password(index_uri: str | None) -> None:
-    """A URI goes to pipeline.json, run.json and the list of processes; what it may not hold is not written anywhere."""
+def refuse_password(index_uri: str | None) -> None:
+    """Raise FlagError for a URI with a password in it, since pipeline.json, run.json and process lists show URIs."""
     if index_uri and without_passwords(index_uri) != index_uri:
         raise FlagError(f"--index_uri {index_uri}", "a name or password in it", "them in MILVUS_TOKEN=name:password")
 
@@ -240,71 +237,3 @@ def is_milvus(index_uri: str) -> bool:
 def in_memory(encoder: Encoder, name: str = "dense", progress: bool = False) -> Callable:
     """An encoder that is being trained as a first stage; its index is never written."""
     return lambda corpus: Dense.build(encoder, corpus, name, progress)
-
-
-def describe(folder: Path, stage: FirstStage, corpus: dict[str, str], **facts: object) -> None:
-    """Write documents.jsonl and, last, run.json, by which `open_index` opens a stage's index over a corpus.
-
-    folder: the stage's store, or a folder in it. facts: what else run.json is to say.
-    """
-    with written_aside(folder / "documents.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
-        for document, text in corpus.items():
-            row = {"_id": document, "text": text.encode("utf-8", "ignore").decode()}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    said = {"kind": "index", "first_stage": stage.spec, "documents": len(corpus)}
-    said |= {"fusion": stage.fusion, "weight": stage.weight if stage.fuses else None}
-    said |= {"corpus_fingerprint": corpus_fingerprint(corpus), "fingerprint": stage.fingerprint}
-    said["parts"] = os.path.relpath(stage.store, folder)
-    write_json(folder / "run.json", said | facts | origin())
-
-
-def index_folder(index_uri: str) -> Path:
-    """Where run.json and documents.jsonl of an index folder are: in itself, or in the one folder of a task.
-
-    Raises RunError where there is none, or more than one.
-    """
-    folder = Path(index_uri)
-    if (folder / "run.json").is_file():
-        return folder
-    tasks = sorted(file.parent for file in folder.glob("*/run.json") if read_run(file.parent).get("kind") == "index")
-    if not tasks:
-        made = f"scripts/build_index.py or evaluate.py to have finished with --index_uri {index_uri}"
-        raise RunError(f"--index_uri {index_uri}", "no run.json that says which corpus was indexed", made)
-    if len(tasks) > 1:
-        names = ", ".join(task.name for task in tasks)
-        raise RunError(f"--index_uri {index_uri}", f"several corpora ({names})", f"one, as --index_uri {tasks[0]}")
-    return tasks[0]
-
-
-def described(index_uri: str) -> dict:
-    """What was said of an index: first_stage, fusion, weight, documents, corpus_fingerprint.
-
-    Raises RunError where there is none.
-    """
-    _refuse_password(index_uri)
-    return _milvus().described(index_uri) if is_milvus(index_uri) else read_run(index_folder(index_uri), **FACTS)
-
-
-def open_index(
-    index_uri: str,
-    progress: bool = False,
-    spec: str | None = None,
-    fusion: str | None = None,
-    weight: float | None = None,
-    encoder: Encoder | None = None,
-):
-    """An index that was described; nothing is embedded again, and large arrays stay on disk.
-
-    spec: a first stage all of whose parts are there; default: the one that was described. fusion, weight: chosen since.
-    encoder: the first stage's, where it is loaded already. Raises RunError where there is none, or where the encoder's
-    weights have changed since.
-    """
-    facts = described(index_uri)
-    if fusion is None:
-        fusion, weight = facts["fusion"], facts["weight"]
-    store = index_uri if is_milvus(index_uri) else str(index_folder(index_uri) / str(facts.get("parts", "")))
-    stage = first_stage(spec or facts["first_stage"], store, progress, fusion, weight, encoder)
-    if not stage.is_complete(facts["corpus_fingerprint"]):
-        found = f"no index of {stage.spec} as it is now (an index of {facts['first_stage']}, or of other weights)"
-        raise RunError(f"--index_uri {index_uri}", found, "scripts/build_index.py to have run with this model")
-    return stage.open(facts["corpus_fingerprint"])

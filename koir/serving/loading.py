@@ -18,8 +18,9 @@ from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
 from koir.manifest import newest_run
 from koir.reranker import load_reranker
+from koir.retrieval.opening import described, index_folder, open_index
 from koir.retrieval.score_maps import SCORE_MAPS
-from koir.retrieval.stages import described, first_stage, index_folder, is_milvus, open_index
+from koir.retrieval.stages import first_stage, is_milvus
 from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker
 from koir.serving.registry import Registry
