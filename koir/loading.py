@@ -129,6 +129,9 @@ def write_model(model, folder: Path, state_dict: dict[str, torch.Tensor] | None)
         state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
     model.transformer.save_pretrained(folder, state_dict=state_dict)
     model.tokenizer.model_max_length = model.max_seq_length
+    if words := getattr(model.tokenizer, "backend_tokenizer", None):  # how it cut texts last is no part of the model
+        words.no_truncation()
+        words.no_padding()
     model.tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     saved = json.loads(file.read_text(encoding="utf-8"))

@@ -169,6 +169,16 @@ def test_a_guide_without_prompts_of_its_own_gets_the_runs(folder):
     assert load_encoder(str(folder), default_prompts=none).prompts == {"query": "질의: ", "document": ""}
 
 
+def test_how_texts_were_cut_last_is_not_saved(tmp_path, folder):
+    """Else a run that was resumed with nothing left to read would end in another tokenizer.json."""
+    encoder = load_encoder(str(folder))
+    encoder.save(tmp_path / "fresh")
+    encoder.tokenizer(["연차 휴가는 며칠인가요?", "김치"], truncation=True, max_length=4, padding=True)
+    encoder.save(tmp_path / "used")
+    fresh, used = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("fresh", "used"))
+    assert fresh == used and json.loads(used)["truncation"] is json.loads(used)["padding"] is None
+
+
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, folder):
     with pytest.raises(ModelError, match="no such folder"):
         load_encoder(str(tmp_path / "nothing"))
