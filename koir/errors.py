@@ -124,7 +124,7 @@ def end_one_of_several(status: int = 0) -> None:
     In those, a thread of gloo's that still lets go of a tensor asks for an interpreter that is gone, and the process
     aborts though all its work is done (pytorch/pytorch#179291); not even destroying the group ends the threads.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if "LOCAL_RANK" in os.environ:  # WORLD_SIZE alone may be a cluster's word to the launcher
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

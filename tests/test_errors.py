@@ -102,10 +102,10 @@ main()
 @pytest.mark.parametrize(
     ("end", "status"), [("pass", 0), ("sys.exit(143)", 143), ("raise UserError('a', 'b', 'c')", 2)]
 )
-@pytest.mark.parametrize("processes", [1, 2])
-def test_one_process_of_several_skips_the_interpreters_last_steps(end, status, processes):
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_one_process_of_several_skips_the_interpreters_last_steps(end, status, by_torchrun):
     command = [sys.executable, "-c", ONE_OF_TWO.format(end=end)]
-    place = os.environ | {"WORLD_SIZE": str(processes)}
+    place = os.environ | {"WORLD_SIZE": "2"} | ({"LOCAL_RANK": "1"} if by_torchrun else {})
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=place)
     assert ended.returncode == status and "Traceback" not in ended.stderr
-    assert ended.stdout == "done at exit\n" + "last steps\n" * (processes == 1)
+    assert ended.stdout == "done at exit\n" + "last steps\n" * (not by_torchrun)

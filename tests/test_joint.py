@@ -42,7 +42,7 @@ class Fake:
     def __init__(self, logit):
         self.logit, self.asked = logit, []
 
-    def score(self, pairs, chunk_tokens=None, progress=None, bf16=False, passage_tokens=None):
+    def score(self, pairs, progress=None, bf16=False, passage_tokens=None):
         self.asked += pairs
         self.bf16 = bf16
         return np.array([self.logit(*pair) for pair in pairs], dtype=np.float32)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 from served import ROOT
 from starlette.testclient import TestClient
@@ -14,6 +15,7 @@ from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError
 from koir.manifest import DEMO
 from koir.reranker import load_reranker
+from koir.retrieval.score_maps import sigmoid
 from koir.retrieval.stages import _encoder
 from koir.serving.app import create_app
 from koir.serving.loading import ModelArguments, load
@@ -198,6 +200,9 @@ def test_what_was_evaluated_is_served(built, tmp_path, capsys, more):
     (query,) = [question["text"] for question in queries if question["_id"] == row["query_id"]]
     answer, models = search(ModelArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)
     assert [hit["id"] for hit in answer["results"]] == row["top"][:3] and models[-1] == pipeline.parent.name
+    logits = np.array(row["scores"][:3], dtype=np.float32)
+    shown = [hit["relevance_score"] for hit in answer["results"]]
+    assert shown == pytest.approx(sigmoid(logits).tolist(), rel=1e-4)
     assert all(hit["document"]["text"] for hit in answer["results"])
     shutil.rmtree(tmp_path / "indexes")  # results are on disk, so nothing has to be searched again
     shutil.rmtree(tmp_path / "law")

@@ -40,7 +40,8 @@ def rerank(
         started = time.perf_counter()
         label = f"{progress} to depth {depth}" if progress else None
         pairs = [(task.queries[query], task.corpus[document]) for query, document in keys]
-        logits = reranker.score(pairs, None, label, bf16, passage_tokens).tolist() if pairs else []
+        how = {"progress": label, "bf16": bf16, "passage_tokens": passage_tokens}
+        logits = reranker.score(pairs, **how).tolist() if pairs else []
         seconds, count, above = seconds + time.perf_counter() - started, count + len(keys), depth
         for (query, document), logit in zip(keys, logits, strict=True):
             found.logits[query][document] = logit
