@@ -18,11 +18,11 @@ from koir.manifest import DEMO, ROOT, cache_folder, write_json
 from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
 from koir.retrieval.stages import first_stage
+from koir.row_files import hub_revision
 from koir.shards import Shape, read_rows, write_rows
 from koir.sources.archives import files_below, walk
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import Tally
-from koir.triplets import hub_revision
 
 SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
 CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "negatives.py", "preparation.py")

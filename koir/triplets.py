@@ -1,24 +1,21 @@
 """Rows (JSONL, Parquet, hub dataset) become checked (query, document, hard negatives) pairs on disk."""
 
-import gzip
 import hashlib
 import json
 import math
-import re
 import sys
 import unicodedata
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from koir.errors import RowError, UserError, nearest
+from koir.errors import RowError
 from koir.manifest import DEMO, cache_folder, write_json, written_aside
+from koir.row_files import content_key, file_records, hub_records, is_hub_name
 
 FORMAT = "2"  # part of the cache key: raise it when SCHEMA or a check changes
 FIELDS = {"query", "document", "hard_negative", "document_score", "hard_negative_score", "source", "id"}
@@ -62,13 +59,13 @@ def load_triplets(sources: list[str]) -> Triplets:
     Raises RowError at the first bad row, with file, line and field.
     """
     files = [DEMO / "triplets.jsonl" if s == "demo" else Path(s) for s in sources]
-    names = [s for s, f in zip(sources, files, strict=True) if not _is_hub_name(s, f)]
+    names = [s for s, f in zip(sources, files, strict=True) if not is_hub_name(s, f)]
     key = hashlib.sha256(FORMAT.encode())
     for source, file in zip(sources, files, strict=True):
-        key.update(_content_key(source, file))
+        key.update(content_key(source, file))
     path = cache_folder() / f"pairs-{key.hexdigest()[:24]}.arrow"
     if not path.exists():
-        readers = (_records(f) if s in names else hub_records(s) for s, f in zip(sources, files, strict=True))
+        readers = (file_records(f) if s in names else hub_records(s) for s, f in zip(sources, files, strict=True))
         _write_pairs((record for reader in readers for record in reader), path)
     pairs = datasets.Dataset.from_file(str(path))
     counts = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
@@ -166,105 +163,6 @@ def _scores(value: object, count: int, place: str, field: str) -> list[float] | 
     if len(scores) != count:
         raise RowError(f"{place}, field {field}", f"{len(scores)} numbers", f"{count}, one for each text")
     return [float(s) for s in scores]
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _is_hub_name(source: str, file: Path) -> bool:
-    return (
-        source != "demo"
-        and not file.exists()
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
-        and not source.endswith((".jsonl", ".gz", ".json", ".parquet"))
-    )
-
-
-def _content_key(source: str, file: Path) -> bytes:
-    if _is_hub_name(source, file):
-        return hub_revision(source).encode()
-    if not file.is_file():
-        if file.is_dir():
-            raise RowError(f"--train_data {source}", "a folder", f"its files of rows, such as {source}/*.jsonl.gz")
-        beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise RowError(f"--train_data {source}", "no such file", "a file of rows" + nearest(file.name, beside))
-    with file.open("rb") as stream:
-        ending = "".join(file.suffixes[-2:]).lower()  # decides how the bytes are read
-        return hashlib.file_digest(stream, "sha256").digest() + ending.encode()
-
-
-def _records(file: Path) -> Iterator[tuple[object, str]]:
-    """Raw rows of one file with their places. The ending says what the file is; a file that is not it is refused."""
-    name = file.name.lower()
-    with file.open("rb") as stream:
-        magic = stream.read(4)
-    kinds = {b"PAR1": "a Parquet file", b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file"}
-    found = next((kind for start, kind in kinds.items() if magic.startswith(start)), "plain data")
-    wanted = {".parquet": "a Parquet file", ".jsonl.gz": "a gzip file", ".jsonl": "plain data"}
-    expected = next((kind for ending, kind in wanted.items() if name.endswith(ending)), None)
-    if expected is None:
-        raise RowError(str(file), "an unknown ending", "a name that ends in .jsonl, .jsonl.gz or .parquet")
-    if magic and found != expected:
-        raise RowError(str(file), found, f"{expected}, as the ending says")
-    yield from _parquet_records(file) if name.endswith(".parquet") else _json_records(file, name.endswith(".gz"))
-
-
-def _json_records(file: Path, gzipped: bool) -> Iterator[tuple[object, str]]:
-    number = 0
-    try:
-        with gzip.open(file) if gzipped else file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                place = f"{file}, line {number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    byte = f"byte 0x{line[error.start]:02x} at position {error.start}"
-                    raise RowError(place, byte, "UTF-8 text") from None
-                if not text.strip():
-                    raise RowError(place, "an empty line", "a JSON object")
-                try:
-                    yield json.loads(text), place
-                except (ValueError, RecursionError) as error:  # ValueError: also integers too long to read
-                    raise RowError(place, f"broken JSON ({error})", "one JSON object a line") from None
-    except (zlib.error, EOFError, OSError) as error:
-        raise RowError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
-
-
-def _parquet_records(file: Path) -> Iterator[tuple[object, str]]:
-    try:
-        number = 0
-        for batch in pq.ParquetFile(file).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield row, f"{file}, row {number}"
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RowError(str(file), f"unreadable data ({error})", "a complete Parquet file") from None
-
-
-def hub_revision(name: str, flag: str = "--train_data") -> str:
-    """The commit that a hub dataset's name stands for now. Raises RowError, naming `flag`, when the hub is silent."""
-    from huggingface_hub import HfApi
-
-    try:
-        return f"{name}@{HfApi().dataset_info(name, timeout=20).sha}"
-    except Exception as error:  # the hub client raises many kinds; all mean the same here
-        raise _unreachable(name, flag, error) from None
-
-
-def hub_records(name: str, flag: str = "--train_data") -> Iterator[tuple[object, str]]:
-    """Raw rows of a hub dataset's train split with their places, streamed. Raises RowError, naming `flag`."""
-    try:
-        for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True), 1):
-            yield row, f"{name}, row {number}"
-    except UserError:
-        raise
-    except Exception as error:
-        raise _unreachable(name, flag, error) from None
-
-
-def _unreachable(name: str, flag: str, error: Exception) -> RowError:
-    why = f"no answer from the hub ({type(error).__name__})"
-    return RowError(f"{flag} {name}", why, "a reachable hub, or a local copy of its files")
 
 
 # --- to disk ---------------------------------------------------------------------------------------------------------

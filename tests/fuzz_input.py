@@ -46,12 +46,13 @@ from koir.evaluation.tasks import load_task  # noqa: E402
 from koir.manifest import newest_run, read_run  # noqa: E402
 from koir.reranker import load_reranker  # noqa: E402
 from koir.retrieval.opening import open_index  # noqa: E402
+from koir.row_files import file_records  # noqa: E402
 from koir.serving.app import create_app  # noqa: E402
 from koir.serving.loading import Loader, _from_file, load  # noqa: E402
 from koir.serving.loading import ModelArguments as Served  # noqa: E402
 from koir.sources.registry import checked_rows, find  # noqa: E402
 from koir.sources.tally import Tally  # noqa: E402
-from koir.triplets import _records, check_row  # noqa: E402
+from koir.triplets import check_row  # noqa: E402
 
 DEMO = ROOT / "koir" / "demo"
 STRANGE = [
@@ -139,7 +140,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 def read_rows(file: Path) -> None:
     """Training rows of one file."""
-    for row, place in _records(file):
+    for row, place in file_records(file):
         check_row(row, place)
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     "errors",
     "manifest",
+    "row_files",
     "triplets",
     "evaluation.hub",
     "evaluation.tasks",
@@ -86,6 +87,7 @@ ORDER = [
     "evaluation.report",
     "evaluation.picture",
     "evaluation.joint",
+    "evaluation.arguments",
     "averaging",
     "training",
     "runs",
@@ -109,7 +111,7 @@ ORDER = [
     "demo",
 ]
 PACKAGES = {"sources", "retrieval", "evaluation", "board", "serving", "demo"}
-WITHOUT_TORCH = ["triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
+WITHOUT_TORCH = ["row_files", "triplets", "duplicates", "cleaning", "sources", "mining", "evaluation.metrics",
                  "evaluation.significance", "evaluation.results", "evaluation.published", "evaluation.stored",
                  "board"]  # fmt: skip
 MODULES = {

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from koir.errors import SourceError
 from koir.evaluation.tasks import load_task
+from koir.row_files import hub_records
 from koir.sources.archives import walk
 from koir.sources.mrc import questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
-from koir.triplets import hub_records
 
 COLUMNS = {  # header names, lower case, that mean the same; the first that is there counts
     "query": ("query", "question", "q", "질문", "질의"),

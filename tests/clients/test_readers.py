@@ -25,9 +25,10 @@ from koir.evaluation.reproduction import asked, read_cells  # noqa: E402
 from koir.evaluation.stored import query_rows, read_result, read_results, training_runs  # noqa: E402
 from koir.evaluation.tasks import load_task  # noqa: E402
 from koir.manifest import read_run  # noqa: E402
+from koir.row_files import file_records  # noqa: E402
 from koir.serving import schemas  # noqa: E402
 from koir.serving.problems import from_validation  # noqa: E402
-from koir.triplets import _records, check_row  # noqa: E402
+from koir.triplets import check_row  # noqa: E402
 
 CASES = int(os.environ.get("KOIR_FUZZ_CASES", 2000))
 quick = settings(
@@ -75,7 +76,7 @@ def test_files_of_rows(tmp_path_factory, lines):
     file = tmp_path_factory.getbasetemp() / "rows.jsonl"
     file.write_bytes(b"\n".join(lines))
     with only_ours():
-        for row, place in _records(file):
+        for row, place in file_records(file):
             check_row(row, place)
 
 
