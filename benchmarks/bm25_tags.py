@@ -1,9 +1,9 @@
-"""What BM25 should count, which of Kiwi's parts of speech and pairs of characters: nDCG@10 on dev, one line a choice.
+"""What BM25 should count, parts of speech, pairs of characters, beginnings: nDCG@10 on dev, one line a choice.
 
     .venv/bin/python benchmarks/bm25_tags.py TASK [TASK ...] [--split dev] [--json FILE]
 
-Every text is tokenised once with all tags; a choice is then a filter, and what a pair weighs beside a word. Choose on
-dev splits; the line marked * is what koir uses.
+Every text is tokenised once with all tags; a choice is then a filter, what a pair weighs beside a word, and how many
+words at a document's beginning count twice. Choose on dev splits; the line marked * is what koir uses.
 """
 
 import argparse
@@ -43,6 +43,17 @@ CHOICES = {
     "nouns, verbs, all affixes": (*NOUNS, *VERBS, "XP", "XS"),
 }
 PAIR_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+LEADS = (0, 4, 8, 12, 16, 24)
+
+
+class Words(dict):
+    """A text's (word, tag) pairs, found once: texts that are missing are tokenised when they are asked for."""
+
+    def of(self, texts: list[str]) -> list[list[tuple[str, str]]]:
+        """The pairs of every text."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self]
+        self.update(zip(missing, tokenised(missing), strict=True))
+        return [self[text] for text in texts]
 
 
 def tokenised(texts: list[str]) -> list[list[tuple[str, str]]]:
@@ -51,13 +62,11 @@ def tokenised(texts: list[str]) -> list[list[tuple[str, str]]]:
     return [[(token.form.lower(), token.tag) for token in tokens] for tokens in Kiwi().tokenize(clean)]
 
 
-def ndcg(task, documents: list, queries: list, tags: tuple[str, ...], pair_weight: float) -> float:
-    """nDCG@10 of koir's BM25 where words are those whose tags begin with one of `tags`, and pairs weigh so much."""
-    bm25.PAIR_WEIGHT = pair_weight
-    kept = [[[w for w, tag in words if tag.startswith(tags)] for words in texts] for texts in (documents, queries)]
-    bm25.morphemes = lambda texts: kept[0]
+def ndcg(task, words: Words, tags: tuple[str, ...], pair_weight: float, lead_words: int) -> float:
+    """nDCG@10 of koir's BM25 with words whose tags begin with one of `tags`, such a pair's weight and such leads."""
+    bm25.PAIR_WEIGHT, bm25.LEAD_WORDS = pair_weight, lead_words
+    bm25.morphemes = lambda texts: [[w for w, tag in found if tag.startswith(tags)] for found in words.of(texts)]
     index = bm25.BM25(task.corpus)
-    bm25.morphemes = lambda texts: kept[1]
     return mean_ndcg(task.qrels, dict(zip(task.queries, index.search(list(task.queries.values()), 10), strict=True)))
 
 
@@ -68,16 +77,18 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    choices = {name: (tags, 0.0) for name, tags in CHOICES.items()}
-    choices |= {f"koir's words, pairs at {weight}": (CONTENT_TAGS, weight) for weight in PAIR_WEIGHTS}
-    choices |= {"pairs alone": ((), 1.0), "* koir": (CONTENT_TAGS, bm25.PAIR_WEIGHT)}
+    koirs = (CONTENT_TAGS, bm25.PAIR_WEIGHT, bm25.LEAD_WORDS)
+    choices = {name: (tags, 0.0, 0) for name, tags in CHOICES.items()}
+    choices |= {f"koir's words, pairs at {weight}": (CONTENT_TAGS, weight, 0) for weight in PAIR_WEIGHTS}
+    choices |= {"pairs alone": ((), 1.0, 0)}
+    choices |= {f"koir's words and pairs, {lead} words twice": (*koirs[:2], lead) for lead in LEADS}
+    choices |= {"* koir": koirs}
     found = {name: {} for name in choices}
     for path in arguments.tasks:
         task = load_task(path, arguments.split)
-        documents = tokenised([task.corpus[document] for document in sorted(task.corpus)])
-        queries = tokenised(list(task.queries.values()))
+        words = Words()
         for name, choice in choices.items():
-            found[name][task.name] = ndcg(task, documents, queries, *choice)
+            found[name][task.name] = ndcg(task, words, *choice)
     for scores in found.values():
         scores["mean"] = float(np.mean(list(scores.values())))
     columns = list(next(iter(found.values())))

@@ -14,7 +14,7 @@ from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import load_task, splits
-from koir.retrieval.bm25 import BM25, K1, PAIR_WEIGHT, B, character_pairs, terms
+from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B, character_pairs, lead, terms
 from koir.retrieval.morphemes import morphemes
 from koir.retrieval.stages import first_stage
 
@@ -499,13 +499,24 @@ def lucene(query, texts):
     return scores
 
 
-def test_scores_are_lucenes_bm25_of_morphemes_and_of_pairs(law):
-    query = "근로자는 한 해에 휴가를 받는다"
-    of_words = lucene(morphemes([query])[0], morphemes(list(LAW.values())))
-    of_pairs = lucene(character_pairs(query), list(map(character_pairs, LAW.values())))
+def test_scores_are_lucenes_bm25_of_morphemes_and_of_pairs_with_leads_twice(law):
+    query, texts = "근로자는 한 해에 휴가를 받는다", list(LAW.values())
+    twice = [
+        words + of_lead for words, of_lead in zip(morphemes(texts), morphemes(list(map(lead, texts))), strict=True)
+    ]
+    of_words = lucene(morphemes([query])[0], twice)
+    of_pairs = lucene(character_pairs(query), [character_pairs(f"{text} {lead(text)}") for text in texts])
     both = [words + PAIR_WEIGHT * pairs for words, pairs in zip(of_words, of_pairs, strict=True)]
     expected = {name: score for name, score in zip(LAW, both, strict=True) if score}
     assert len(expected) >= 2 and law.search([query], 4)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_document_begins_with_counts_more():
+    other = " ".join(f"글{number}" for number in range(LEAD_WORDS))
+    index = BM25({"a": f"{other} 연차", "b": f"연차 {other}", "c": "예산"})
+    assert list(index.search(["연차"], 3)[0]) == ["b", "a"]
+    assert lead(" 하나\n둘  셋 ") == "하나 둘 셋"
+    assert lead(f"{other} 연차") == other
 
 
 def test_pairs_of_characters_keep_to_their_word():

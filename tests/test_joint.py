@@ -487,7 +487,7 @@ def test_a_check_measures_what_its_file_names_and_fails_beyond_tolerance(tmp_pat
     content["cells"][-1] = content["cells"][0] | {"value": 0.9}
     with pytest.raises(SystemExit) as left:
         check()
-    assert left.value.code == 1 and "off by -0.8150" in capsys.readouterr().out
+    assert left.value.code == 1 and "off by -0.81" in capsys.readouterr().out
     evaluate.main(["--check", str(file), "--tolerance", "0.9"])
 
 

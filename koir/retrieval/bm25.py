@@ -2,7 +2,8 @@
 
 Where Kiwi cuts a name or a compound in the query unlike in the document, the pairs still meet. On the dev splits of
 three tasks they are worth 0.02 to 0.05 nDCG@10; on the demo's, whose queries share no words with passages, they lose
-0.02 (benchmarks/bm25_tags.py).
+0.02. A document says at its beginning what it is about, so the first words count twice, which is worth 0.001 to 0.008
+on four (benchmarks/bm25_tags.py).
 """
 
 import json
@@ -23,6 +24,7 @@ import bm25s  # noqa: E402
 
 K1, B = 1.2, 0.75
 PAIR_WEIGHT = 0.5  # of a pair's score beside a morpheme's
+LEAD_WORDS = 12  # at a document's beginning, which count twice
 PAIR = "\t"  # pairs begin with it, and no morpheme does
 
 
@@ -32,13 +34,20 @@ def character_pairs(text: str) -> list[str]:
     return [PAIR + marked[at : at + 2] for marked in (f" {word}" for word in words) for at in range(len(marked) - 1)]
 
 
+def lead(text: str) -> str:
+    """The first words of a document, as spaces part them."""
+    return " ".join(text.split(maxsplit=LEAD_WORDS)[:LEAD_WORDS])
+
+
 def terms(texts: Sequence[str]) -> list[list[str]]:
-    """What BM25 counts of each text: its morphemes, then its pairs of characters."""
+    """What BM25 looks for of each query: its morphemes, then its pairs of characters."""
     return [[*words, *character_pairs(text)] for text, words in zip(texts, morphemes(texts), strict=True)]
 
 
 class BM25:
     """An index over documents; exact scores (Lucene's variant): of morphemes, plus by their weight of pairs.
+
+    Both are counted over the document with its lead once more behind it.
 
     ids: document ids, sorted. index: bm25s' sparse columns, one a term. vocabulary: term -> column.
     """
@@ -48,8 +57,9 @@ class BM25:
     def __init__(self, corpus: dict[str, str]):
         self.ids = sorted(corpus)
         texts = [corpus[document] for document in self.ids]
-        self.vocabulary, self.index = _counted(morphemes(texts), len(texts))
-        pairs, of_pairs = _counted(map(character_pairs, texts), len(texts))
+        leads = [lead(text) for text in texts]
+        self.vocabulary, self.index = _counted(morphemes(texts), morphemes(leads))
+        pairs, of_pairs = _counted(map(character_pairs, texts), map(character_pairs, leads))
         self.vocabulary |= {pair: len(self.vocabulary) + column for pair, column in pairs.items()}
         self.index.scores = _side_by_side(self.index.scores, of_pairs.scores)
 
@@ -105,16 +115,19 @@ class BM25:
         return np.partition(of_term, -depth)[-depth]
 
 
-def _counted(texts: Iterable[Sequence[str]], count: int) -> tuple[dict[str, int], bm25s.BM25]:
-    """The vocabulary of `count` texts' terms, and their index."""
+def _counted(texts: Iterable[list[str]], leads: Iterable[list[str]]) -> tuple[dict[str, int], bm25s.BM25]:
+    """The vocabulary of the terms of texts, and an index of them with those of their leads."""
     vocabulary: dict[str, int] = {}
-    ids = [array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in of_text]) for of_text in texts]
+    ids = [
+        array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in of_text + of_lead])
+        for of_text, of_lead in zip(texts, leads, strict=True)
+    ]
     index = bm25s.BM25(k1=K1, b=B)
     if vocabulary:
         index.index((ids, dict(vocabulary)), show_progress=False)  # bm25s adds a word of its own to its copy
     else:  # it cannot index a corpus without a single word
         nothing = np.empty(0, np.int32)
-        index.scores = {"data": nothing, "indices": nothing, "indptr": np.zeros(1, np.int32), "num_docs": count}
+        index.scores = {"data": nothing, "indices": nothing, "indptr": np.zeros(1, np.int32), "num_docs": len(ids)}
         index.vocab_dict, index.nonoccurrence_array = {}, None
     return vocabulary, index
 

@@ -28,7 +28,7 @@ from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, nearest, without_passwords
 from koir.gather import gather_sizes, rank, world_size
 from koir.manifest import cache_folder, write_json, written_aside
-from koir.retrieval.bm25 import BM25, K1, PAIR_WEIGHT, B
+from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import DENSE_SHARE, Hybrid
 from koir.retrieval.morphemes import CONTENT_TAGS
@@ -70,7 +70,7 @@ class FirstStage:
         if self.fuses and self.fusion == "weighted" and self.weight is None:
             self.weight = DENSE_SHARE
         versions = map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
-        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, *versions), "dense": dense}
+        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, LEAD_WORDS, *versions), "dense": dense}
         self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property
