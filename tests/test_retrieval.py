@@ -1,4 +1,6 @@
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -292,15 +294,40 @@ def test_an_index_of_other_weights_is_not_opened(small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def milvus_and_hybrid(model, tmp_path_factory):
+def milvus_is_here():
     pytest.importorskip("pymilvus", reason="pymilvus is not installed")
     pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+
+
+@contextlib.contextmanager
+def server(folder):
+    """The address of a Milvus server, milvus-lite's own: a cluster as far as a client can tell."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder), "--host", "127.0.0.1"]
+    with subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            assert b"listening" in process.stdout.readline()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module", params=["in a file", "at a server"])
+def milvus_and_hybrid(request, model, milvus_is_here, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexes")
-    task = load_task("demo", "dev")
-    specs = [(kind, how, share) for how, share in (("rrf", None), ("weighted", 0.4)) for kind in ("milvus", "hybrid")]
-    return task, [
-        first_stage(f"{kind}:{model}", str(folder), False, how, share)(task.corpus) for kind, how, share in specs
-    ]
+    task, cases = load_task("demo", "dev"), (("rrf", None), ("weighted", 0.4))
+    with contextlib.ExitStack() as running:
+        uri = str(folder) if request.param == "in a file" else running.enter_context(server(folder / "served"))
+        yield (
+            task,
+            [
+                first_stage(f"{kind}:{model}", at, False, how, share)(task.corpus)
+                for how, share in cases
+                for kind, at in (("milvus", uri), ("hybrid", str(folder)))
+            ],
+        )
 
 
 def test_milvus_ranks_as_the_index_in_process(milvus_and_hybrid):
@@ -326,7 +353,7 @@ def same_but_for_the_edge(found, expected):
     )
 
 
-def test_a_milvus_index_is_complete_or_built_again(milvus_and_hybrid, model, tmp_path):
+def test_a_milvus_index_is_complete_or_built_again(milvus_is_here, model, tmp_path):
     from koir.retrieval import milvus
 
     stage = first_stage(f"milvus:{model}", str(tmp_path / "law.db"), progress=False)
