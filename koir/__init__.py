@@ -1,3 +1,8 @@
 """koir: Korean information retrieval. Encoder and reranker training, evaluated together."""
 
+import os
+
+# Where a hub name is given, huggingface_hub would also ask for a list of programs, to tell which of them it runs under.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"

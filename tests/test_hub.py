@@ -1,10 +1,15 @@
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from local_hub import local_hub
+from one_step import tiny_encoder
 from test_reranker import tiny_reranker
 
 import evaluate
@@ -18,6 +23,7 @@ from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task, splits
 from koir.retrieval.stages import in_memory
 
+ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("mteb", reason="mteb is not installed")
 
 CORPUS = [
@@ -184,8 +190,35 @@ def test_scores_of_reranked_candidates_are_mtebs_own(data_root, tmp_path, monkey
 
 
 def test_mteb_is_not_imported_for_other_tasks():
-    import subprocess
-
     code = "import sys\nfrom koir.evaluation.tasks import load_task\nload_task('demo')\nprint('mteb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=None)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_models_rows_and_tasks_are_read_by_their_hub_names_and_nothing_else_is_asked(data_root, tmp_path):
+    hub = tmp_path / "hub"
+    tiny_encoder().save(hub / "models/acme/encoder")
+    tiny_reranker(tmp_path).save(hub / "models/acme/reranker")
+    shutil.copytree(data_root, hub / "datasets")
+    (hub / "datasets/acme/rows").mkdir(parents=True)
+    shutil.copy(ROOT / "koir/demo/triplets.jsonl", hub / "datasets/acme/rows/train.jsonl")
+    code = f"""
+import evaluate
+from koir.triplets import load_triplets
+stages = ["bm25", "dense:acme/encoder", "dense:{hub}/models/acme/encoder"]
+evaluate.main(["--first_stage", *stages, "--reranker", "acme/reranker", "--tasks", "Ko-StrategyQA", "AutoRAGRetrieval",
+               "MIRACLReranking", "--output_dir", "results", "--json", "all.json"])
+print(len(load_triplets(["acme/rows"]).pairs), "pairs")
+"""
+    with local_hub(hub) as (address, asked):
+        online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        online |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=online, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("\n840 pairs\n"), done.stderr[-3000:]
+    scores = {}
+    for content in json.loads((tmp_path / "all.json").read_text(encoding="utf-8")):
+        (of_split,) = content["scores"].values()
+        scores.setdefault(content["koir"]["pipeline"]["first_stage"], []).append(of_split[0]["ndcg_at_10"])
+    by_name, by_path = (scores[stage] for stage in scores if stage != "bm25")
+    assert by_name == by_path and len(by_name) == 6 and min(by_name) > 0
+    assert all(path.startswith(("/api/models/acme/", "/api/datasets/")) or "/resolve/" in path for path in asked)

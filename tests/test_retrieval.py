@@ -1,6 +1,5 @@
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, run, run_together
+from served import free_port
 
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError
@@ -302,9 +302,7 @@ def milvus_is_here():
 @contextlib.contextmanager
 def server(folder):
     """The address of a Milvus server, milvus-lite's own: a cluster as far as a client can tell."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder), "--host", "127.0.0.1"]
     with subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
