@@ -154,6 +154,20 @@ def test_a_gain_below_one_standard_error_moves_no_first_stage(gained, lost, chos
     assert choose_weight([(qrels, pairs)], harmless=True)[0] == chosen
 
 
+def test_of_weights_that_a_standard_error_does_not_tell_apart_the_smallest_is_chosen():
+    wrong, right, clear = (
+        {"a": 0.0, "b": 1.0, "c": -9.0},
+        {"a": 1.0, "b": 0.0, "c": -9.0},
+        {"a": 3.0, "b": 0.0, "c": -9.0},
+    )
+    sure = {"a": 0.0, "b": 3.0, "c": -9.0}
+    of_each = [(wrong, clear)] * 8 + [(sure, right)] * 5 + [(clear, wrong)] * 4  # right from 0.3, from 0.75; until 0.7
+    qrels = {str(number): {"a": 1} for number in range(len(of_each))}
+    pairs = {query: align(*runs) for query, runs in zip(qrels, of_each, strict=True)}
+    assert choose_weight([(qrels, pairs)])[0] == 0.75
+    assert choose_weight([(qrels, pairs)], harmless=True)[0] == 0.3
+
+
 def test_a_weight_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("KOIR_CACHE", str(tmp_path))
     assert fitting.remembered(["a"], lambda: (0.3, {0.3: 1.0})) == 0.3

@@ -48,8 +48,8 @@ class EvaluateArguments:
     interpolate: str | None = field(
         default=None,
         metadata={
-            "help": "also score a mixture with the first stage: the reranker's share, 0 to 1, or auto: the best on dev "
-            "that makes no dev task worse, 0 where it gains less than a standard error; default: no mixture"
+            "help": "also score a mixture with the first stage: the reranker's share, 0 to 1, or auto: of those that "
+            "make no dev task worse, the smallest within a standard error of the best; default: no mixture"
         },
     )
     normalise: str = field(

@@ -19,18 +19,16 @@ def choose_weight(
     """The weight of GRID with the best nDCG@10, averaged over tasks, and the score of each; of equals the smallest.
 
     tasks: for each dev task its qrels and, by query id, the two runs that are mixed. harmless: only weights that leave
-    every task at least as good as weight 0 leaves it, so that a gain on one task is never paid for by another; and
-    weight 0 where the best of them gains less than one standard error (Breiman et al. 1984, section 3.4.3).
+    every task at least as good as weight 0 leaves it, so that a gain on one task is never paid for by another; and of
+    these the smallest within one standard error of the best (Breiman et al. 1984, section 3.4.3).
     """
     found = {weight: [_of_queries(weight, *task) for task in tasks] for weight in GRID}  # of each task: [Q]
     means = {weight: np.array([of_task.mean() for of_task in of_tasks]) for weight, of_tasks in found.items()}
     scores = {weight: float(of_tasks.mean()) for weight, of_tasks in means.items()}
     allowed = [weight for weight in GRID if not harmless or bool((means[weight] >= means[0.0] - 1e-9).all())]
-    highest = max(scores[weight] for weight in allowed)
-    chosen = next(weight for weight in allowed if scores[weight] >= highest - 1e-9)
-    if harmless and scores[chosen] - scores[0.0] < _standard_error(found[chosen], found[0.0]):
-        chosen = 0.0
-    return chosen, scores
+    best = max(allowed, key=scores.get)
+    error = {weight: _standard_error(found[best], found[weight]) if harmless else 0.0 for weight in allowed}
+    return next(weight for weight in allowed if scores[weight] >= scores[best] - error[weight] - 1e-9), scores
 
 
 def _of_queries(weight: float, qrels: dict, pairs: dict[str, Aligned]) -> np.ndarray:

@@ -238,10 +238,8 @@ class Joint:
 
         kept = max(map(self.settings.kept, self.dev_tasks))
         of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, kept]
-        share = remembered(
-            ["harmless", *of_stage, self.reranker(path)[1], depth, scale, *map(task_fingerprint, self.dev_tasks)],
-            choose,
-        )
+        key = ["smallest within an error", *of_stage, self.reranker(path)[1], depth, scale]
+        share = remembered([*key, *map(task_fingerprint, self.dev_tasks)], choose)
         if share == 0:
             what = f"{path} over {spec} gains less than one standard error on dev"
             print(f"note: --interpolate auto is 0: {what}", file=sys.stderr)
