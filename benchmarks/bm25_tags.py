@@ -46,20 +46,19 @@ PAIR_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 LEADS = (0, 4, 8, 12, 16, 24)
 
 
-class Words(dict):
-    """A text's (word, tag) pairs, found once: texts that are missing are tokenised when they are asked for."""
+class Words:
+    """The (word, tag) pairs of texts, each text tokenised once."""
+
+    def __init__(self):
+        self.kiwi, self.found = Kiwi(), {}
 
     def of(self, texts: list[str]) -> list[list[tuple[str, str]]]:
         """The pairs of every text."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self]
-        self.update(zip(missing, tokenised(missing), strict=True))
-        return [self[text] for text in texts]
-
-
-def tokenised(texts: list[str]) -> list[list[tuple[str, str]]]:
-    """(word, tag) pairs of every text."""
-    clean = [unicodedata.normalize("NFC", text).encode("utf-8", "ignore").decode() for text in texts]
-    return [[(token.form.lower(), token.tag) for token in tokens] for tokens in Kiwi().tokenize(clean)]
+        missing = [text for text in dict.fromkeys(texts) if text not in self.found]
+        clean = [unicodedata.normalize("NFC", text).encode("utf-8", "ignore").decode() for text in missing]
+        for text, tokens in zip(missing, self.kiwi.tokenize(clean), strict=True):
+            self.found[text] = [(token.form.lower(), token.tag) for token in tokens]
+        return [self.found[text] for text in texts]
 
 
 def ndcg(task, words: Words, tags: tuple[str, ...], pair_weight: float, lead_words: int) -> float:
@@ -84,9 +83,9 @@ def main() -> None:
     choices |= {f"koir's words and pairs, {lead} words twice": (*koirs[:2], lead) for lead in LEADS}
     choices |= {"* koir": koirs}
     found = {name: {} for name in choices}
+    words = Words()
     for path in arguments.tasks:
         task = load_task(path, arguments.split)
-        words = Words()
         for name, choice in choices.items():
             found[name][task.name] = ndcg(task, words, *choice)
     for scores in found.values():

@@ -93,7 +93,7 @@ class Reranker(nn.Module):
         chunk_tokens: padded tokens that go through the transformer at once; default: 1,024 on a CPU, whose cache they
         then fit, else 32,768. progress: the name of a progress bar, or None for silence. bf16: matrix products in
         bfloat16 where the chip has it (AVX512-BF16, AMX, GPUs since Ampere), which is faster and moves scores by about
-        0.01; elsewhere float32 as without it. passage_tokens: read a longer document in passages of so many tokens,
+        1%; elsewhere float32 as without it. passage_tokens: read a longer document in passages of so many tokens,
         of which the best counts; None: its beginning alone, as far as the model reads.
         Raises ModelError where a number is not finite.
         """

@@ -116,7 +116,7 @@ class TaskArguments:
     )
     bf16: bool = field(
         default=False,
-        metadata={"help": "rerankers multiply in bfloat16 where the chip has it: faster, logits move by about 0.01"},
+        metadata={"help": "rerankers multiply in bfloat16 where the chip has it: faster, logits move by about 1%"},
     )
     whole: bool = field(default=False, init=False)  # whether every cell of --check has to be measured
 
