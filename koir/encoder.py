@@ -18,7 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
-from koir.tokens import DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
+from koir.tokens import BLOCK, DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, token_counts, tokenise
 
 POOLINGS = ("mean", "cls")
 
@@ -137,10 +137,9 @@ class Encoder(nn.Module):
             device = next(self.parameters()).device
             chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else GPU_CHUNK)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
-            block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
             with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
-                for start in range(0, len(texts), block):
-                    part = [self.prompts[kind] + text for text in texts[start : start + block]]
+                for start in range(0, len(texts), BLOCK):
+                    part = [self.prompts[kind] + text for text in texts[start : start + BLOCK]]
                     sequences = tokenise(self.tokenizer, part, self.max_seq_length)
                     chunks, inverse = chunked(sequences, self.tokenizer.pad_token_id, chunk_tokens, self.max_seq_length)
                     rows = []
@@ -154,6 +153,12 @@ class Encoder(nn.Module):
             return vectors
         finally:
             self.train(training)
+
+    def too_long(self, texts: Sequence[str], kind: str) -> int:
+        """How many texts, prompt and special tokens included, have more tokens than are read. kind: as for `encode`."""
+        prompted = [self.prompts[kind] + text for text in texts]
+        room = self.max_seq_length - self.tokenizer.num_special_tokens_to_add()
+        return int((token_counts(self.tokenizer, prompted, room + 1) > room).sum())
 
     def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
         """Write a model folder that sentence-transformers, TEI, vLLM and Infinity read; it appears whole or not at all.

@@ -19,10 +19,9 @@ from koir.loading import configured, json_of, most_tokens, quiet, reach, readabl
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.passages import passages, strongest
-from koir.tokens import GPU_CHUNK, pad, plan_chunks
+from koir.tokens import BLOCK, GPU_CHUNK, pad, plan_chunks, token_counts
 
 HEAD_SEED = 20242
-BLOCK = 8192  # pairs tokenised at once: bounds memory, large enough for the sort to pay
 SHOWN = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}  # what CrossEncoder.predict shows
 
 
@@ -122,6 +121,13 @@ class Reranker(nn.Module):
             self.train(training)
             if training:  # weights will change, and the memory is wanted
                 self._inference.clear()
+
+    def too_long(self, pairs: Sequence[tuple[str, str]]) -> int:
+        """How many (query, document) pairs have more tokens than are read at once."""
+        room = self.max_seq_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        tokens = dict(zip(texts, token_counts(self.tokenizer, texts, room + 1).tolist(), strict=True))
+        return sum(tokens[query] + tokens[document] > room for query, document in pairs)
 
     def scored(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
         """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""

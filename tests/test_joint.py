@@ -47,6 +47,9 @@ class Fake:
         self.bf16 = bf16
         return np.array([self.logit(*pair) for pair in pairs], dtype=np.float32)
 
+    def too_long(self, pairs):
+        return 0
+
 
 @pytest.fixture(scope="module")
 def task():
@@ -388,6 +391,19 @@ def test_mistakes_are_said_in_one_line(words, place, capsys):
     with pytest.raises(SystemExit) as left:
         evaluate.main(words)
     assert left.value.code == 2 and capsys.readouterr().err.startswith(f"error: {place}")
+
+
+def test_what_is_not_read_to_its_end_is_said_once(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
+    id = next(iter(task.qrels[next(iter(task.queries))]))
+    longer = replace(task, corpus=task.corpus | {id: task.corpus[id] * 30})
+    for name, tokens in (("beginnings", None), ("passages", 200)):
+        settings = Settings(["bm25", "dense:demo"], ["demo"], depths=(50,), passage_tokens=tokens)
+        Joint(settings, [], tmp_path / name).evaluate(longer)
+        said = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+        if tokens is None:
+            assert sum("dense:demo reads 512 tokens of a document; 1 of 280 " in line for line in said) == 1
+        assert sum("demo reads 512 tokens of a query and a document; " in line for line in said) == (tokens is None)
 
 
 def test_passages_leave_room_for_a_question(tmp_path):

@@ -60,3 +60,18 @@ def test_what_stands_at_the_end_is_read():
     pairs = [(question, rest + end) for end in ("연차 휴가는 한 해에 15일이다.", "한라산은 제주도에 있다.")]
     beginnings, whole = reranker.score(pairs), reranker.score(pairs, passage_tokens=100)
     assert beginnings[0] == pytest.approx(beginnings[1], abs=1e-5) and whole[0] > whole[1] + 0.1
+
+
+@pytest.mark.parametrize("most", [16, 24, 40])
+def test_texts_that_are_not_read_to_their_end_are_counted(tmp_path, most):
+    texts = ["가", "", *(document for _, document in PAIRS), *(numbered(n) for n in range(1, 6))]
+    encoder = tiny_encoder()
+    encoder.max_seq_length = most
+    whole = encoder.tokenizer([encoder.prompts["document"] + text for text in texts], verbose=False)["input_ids"]
+    assert encoder.too_long(texts, "document") == sum(len(ids) > most for ids in whole) > 0
+    reranker = tiny_reranker(tmp_path)
+    reranker.max_seq_length = most
+    pairs = [("며칠인가요?", text) for text in texts]
+    whole = reranker.tokenizer(*zip(*pairs, strict=True), verbose=False)["input_ids"]
+    assert reranker.too_long(pairs) == sum(len(ids) > most for ids in whole) > 0
+    assert reranker.too_long([]) == encoder.too_long([], "query") == 0

@@ -76,6 +76,7 @@ class Joint:
 
     def __init__(self, settings: Settings, dev_tasks: Sequence[Task], output_dir: Path):
         self.settings, self.dev_tasks, self.output_dir = settings, list(dev_tasks), output_dir
+        self._told: set[tuple[str, str]] = set()  # of which reranker on which task it was said what it cannot read
         self._dev_on = [f"{task.name}/{task.split}" for task in self.dev_tasks]
         if "auto" in (settings.weight, settings.interpolate) and not self.dev_tasks:
             raise FlagError("auto", "no task with a dev split", "--dev_tasks to choose the weight on, or a number")
@@ -143,11 +144,9 @@ class Joint:
         return self._once(pipeline, task, key, made_of, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))
 
     def _reranked(self, task: Task, spec: str, baseline: Evaluated, path: str) -> list[Evaluated]:
-        (model, fingerprint), s = self.reranker(path), self.settings
-        progress, depths = f"{path} on {task.name}" if s.progress else None, s.depths_of(task)
-        scored: Callable[[], Reranked] = functools.cache(
-            lambda: rerank(model, task, baseline.run, depths, progress, s.bf16, s.passage_tokens)
-        )
+        (_, fingerprint), s = self.reranker(path), self.settings
+        depths = s.depths_of(task)
+        scored: Callable[[], Reranked] = functools.cache(lambda: self._logits(task, baseline.run, path, depths))
         rows = []
         for depth in depths:
             for weight in self._shares(spec, path, min(depth, max(s.depths))):
@@ -158,6 +157,20 @@ class Joint:
                 make = functools.partial(self._final, task, baseline, scored, pipeline, key)
                 rows.append(self._once(pipeline, task, key, digest(koir["pipeline_key"], *how), make))
         return rows
+
+    def _logits(self, task: Task, run: dict, path: str, depths: list[int]) -> Reranked:
+        """The reranker over the candidates; how many it could not read to the end is said, once a task."""
+        model, s = self.reranker(path)[0], self.settings
+        progress = f"{path} on {task.name}" if s.progress else None
+        done = rerank(model, task, run, depths, progress, s.bf16, s.passage_tokens)
+        if s.progress and not s.passage_tokens and (path, task.name) not in self._told:
+            pairs = [(task.queries[query], task.corpus[id]) for query, found in done.logits.items() for id in found]
+            if longer := model.too_long(pairs):
+                self._told.add((path, task.name))
+                print(f"note: {path} reads {model.max_seq_length:,} tokens of a query and a document; {longer:,} of "
+                      f"{len(pairs):,} pairs on {task.name} have more, and their ends were not read (--passage_tokens "
+                      "reads whole documents)", file=sys.stderr)  # fmt: skip
+        return done
 
     def _pipeline(self, baseline: Evaluated, path: str, depth: int, weight: float | None) -> Pipeline:
         first, s = Pipeline(**baseline.content["koir"]["pipeline"]), self.settings
