@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from koir.errors import FlagError
 from koir.evaluation.fitting import choose_weight, remembered
@@ -167,9 +168,9 @@ class Joint:
             pairs = [(task.queries[query], task.corpus[id]) for query, found in done.logits.items() for id in found]
             if longer := model.too_long(pairs):
                 self._told.add((path, task.name))
-                print(f"note: {path} reads {model.max_seq_length:,} tokens of a query and a document; {longer:,} of "
-                      f"{len(pairs):,} pairs on {task.name} have more, and their ends were not read (--passage_tokens "
-                      "reads whole documents)", file=sys.stderr)  # fmt: skip
+                what = f"{longer:,} of {len(pairs):,} pairs on {task.name} have more, and their ends were not read"
+                tqdm.write(f"note: {path} reads {model.max_seq_length:,} tokens of a query and a document; {what} "
+                           "(--passage_tokens reads whole documents)", sys.stderr)  # fmt: skip
         return done
 
     def _pipeline(self, baseline: Evaluated, path: str, depth: int, weight: float | None) -> Pipeline:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,9 +39,6 @@ class Dense:
         corpus = dict(zip(ids, valid([corpus[document] for document in ids]), strict=True))
         texts = list(dict.fromkeys(corpus.values()))  # equal texts get one vector, so they tie
         row = {text: number for number, text in enumerate(texts)}
-        if progress and rank() == 0 and (longer := encoder.too_long(texts, "document")):
-            print(f"note: {name} reads {encoder.max_seq_length:,} tokens of a document; {longer:,} of {len(texts):,} "
-                  "have more, which their vectors say nothing of", file=sys.stderr)  # fmt: skip
         shown = "documents" if progress else None
         vectors = encoder.encode(texts, "document", progress=shown) if parts is None else _shards(
             encoder, texts, parts, shown)  # fmt: skip

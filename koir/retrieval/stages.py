@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, nearest, without_passwords
 from koir.gather import gather_sizes, rank, world_size
 from koir.manifest import cache_folder, write_json, written_aside
 from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B
-from koir.retrieval.dense import Dense, encoder_fingerprint
+from koir.retrieval.dense import Dense, encoder_fingerprint, valid
 from koir.retrieval.hybrid import DENSE_SHARE, Hybrid
 from koir.retrieval.morphemes import CONTENT_TAGS
 
@@ -136,10 +137,22 @@ class FirstStage:
             return BM25.load(folder)
         return Dense.load(folder, self.encoder, self.spec, self.progress)
 
+    def _say_what_is_cut(self, corpus: dict[str, str]) -> None:
+        if (
+            self.progress
+            and rank() == 0
+            and (longer := self.encoder.too_long(valid(list(corpus.values())), "document"))
+        ):
+            what = f"{longer:,} of {len(corpus):,} have more, of which their vectors say nothing"
+            tqdm.write(
+                f"note: {self.spec} reads {self.encoder.max_seq_length:,} tokens of a document; {what}", sys.stderr
+            )
+
     def _build(self, part: str, folder: Path, corpus: dict[str, str], key: str) -> None:
         """Build one part. With several processes all embed, the first writes, and none goes on before that."""
         shards = folder.with_name(f"{folder.name}.shards")
         if part == "dense":
+            self._say_what_is_cut(corpus)
             index = Dense.build(self.encoder, corpus, self.spec, self.progress, shards)
         if rank() == 0:
             index = BM25(corpus) if part == "bm25" else index
