@@ -154,10 +154,13 @@ class Encoder(nn.Module):
         finally:
             self.train(training)
 
-    def too_long(self, texts: Sequence[str], kind: str) -> int:
-        """How many texts, prompt and special tokens included, have more tokens than are read. kind: as for `encode`."""
+    def too_long(self, texts: Sequence[str], kind: str, most: int | None = None) -> int:
+        """How many texts, prompt and special tokens included, have more tokens than `most`; default: than are read.
+
+        kind: as for `encode`.
+        """
         prompted = [self.prompts[kind] + text for text in texts]
-        room = self.max_seq_length - self.tokenizer.num_special_tokens_to_add()
+        room = (most or self.max_seq_length) - self.tokenizer.num_special_tokens_to_add()
         return int((token_counts(self.tokenizer, prompted, room + 1) > room).sum())
 
     def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:

@@ -55,6 +55,10 @@ def _describe(encoder: Encoder, groups: dict) -> list[str]:
     ]
 
 
+def _longer(encoder: Encoder, rows: dict, most: int) -> tuple[str, int]:
+    return "documents", encoder.too_long(rows["document"], "document", most)
+
+
 def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
     """Score base and tuned on the held-out split of each task, print the table, warn of losses; returns the scores."""
     tasks, base_name = groups["evaluation"].eval_tasks, groups["model"].model_name_or_path
@@ -124,6 +128,7 @@ ENCODER = Kind(
     loader=_loader,
     saved=load_encoder,
     describe=_describe,
+    longer=_longer,
     compare=_base_against_tuned,
     card=_card,
     next=".venv/bin/python evaluate.py --first_stage bm25 dense:",

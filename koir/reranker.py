@@ -122,9 +122,9 @@ class Reranker(nn.Module):
             if training:  # weights will change, and the memory is wanted
                 self._inference.clear()
 
-    def too_long(self, pairs: Sequence[tuple[str, str]]) -> int:
-        """How many (query, document) pairs have more tokens than are read at once."""
-        room = self.max_seq_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+    def too_long(self, pairs: Sequence[tuple[str, str]], most: int | None = None) -> int:
+        """How many (query, document) pairs have more tokens than `most`; default: than are read at once."""
+        room = (most or self.max_seq_length) - self.tokenizer.num_special_tokens_to_add(pair=True)
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         tokens = dict(zip(texts, token_counts(self.tokenizer, texts, room + 1).tolist(), strict=True))
         return sum(tokens[query] + tokens[document] > room for query, document in pairs)

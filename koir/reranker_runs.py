@@ -47,6 +47,10 @@ def _describe(reranker: Reranker, groups: dict) -> list[str]:
     ]
 
 
+def _longer(reranker: Reranker, rows: dict, most: int) -> tuple[str, int]:
+    return "pairs", reranker.too_long(list(zip(rows["query"], rows["document"], strict=True)), most)
+
+
 def _scored(task: Task, run: dict, spec: str, depth: int, name: str | None, started: float) -> Evaluated:
     ms = 1000 * (time.perf_counter() - started) / len(task.queries)
     latency = {"index_seconds": None, "first_stage_ms": None, "reranker_ms": ms if name else None, "total_ms": ms,
@@ -138,6 +142,7 @@ RERANKER = Kind(
     loader=_loader,
     saved=load_reranker,
     describe=_describe,
+    longer=_longer,
     compare=_first_base_tuned,
     card=_card,
     next=".venv/bin/python evaluate.py --first_stage bm25 --reranker none ",

@@ -30,6 +30,7 @@ from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
 
+LOOKED_AT = 1000  # rows, to say what training cuts: all of a large corpus would take minutes
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "gradient_accumulation_steps": (lambda n: n >= 1, "1 or more"),
     "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
@@ -53,8 +54,9 @@ class Kind:
     """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
 
     name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
-    start, each time the same. saved: loads a model folder. describe: lines to say at the start. compare: scores base
-    against tuned and prints the table. card: the model folder's README. next: the command to go on with. prepare: what
+    start, each time the same. saved: loads a model folder. describe: lines to say at the start. longer: what of rows
+    is read at once, and how many of them have more tokens than so many. compare: scores base against tuned and prints
+    the table. card: the model folder's README. next: the command to go on with. prepare: what
     is done to the start and to the groups once the rows are read.
     """
 
@@ -63,6 +65,7 @@ class Kind:
     loader: Callable[[arguments.ModelArguments], Callable[[], nn.Module]]
     saved: Callable[[str], nn.Module]
     describe: Callable[[nn.Module, dict], list[str]]
+    longer: Callable[[nn.Module, dict, int], tuple[str, int]]
     compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
     card: Callable[[dict, dict], str]
     next: str
@@ -106,7 +109,8 @@ def run(
         set_hf_deepspeed_config(args.hf_deepspeed_config)
     if main:
         print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
-        print("\n".join(kind.describe(start, groups) + _budget_lines(groups)), file=sys.stderr)
+        lines = kind.describe(start, groups) + _cut_lines(kind, start, triplets, groups) + _budget_lines(groups)
+        print("\n".join(lines), file=sys.stderr)
         write_recipe(folder, groups)
         if note := os.environ.get("KOIR_FOLDER"):  # where finetune.sh looks for checkpoints when it has the last word
             Path(note).write_text(args.output_dir, encoding="utf-8")
@@ -248,6 +252,18 @@ def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
     expected = f"one of {', '.join(names)}{nearest(metric, names)}" if names else "--eval_tasks to choose by"
     require(metric in names, f"--metric_for_best_model {metric}", "no dev score", expected)
     args.greater_is_better = True
+
+
+def _cut_lines(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict) -> list[str]:
+    """What share of the rows training does not read to the end, by LOOKED_AT of them at even distances; or nothing."""
+    most = min(groups["data"].train_max_seq_length or start.max_seq_length, start.max_seq_length)
+    count = len(triplets.pairs)
+    rows = triplets.pairs[:: -(-count // LOOKED_AT)]
+    what, longer = kind.longer(start, rows, most)
+    share, looked = longer / len(rows["query"]), len(rows["query"])
+    return (
+        [f"cut:     {share:.0%} of {what} have more than {most:,} tokens ({looked:,} rows looked at)"] if longer else []
+    )
 
 
 def _budget_lines(groups: dict) -> list[str]:

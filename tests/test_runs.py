@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from commands import run, start
 from one_step import tiny_encoder, trainer_class, trainer_module
+from test_reranker import tiny_reranker
 from transformers import TrainerState
 
 from koir import encoder_runs, runs
@@ -21,8 +22,10 @@ from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.manifest import DEMO
 from koir.progress import Progress
+from koir.reranker_runs import RERANKER
 from koir.retrieval.stages import in_memory
 from koir.run_folder import complete
+from koir.triplets import load_triplets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -160,6 +163,26 @@ def test_without_a_bar_scores_and_warnings_are_lines(base, tmp_path, capsys):
     runs.run(trainer_class("v1"), "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
     said = capsys.readouterr().err
     assert "it/s" not in said and "step 1: demo/ndcg_at_10" in said
+
+
+def test_what_training_cuts_is_said_for_encoders_and_rerankers(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LOOKED_AT", 7)
+    lines = [{"query": "휴가는?", "document": "연차 휴가를 준다. " * (40 if n % 2 else 1)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    triplets = load_triplets([str(tmp_path / "rows.jsonl")])  # 2 pairs, the others are duplicates
+    for kind, model, what in ((ENCODER, tiny_encoder(), "documents"), (RERANKER, tiny_reranker(tmp_path), "pairs")):
+        model.max_seq_length = 1000
+        for most, found in ((None, []), (40, [f"cut:     50% of {what} have more than 40 tokens (2 rows looked at)"])):
+            data = SimpleNamespace(train_max_seq_length=most)
+            assert runs._cut_lines(kind, model, triplets, {"data": data}) == found
+        model.max_seq_length = 30
+        (line,) = runs._cut_lines(kind, model, triplets, {"data": SimpleNamespace(train_max_seq_length=None)})
+        assert "more than 30 tokens" in line
+    lines = [line | {"query": f"{n}일은?"} for n, line in enumerate(lines)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    triplets = load_triplets([str(tmp_path / "rows.jsonl")])
+    (line,) = runs._cut_lines(ENCODER, tiny_encoder(), triplets, {"data": data})
+    assert "(7 rows looked at)" in line
 
 
 def test_the_bar_of_a_resumed_run_begins_where_it_goes_on():
