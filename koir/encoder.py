@@ -18,7 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
-from koir.tokens import BLOCK, DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, token_counts, tokenise
+from koir.tokens import DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
 
 POOLINGS = ("mean", "cls")
 
@@ -137,9 +137,10 @@ class Encoder(nn.Module):
             device = next(self.parameters()).device
             chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else GPU_CHUNK)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
+            block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
             with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
-                for start in range(0, len(texts), BLOCK):
-                    part = [self.prompts[kind] + text for text in texts[start : start + BLOCK]]
+                for start in range(0, len(texts), block):
+                    part = [self.prompts[kind] + text for text in texts[start : start + block]]
                     sequences = tokenise(self.tokenizer, part, self.max_seq_length)
                     chunks, inverse = chunked(sequences, self.tokenizer.pad_token_id, chunk_tokens, self.max_seq_length)
                     rows = []
@@ -159,9 +160,8 @@ class Encoder(nn.Module):
 
         kind: as for `encode`.
         """
-        prompted = [self.prompts[kind] + text for text in texts]
-        room = (most or self.max_seq_length) - self.tokenizer.num_special_tokens_to_add()
-        return int((token_counts(self.tokenizer, prompted, room + 1) > room).sum())
+        prompted, most = [self.prompts[kind] + text for text in texts], most or self.max_seq_length
+        return sum(len(ids) > most for ids in tokenise(self.tokenizer, prompted, most + 1)) if prompted else 0
 
     def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
         """Write a model folder that sentence-transformers, TEI, vLLM and Infinity read; it appears whole or not at all.

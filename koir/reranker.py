@@ -19,9 +19,10 @@ from koir.loading import configured, json_of, most_tokens, quiet, reach, readabl
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.passages import passages, strongest
-from koir.tokens import BLOCK, GPU_CHUNK, pad, plan_chunks, token_counts
+from koir.tokens import GPU_CHUNK, pad, plan_chunks
 
 HEAD_SEED = 20242
+BLOCK = 8192  # pairs tokenised at once: bounds memory, large enough for the sort to pay
 SHOWN = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}  # what CrossEncoder.predict shows
 
 
@@ -124,10 +125,11 @@ class Reranker(nn.Module):
 
     def too_long(self, pairs: Sequence[tuple[str, str]], most: int | None = None) -> int:
         """How many (query, document) pairs have more tokens than `most`; default: than are read at once."""
-        room = (most or self.max_seq_length) - self.tokenizer.num_special_tokens_to_add(pair=True)
-        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        tokens = dict(zip(texts, token_counts(self.tokenizer, texts, room + 1).tolist(), strict=True))
-        return sum(tokens[query] + tokens[document] > room for query, document in pairs)
+        if not pairs:
+            return 0
+        most, sides = most or self.max_seq_length, [list(side) for side in zip(*pairs, strict=True)]
+        coded = self.tokenizer(*sides, truncation=True, max_length=most + 1)["input_ids"]
+        return sum(len(ids) > most for ids in coded)
 
     def scored(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
         """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""

@@ -27,10 +27,10 @@ from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
 from koir.run_folder import keep_lines, run_folder, write_recipe
+from koir.tokens import some_of
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
 
-LOOKED_AT = 1000  # rows, to say what training cuts: all of a large corpus would take minutes
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "gradient_accumulation_steps": (lambda n: n >= 1, "1 or more"),
     "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
@@ -56,8 +56,8 @@ class Kind:
     name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
     start, each time the same. saved: loads a model folder. describe: lines to say at the start. longer: what of rows
     is read at once, and how many of them have more tokens than so many. compare: scores base against tuned and prints
-    the table. card: the model folder's README. next: the command to go on with. prepare: what
-    is done to the start and to the groups once the rows are read.
+    the table. card: the model folder's README. next: the command to go on with. prepare: what is done to the start and
+    to the groups once the rows are read.
     """
 
     name: str
@@ -255,15 +255,12 @@ def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
 
 
 def _cut_lines(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict) -> list[str]:
-    """What share of the rows training does not read to the end, by LOOKED_AT of them at even distances; or nothing."""
+    """How many of some rows training does not read to the end, where there are any."""
     most = min(groups["data"].train_max_seq_length or start.max_seq_length, start.max_seq_length)
-    count = len(triplets.pairs)
-    rows = triplets.pairs[:: -(-count // LOOKED_AT)]
+    rows = some_of(triplets.pairs)
     what, longer = kind.longer(start, rows, most)
-    share, looked = longer / len(rows["query"]), len(rows["query"])
-    return (
-        [f"cut:     {share:.0%} of {what} have more than {most:,} tokens ({looked:,} rows looked at)"] if longer else []
-    )
+    line = f"cut:     {longer:,} of {len(rows['query']):,} {what} looked at have more than {most:,} tokens"
+    return [line] if longer else []
 
 
 def _budget_lines(groups: dict) -> list[str]:

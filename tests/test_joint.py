@@ -402,7 +402,7 @@ def test_what_is_not_read_to_its_end_is_said_once(task, tmp_path, capsys, monkey
         Joint(settings, [], tmp_path / name).evaluate(longer)
         said = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
         if tokens is None:
-            assert sum("dense:demo reads 512 tokens of a document; 1 of 280 " in line for line in said) == 1
+            assert sum("dense:demo reads 512 tokens of a document; 1 of 280 looked at " in line for line in said) == 1
         assert sum("demo reads 512 tokens of a query and a document; " in line for line in said) == (tokens is None)
 
 

@@ -13,7 +13,7 @@ from one_step import tiny_encoder, trainer_class, trainer_module
 from test_reranker import tiny_reranker
 from transformers import TrainerState
 
-from koir import encoder_runs, runs
+from koir import encoder_runs, runs, tokens
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
 from koir.encoder import load_encoder
 from koir.encoder_runs import ENCODER
@@ -166,13 +166,13 @@ def test_without_a_bar_scores_and_warnings_are_lines(base, tmp_path, capsys):
 
 
 def test_what_training_cuts_is_said_for_encoders_and_rerankers(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "LOOKED_AT", 7)
+    monkeypatch.setattr(tokens, "LOOKED_AT", 7)
     lines = [{"query": "휴가는?", "document": "연차 휴가를 준다. " * (40 if n % 2 else 1)} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     triplets = load_triplets([str(tmp_path / "rows.jsonl")])  # 2 pairs, the others are duplicates
     for kind, model, what in ((ENCODER, tiny_encoder(), "documents"), (RERANKER, tiny_reranker(tmp_path), "pairs")):
         model.max_seq_length = 1000
-        for most, found in ((None, []), (40, [f"cut:     50% of {what} have more than 40 tokens (2 rows looked at)"])):
+        for most, found in ((None, []), (40, [f"cut:     1 of 2 {what} looked at have more than 40 tokens"])):
             data = SimpleNamespace(train_max_seq_length=most)
             assert runs._cut_lines(kind, model, triplets, {"data": data}) == found
         model.max_seq_length = 30
@@ -182,7 +182,7 @@ def test_what_training_cuts_is_said_for_encoders_and_rerankers(tmp_path, monkeyp
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     triplets = load_triplets([str(tmp_path / "rows.jsonl")])
     (line,) = runs._cut_lines(ENCODER, tiny_encoder(), triplets, {"data": data})
-    assert "(7 rows looked at)" in line
+    assert "3 of 7 documents looked at" in line
 
 
 def test_the_bar_of_a_resumed_run_begins_where_it_goes_on():

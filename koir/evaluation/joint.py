@@ -33,6 +33,7 @@ from koir.retrieval.dense import weights_fingerprint
 from koir.retrieval.hybrid import FETCH, weighted
 from koir.retrieval.opening import describe
 from koir.retrieval.stages import FirstStage, corpus_fingerprint, first_stage, is_milvus
+from koir.tokens import some_of
 
 
 @dataclass
@@ -160,15 +161,15 @@ class Joint:
         return rows
 
     def _logits(self, task: Task, run: dict, path: str, depths: list[int]) -> Reranked:
-        """The reranker over the candidates; how many it could not read to the end is said, once a task."""
+        """The reranker over the candidates; how many of some pairs it did not read to the end is said, once a task."""
         model, s = self.reranker(path)[0], self.settings
         progress = f"{path} on {task.name}" if s.progress else None
         done = rerank(model, task, run, depths, progress, s.bf16, s.passage_tokens)
         if s.progress and not s.passage_tokens and (path, task.name) not in self._told:
-            pairs = [(task.queries[query], task.corpus[id]) for query, found in done.logits.items() for id in found]
-            if longer := model.too_long(pairs):
-                self._told.add((path, task.name))
-                what = f"{longer:,} of {len(pairs):,} pairs on {task.name} have more, and their ends were not read"
+            self._told.add((path, task.name))
+            keys = some_of([(query, id) for query, found in done.logits.items() for id in found])
+            if longer := model.too_long([(task.queries[query], task.corpus[id]) for query, id in keys]):
+                what = f"{longer:,} of {len(keys):,} looked at on {task.name} have more, and their ends were not read"
                 tqdm.write(f"note: {path} reads {model.max_seq_length:,} tokens of a query and a document; {what} "
                            "(--passage_tokens reads whole documents)", sys.stderr)  # fmt: skip
         return done

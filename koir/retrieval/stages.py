@@ -33,6 +33,7 @@ from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B
 from koir.retrieval.dense import Dense, encoder_fingerprint, valid
 from koir.retrieval.hybrid import DENSE_SHARE, Hybrid
 from koir.retrieval.morphemes import CONTENT_TAGS
+from koir.tokens import some_of
 
 KINDS = ("bm25", "dense", "hybrid", "milvus")
 FUSIONS = ("weighted", "rrf")
@@ -138,15 +139,12 @@ class FirstStage:
         return Dense.load(folder, self.encoder, self.spec, self.progress)
 
     def _say_what_is_cut(self, corpus: dict[str, str]) -> None:
-        if (
-            self.progress
-            and rank() == 0
-            and (longer := self.encoder.too_long(valid(list(corpus.values())), "document"))
-        ):
-            what = f"{longer:,} of {len(corpus):,} have more, of which their vectors say nothing"
-            tqdm.write(
-                f"note: {self.spec} reads {self.encoder.max_seq_length:,} tokens of a document; {what}", sys.stderr
-            )
+        if not self.progress or rank():
+            return
+        texts, most = valid(some_of(list(corpus.values()))), self.encoder.max_seq_length
+        if longer := self.encoder.too_long(texts, "document"):
+            what = f"{longer:,} of {len(texts):,} looked at have more, of which their vectors say nothing"
+            tqdm.write(f"note: {self.spec} reads {most:,} tokens of a document; {what}", sys.stderr)
 
     def _build(self, part: str, folder: Path, corpus: dict[str, str], key: str) -> None:
         """Build one part. With several processes all embed, the first writes, and none goes on before that."""
