@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/distributed.py [--batch 128] [--steps 4] [--processes 2] [--json FILE]
 
-v1.1 on the demo's rows (2 layers x 256, gloo on a CPU, nccl on GPUs), one thread a process. Exchanges are counted by
-wrapping torch.distributed; bytes are what each process hands over. Efficiency is the speed of P processes over P times
-the speed of one; each chunk budget is run, since an exchange must not depend on how many chunks there are.
+v1.1 from the bundled base on the demo's rows (gloo on a CPU, nccl on GPUs), P processes of one thread each against one
+of one thread and, on a CPU, one of P threads. Exchanges are counted by wrapping torch.distributed; bytes are what each
+process hands over. Efficiency is the speed of P threads over P times the speed of one; each chunk budget is run, since
+an exchange must not depend on how many chunks there are.
 """
 
 import argparse
@@ -86,18 +87,19 @@ def work(settings: dict) -> dict:
         save_strategy="no",
         logging_strategy="no",  # a line of metrics.jsonl is one more small exchange
         use_cpu=not torch.cuda.is_available(),
+        bf16=settings["bf16"],
         disable_tqdm=True,
         seed=1,
     )
-    encoder = load_encoder("demo", num_hidden_layers=2, max_seq_length=128)
+    encoder = load_encoder("demo", max_seq_length=settings["max_seq_length"])
     groups = {
         "loss": arguments.LossArguments(temperature=0.05),
         "chunks": arguments.ChunkArguments(chunk_tokens=settings["chunk_tokens"]),
-        "data": arguments.DataArguments(),
+        "data": arguments.DataArguments(max_hard_negatives=1),
         "dev_tasks": [],
-        "step": arguments.CacheArguments(cache_keep_tokens=0),
+        "step": arguments.CacheArguments(cache_keep_tokens=settings["cache_keep_tokens"]),
     }
-    trainer = train.GradCacheTrainer(encoder, args, load_triplets(["demo"]), groups)
+    trainer = train.GradCacheTrainer(encoder, args, load_triplets(settings["train_data"]), groups)
     count = Count()
     trainer.add_callback(count)
     with contextlib.redirect_stdout(sys.stderr):
@@ -111,15 +113,15 @@ def work(settings: dict) -> dict:
     }
 
 
-def launch(processes: int, settings: dict) -> dict:
-    """Run `work` in so many processes; what the first one found."""
+def launch(processes: int, threads: int, settings: dict) -> dict:
+    """Run `work` in so many processes of so many threads; what the first one found."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         words = ["--work", json.dumps(settings | {"folder": folder, "out": str(out)})]
         start = [sys.executable]
         if processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
         done = subprocess.run([*start, __file__, *words], env=environment, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"error: {processes} processes ended with status {done.returncode}:\n{done.stderr[-2000:]}")
@@ -133,6 +135,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps measured, after one that warms up")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--chunk_tokens", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--cache_keep_tokens", type=int, default=0, help="of each process, as in training")
+    parser.add_argument("--train_data", nargs="+", default=["demo"], help="rows; at most one hard negative of each")
+    parser.add_argument("--max_seq_length", type=int, default=128, help="tokens")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -144,18 +150,23 @@ def main() -> None:
         leave_processes()
         end_one_of_several()
         return
-    rows = []
-    print(f"{'processes':>9} {'chunk tokens':>12} {'exchanges a step':>17} ", end="")
+    rows, many = [], arguments.processes
+    print(f"{'processes':>9} {'threads':>8} {'chunk tokens':>12} {'exchanges a step':>17} ", end="")
     print(f"{'MB a step':>10} {'s a step':>9} {'efficiency':>11}")
+    names = ("batch", "steps", "cache_keep_tokens", "train_data", "max_seq_length", "bf16")
     for tokens in arguments.chunk_tokens:
-        settings = {"batch": arguments.batch, "steps": arguments.steps, "chunk_tokens": tokens}
-        one, many = launch(1, settings), launch(arguments.processes, settings)
-        many["efficiency"] = one["seconds_a_step"] / (arguments.processes * many["seconds_a_step"])
-        for processes, found in ((1, one), (arguments.processes, many)):
-            rows.append(settings | found | {"processes": processes})
-            share = f"{found['efficiency']:.0%}" if "efficiency" in found else ""
-            print(f"{processes:>9} {tokens:>12,} {found['exchanges_a_step']:>17.1f} {found['megabytes_a_step']:>10.2f} "
-                  f"{found['seconds_a_step']:>9.2f} {share:>11}", flush=True)  # fmt: skip
+        settings = {name: getattr(arguments, name) for name in names} | {"chunk_tokens": tokens}
+        for processes, threads in ((1, 1), (1, many), (many, 1))[:: 2 if torch.cuda.is_available() else 1]:
+            row = settings | {"processes": processes, "threads": threads} | launch(processes, threads, settings)
+            rows.append(row)
+            share = ""
+            if processes * threads == 1:
+                alone = row["seconds_a_step"]
+            else:
+                row["efficiency"] = alone / (many * row["seconds_a_step"])
+                share = f"{row['efficiency']:.0%}"
+            print(f"{processes:>9} {threads:>8} {tokens:>12,} {row['exchanges_a_step']:>17.1f} ", end="")
+            print(f"{row['megabytes_a_step']:>10.2f} {row['seconds_a_step']:>9.2f} {share:>11}", flush=True)
     print("a step's exchanges:", ", ".join(f"{name} {calls:g}" for name, calls in rows[-1]["exchanges"].items()))
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows} | origin(), indent=2) + "\n")

@@ -4,6 +4,7 @@ Example: python scripts/prepare_data.py --source korquad=KorQuAD_v1.0_train.json
 A killed run goes on when the same command is given again. Train on the result with --train_data rows/train-*.jsonl.gz
 """
 
+import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ class InputArguments:
 
     source: list[str] = field(
         default_factory=list,
-        metadata={"help": "NAME=PATH, several or repeated: a source that --list shows and its download as it came"},
+        metadata={
+            "help": "NAME=PATH, several or repeated: a source that --list shows and its download as it came; hidden "
+            "files are left out"
+        },
     )
     hub: list[str] = field(
         default_factory=list, metadata={"help": "hub datasets of rows, such as nlpai-lab/ko-triplet-v1.0"}
@@ -102,6 +106,8 @@ def main(argv: list[str] | None = None) -> dict | None:
     started = time.perf_counter()
     done = prepare(plan)
     if done is None:
+        if output.json:
+            write_json(Path(output.json), json.loads((plan.output_dir / "report.json").read_text(encoding="utf-8")))
         print(f"complete already: {plan.output_dir}")
         return None
     provenance = origin()
@@ -142,11 +148,14 @@ def _plan(
     require(inputs.window >= 100, "--window", str(inputs.window), "at least 100 characters")
     unknown = sorted(set(inputs.splits) - {"train", "dev", "test"})
     require(not unknown, "--splits", " ".join(unknown), "train, dev or test")
-    named = []
+    named, out = [], Path(output.output_dir).resolve()
     for word in inputs.source:
         name, equals, path = word.partition("=")
         require(bool(equals and path), f"--source {word}", "no path", "NAME=PATH; --list shows the names")
         named.append((find(name), Path(path).expanduser()))
+        inside = named[-1][1].resolve() in (out, *out.parents)
+        found = f"a folder below {word}, which would read it"
+        require(not inside, f"--output_dir {output.output_dir}", found, "one outside it")
     named += [(find("hub"), Path(name)) for name in inputs.hub]
     bounds = {"min_characters": cleaning.min_characters, "max_characters": cleaning.max_characters}
     return Plan(

@@ -1,6 +1,7 @@
 """Serve /v1/rerank, /v1/embeddings and /v1/search; without arguments: the newest runs, else the demo."""
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -42,7 +43,7 @@ class ServerArguments:
 def main(argv: list[str] | None = None) -> None:
     """Load what was asked for, then serve until a signal."""
     models, server = parse([ModelArguments, ServerArguments], argv, __doc__, recipes=False)
-    require(server.max_body_mb > 0, "--max_body_mb", str(server.max_body_mb), "above 0")
+    require(0 < server.max_body_mb < math.inf, "--max_body_mb", str(server.max_body_mb), "above 0")
     rules = Rules(read_keys(server.api_key_file), int(server.max_body_mb * 2**20))
     _free(server.host, server.port)
     registry = load(models)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 import unicodedata
 import zipfile
@@ -81,6 +82,11 @@ PACKS = {
     "split zip in tar": [("download.tar", tarred(*parts(zipped())))],
     "split zip in tar.gz": [("download.tar.gz", gzip.compress(tarred(*parts(zipped()))))],
     "macOS extras": [(NAME, JSON), (f"__MACOSX/._{NAME}", b"\0\1"), (f"._{NAME}", b"\0\1"), (".DS_Store", b"\0")],
+    "a notebook's copies and Office's locks": [(NAME, JSON), (f".copies/{NAME}", JSON), ("~$a.json", b"\0")],
+    "hidden in a zip": [("pack.zip", zipped((f"./{NAME}", JSON), (f".copies/{NAME}", JSON), ("~$a.json", b"\0")))],
+    "from here in a tar": [("pack.tar", tarred((f"./{NAME}", JSON), (f"./.copies/{NAME}", JSON)))],
+    "circled numbers": [(f"①2024/{NAME}", JSON), ("2024/메모.md", b"")],
+    "names in CP949": [(f"\udcb1\udcdb/{NAME}", JSON)],
 }
 
 
@@ -105,20 +111,22 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 
 def test_names_of_other_systems(tmp_path):
-    legacy = zipfile.ZipInfo("행정/한글이름.json")
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr(legacy, b"{}")
-    korean = stream.getvalue().replace("행정/한글이름".encode(), b"xx")  # keep the record, then fake CP949 names below
-    assert korean
     windows = zipped(("ABCDEFGH.json", b"{}")).replace(b"ABCDEFGH", "한글이름".encode("cp949"))
     (file,) = walk(laid(tmp_path / "w", ("pack.zip", windows)) / "pack.zip")
     assert file.name == "pack.zip/한글이름.json"
     apple = zipped(("ABCDEFGHIJKL.json", b"{}")).replace(b"ABCDEFGHIJKL", "한글이름".encode())
     (file,) = walk(laid(tmp_path / "a", ("pack.zip", apple)) / "pack.zip")
     assert file.name == "pack.zip/한글이름.json"
+    named = laid(tmp_path / "t", (os.fsdecode("질문.csv".encode("cp949")), b""))
+    (file,) = walk(named)
+    assert (file.name, file.place) == ("질문.csv", f"{named}/질문.csv")
     assert clean_name("1.#Ud034#Uc988QA Datasets") == "1.퀴즈QA Datasets"
     assert clean_name(unicodedata.normalize("NFD", "단문질문")) == "단문질문"
+
+
+def test_what_is_named_is_read_even_if_it_is_hidden(tmp_path):
+    laid(tmp_path, (f".{NAME}", JSON), (f".folder/{NAME}", JSON))
+    assert rows(tmp_path / f".{NAME}") == rows(tmp_path / ".folder") == ROWS
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -202,6 +210,20 @@ def test_broken_json_names_the_row_before(tmp_path):
     refused(tmp_path / NAME, "after row 1: found broken JSON")
     refused(tmp_path / "b" / NAME, "after row 0: found broken JSON")
     refused(tmp_path / "c" / NAME, "an empty file")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    laid(tmp_path, (NAME, JSON), (f"locked/{NAME}", JSON))
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match="locked: found Permission denied; expected a folder that may be read"):
+        rows(tmp_path)
 
 
 def test_a_file_that_is_not_what_its_ending_says(tmp_path):
@@ -292,6 +314,14 @@ def test_only_one_record_is_held_at_a_time():
     for number, _ in enumerate(json_records(pieces(), "x"), 1):
         ahead.append(produced - number)
     assert max(ahead) <= 3
+
+
+def test_broken_json_is_told_before_the_rest_is_read():
+    lines = ['{"a": None}\n', *['{"a": 1}\n'] * 1000]
+    left = iter(lines)
+    with pytest.raises(SourceError, match="after row 0: found broken JSON"):
+        list(json_records(left, "x"))
+    assert len([*left]) > 900
 
 
 def test_duplicate_and_decomposed_column_names():

@@ -94,8 +94,14 @@ def test_the_same_command_says_that_it_is_done_and_another_is_refused(given, tmp
     run("--source", *given, "--output_dir", tmp_path / "rows")
     assert run("--source", *given, "--output_dir", tmp_path / "rows") == (
         None, f"complete already: {tmp_path / 'rows'}\n")  # fmt: skip
+    again = tmp_path / "again.json"
+    run("--source", *given, "--output_dir", tmp_path / "rows", "--json", again)
+    assert json.loads(again.read_text("utf-8")) == json.loads((tmp_path / "rows/report.json").read_text("utf-8"))
     assert "a complete folder of other rows" in fails("--source", given[0], "--output_dir", tmp_path / "rows")
     assert "files of something else" in fails("--source", given[0], "--output_dir", tmp_path)
+    for out in (tmp_path, tmp_path / "a" / "b"):
+        said = fails("--source", f"triplets={tmp_path}", "--output_dir", out)
+        assert f"--output_dir {out}: found a folder below triplets={tmp_path}, which would read it" in said
 
 
 def test_equal_arguments_give_equal_bytes(given, tmp_path):

@@ -365,7 +365,7 @@ def test_one_thread_computes_for_all_models_and_outlives_them(folders, monkeypat
 
 def test_keys(registry, tmp_path):
     file = tmp_path / "keys"
-    file.write_text("# for the tests\nfirst\n\nsecond key\n", encoding="utf-8")
+    file.write_text("first\r\n# for the tests\n\nsecond key\n", encoding="utf-8-sig")  # as Windows' editor saves it
     with TestClient(create_app(registry, Rules(read_keys(str(file))))) as client:
         body = {"query": "q", "documents": ["a"]}
         send = lambda key: client.post("/v1/rerank", json=body, headers={"Authorization": key}).status_code  # noqa: E731

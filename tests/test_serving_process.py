@@ -112,6 +112,7 @@ def the_command():
         (["--prot", "1"], "did you mean port"),
         (["--dtype", "fp8"], "--dtype"),
         (["--port", "70000"], "--port"),
+        (["--max_body_mb", "inf"], "--max_body_mb: found inf"),
         (["--score_map", "sigmiod"], "did you mean sigmoid"),
         (["--api_key_file", "/nowhere"], "--api_key_file"),
         (["--models", "/nowhere.yaml"], "--models"),

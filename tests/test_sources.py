@@ -13,7 +13,9 @@ import openpyxl
 import pytest
 
 from koir.errors import FlagError, SourceError
+from koir.sources.archives import File
 from koir.sources.mrc import excerpt, plain, questions
+from koir.sources.records import records
 from koir.sources.registry import KOE5, checked_rows, find, listing, sources
 from koir.sources.tally import Tally, split_of
 
@@ -521,6 +523,29 @@ def test_a_quote_that_swallows_lines_is_an_error(later, tmp_path):
         own(tmp_path, "csv", {"x.csv": "\n".join(table)})
 
 
+@pytest.mark.parametrize("cell", ['"무엇"이 무엇인가?', r'"그가 \"왜\" 라고 했나"'])
+def test_quotes_within_a_cell(cell, tmp_path):
+    with pytest.raises(SourceError, match="x.csv, line 3: found a quote within a cell"):
+        own(tmp_path, "csv", {"x.csv": f"query,document\n등대,{LAMP}\n{cell},{BUS}\n"})
+    rows = own(tmp_path / "tabs", "csv", {"x.tsv": f'query\tdocument\n{cell}\t{BUS}\r\n"등"\t"{LAMP}"\n'})
+    assert [(row["query"], row["document"]) for row in rows] == [(cell, BUS), ("등", LAMP)]
+
+
+def test_doubled_quotes_of_a_table_that_otherwise_quotes_nothing(tmp_path):
+    cells = ['"""강"" 단계로"', '"강"', '"가" 나 "다"', '"가 ""나"', '""']
+    table = "query\tdocument\n" + "".join(f"질문 {cell}\t{cell}{LAMP}\n{cell}\t{BUS}\n" for cell in cells[:-1])
+    found = [*records(File("x.txt", "x.txt", lambda: io.BytesIO(table.encode())), Tally(), quoted=False)]
+    assert [row["query"] for row, _ in found[1::2]] == ['"강" 단계로', '"강"', '"가" 나 "다"', '가 "나']
+    assert found[0][0] == {"query": f"질문 {cells[0]}", "document": cells[0] + LAMP}
+
+
+def test_places_of_a_table_count_rows(tmp_path):
+    for table, header, row in (("\n\n질문\t글\n가\t나\n다\n", True, 2), ("\n가\t나\n다\n", False, 2)):
+        tally = Tally()
+        [*records(File("x.tsv", "x.tsv", lambda table=table: io.BytesIO(table.encode())), tally, header)]
+        assert list(tally.examples.values()) == [[f"x.tsv, row {row}"]]
+
+
 def test_line_ends_of_old_macs(tmp_path):
     assert len(own(tmp_path, "csv", {"x.csv": f"query,document\r버스,{BUS}\r등대,{LAMP}\r"})) == 2
 
@@ -559,6 +584,20 @@ def test_each_sheet_has_a_header_of_its_own(tmp_path):
 def test_sheets_that_state_no_size_and_rows_without_their_last_empty_cells(tmp_path):
     rows = [["question", "doc", "note"], ["대상은?", BUS], ["높이는?", LAMP, "메모"], ["등대는?", LAMP, None, None]]
     assert len(own(tmp_path, "csv", {"x.xlsx": workbook(rows, dimension="A1")})) == 3
+
+
+def test_what_excel_writes_for_a_line_end_and_workbooks_that_cannot_be_read(tmp_path):
+    book = workbook([["query", "document"], ["버스", f"{BUS}_x000D_\n둘째 줄"], ["등대", f"_x005F_x000D_ {LAMP}"]])
+    assert [row["document"] for row in own(tmp_path, "csv", {"x.xlsx": book})] == [
+        f"{BUS}\r\n둘째 줄",
+        f"_x000D_ {LAMP}",
+    ]
+    odd, other = io.BytesIO(), zipfile.ZipFile(io.BytesIO(book))
+    with zipfile.ZipFile(odd, "w") as archive:
+        for name in other.namelist():
+            archive.writestr(name, re.sub(rb'<family val="2"', b'<family val="34"', other.read(name)))
+    with pytest.raises(SourceError, match="x.xlsx: found an odd workbook .*; expected one that Excel saved anew"):
+        own(tmp_path, "csv", {"x.xlsx": odd.getvalue()})
 
 
 def test_one_folder_for_all_is_not_read_by_sources_it_does_not_belong_to(tmp_path):
@@ -625,6 +664,9 @@ def test_real_kobest():
         for row in table(folder, f"BoolQ/{split}.tsv.gz", **TABS)
     }
     assert {row["document"] for row in read("kobest-boolq", folder)[0]} == texts
+    stories = read("kobest-hellaswag", folder)[0]
+    texts = [text for row in stories for text in (row["query"], row["document"], *row["hard_negative"])]
+    assert not any('""' in text for text in texts) and sum('"강" 단계로' in text for text in texts) > 0
     same = [row for s in ("train", "dev", "test") for row in table(folder, f"WiC/{s}.tsv.gz", **TABS)]
     assert sum(row["ANSWER"].upper() == "TRUE" for row in same) == 2556
 

@@ -33,7 +33,7 @@ def read_keys(file: str | None) -> tuple[bytes, ...]:
     if file is None:
         return ()
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FlagError(f"--api_key_file {file}", type(error).__name__, "a readable file, one key a line") from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -18,6 +18,7 @@ from koir.errors import SourceError, nearest
 
 DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 PART = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
+HIDDEN = (".", "~$", "__MACOSX")  # how names begin that systems, editors and office programs add
 DEPTH = 4  # archives within archives
 MEMBERS = 1_000_000  # of one archive
 RATIO = 200  # expanded to compressed; text in JSON stays below 30
@@ -49,13 +50,14 @@ def walk(path: Path) -> Iterator[File]:
         raise SourceError(str(path), "no such file or folder", "a download" + nearest(path.name, beside))
     root = path if path.is_dir() else path.parent
     found = [(clean_name(str(p.relative_to(root))), p) for p in files_below(path)]
-    yield from _each([File(name, str(p), _opener(p)) for name, p in found], 0)
+    yield from _each([File(name, _readable(str(p)), _opener(p)) for name, p in found], 0)
 
 
 def files_below(path: Path) -> list[Path]:
     """The files that a path stands for: itself, all parts of a split zip of which it is one, all below a folder.
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed, each folder once; what is hidden is left out. Raises SourceError for a folder that
+    may not be read.
     """
     part = PART.fullmatch(path.name)
     if part and path.is_file():
@@ -63,25 +65,44 @@ def files_below(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     found, seen = [], set()
-    for folder, below, names in os.walk(path, followlinks=True):
+    for folder, below, names in os.walk(path, onerror=_refuse, followlinks=True):
         here = os.path.realpath(folder)
         if here in seen:
             below.clear()
             continue
         seen.add(here)
-        found += [file for name in names if (file := Path(folder, name)).is_file()]
+        below[:] = [name for name in below if not name.startswith(HIDDEN)]
+        found += [file for name in names if not name.startswith(HIDDEN) and (file := Path(folder, name)).is_file()]
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(str(error.filename), error.strerror, "a folder that may be read") from None
 
 
 def clean_name(name: str) -> str:
     """A path as its maker wrote it: NFC, "/" between folders, `#Ud55c` (Hangul escaped by some unzip) undone."""
-    name = re.sub(r"#U([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), name.replace("\\", "/"))
+    name = _readable(name).replace("\\", "/")
+    name = re.sub(r"#U([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), name)
     return unicodedata.normalize("NFC", name)
+
+
+def _readable(name: str) -> str:
+    """A name of bytes that are no UTF-8, which Python holds as surrogates: CP949, or with marks for what is neither."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "surrogateescape")
+        try:
+            return raw.decode("cp949")
+        except UnicodeDecodeError:
+            return raw.decode("utf-8", "replace")
+    return name
 
 
 def natural(name: str) -> list:
     """A sort key under which part10 follows part9."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def unreadable(place: str, error: BaseException) -> SourceError:
@@ -98,9 +119,6 @@ def _each(files: list[File], depth: int) -> Iterator[File]:
     """Open what holds files, join what was split; `files` are siblings."""
     whole, parts = [], {}
     for file in files:
-        names = file.name.split("/")
-        if any(n.startswith(("._", ".DS_Store", "__MACOSX")) for n in names):  # what macOS adds
-            continue
         part = PART.fullmatch(file.name)
         if part:
             parts.setdefault(part[1], []).append((int(part[2]), file))
@@ -143,7 +161,7 @@ def _zip_members(file: File, stream: BinaryIO) -> list[File]:
     for info in archive.infolist():
         name = _member_name(info.filename if info.flag_bits & 0x800 else _legacy(info.filename), file.place)
         place = f"{file.place}!{name}"
-        if info.is_dir():
+        if info.is_dir() or _hidden(name):
             continue
         if info.flag_bits & 1:
             raise SourceError(place, "an encrypted member", "one that opens without a password")
@@ -158,12 +176,16 @@ def _tar_members(file: File, stream: BinaryIO) -> list[File]:
     files, total = [], 0
     for info in archive:
         name = _member_name(info.name, file.place)
-        if info.isfile():  # links and devices hold no rows
+        if info.isfile() and not _hidden(name):  # links and devices hold no rows
             total += info.size
             bound(f"{file.place}!{name}", info.size, info.size, total, len(files))
             opener = lambda info=info: archive.extractfile(info)  # noqa: E731
             files.append(File(f"{file.name}/{name}", f"{file.place}!{name}", opener))
     return files
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(HIDDEN) and part != "." for part in name.split("/"))
 
 
 def _legacy(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from koir.errors import SourceError
 
+TOKEN = 16  # characters: more than any but a string has, and than an escaped one within it
 LISTS = ("data", "document", "Instances")  # keys of a JSON file's one long list
 
 
@@ -41,6 +42,12 @@ class _Window:
         self.at += 1
         return character
 
+    def cut(self, error: Exception) -> bool:
+        """Whether it may be that only the rest of the value is missing."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos > len(self.text) - TOKEN
+
     def value(self) -> object:
         self.peek()
         while True:
@@ -51,7 +58,7 @@ class _Window:
                     self.at += length
                     return value
             except (ValueError, RecursionError) as error:
-                if isinstance(error, RecursionError) or not self.more():
+                if not self.cut(error) or not self.more():
                     place = f"{self.place}, after row {self.count}"
                     raise SourceError(place, f"broken JSON ({error})", "a whole JSON file") from None
 

@@ -1,6 +1,7 @@
 """Records of one data file, streamed: JSON, JSON Lines, CSV, TSV, Excel and Parquet, in the encodings met in Korea."""
 
 import codecs
+import contextlib
 import csv
 import re
 import unicodedata
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from openpyxl.utils.escape import unescape
 
 from koir.errors import SourceError
 from koir.sources.archives import BROKEN, File, bound, unreadable
@@ -19,6 +21,7 @@ from koir.sources.json_text import json_records
 from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
+QUOTED = re.compile(r'"(?=.*"")((?:[^"]|"")*)"', re.DOTALL)  # as CSV quotes a cell that has quotes
 csv.field_size_limit(2**27)
 
 
@@ -26,9 +29,9 @@ def records(file: File, tally: Tally, header: bool = True, quoted: bool | None =
     """Each record of a file with its place (file and row, counted from 1 without the header).
 
     JSON: as `json_records` finds them. Tables, of which an Excel file has one a sheet: header names (NFC) to texts;
-    without a header the keys are "0", "1", ... quoted: whether '"' quotes cells (default: in .csv alone). A table's
-    line with another number of cells than the first is dropped and counted. Raises SourceError naming file and row for
-    what cannot be read.
+    without a header the keys are "0", "1", ... quoted: whether '"' quotes cells (default: in .csv alone; elsewhere a
+    cell alone whose own quotes are doubled loses the outer ones). A table's line with another number of cells than the
+    first is dropped and counted. Raises SourceError naming file and row for what cannot be read.
     """
     kind = file.name.rpartition(".")[2].lower()
     place, number = file.place, 0
@@ -106,22 +109,36 @@ def _cells(stream: BinaryIO, place: str, kind: str, quoted: bool) -> Iterator[li
             lines.append(line)
             yield line
 
-    form = {"delimiter": "," if kind == "csv" else "\t", "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
-    reader = csv.reader(noted(), **form)
-    for row in reader:
-        if len(lines) > 1:
-            _closed(lines, form, f"{place}, line {reader.line_num - len(lines) + 1}")
+    comma, before, source = kind == "csv", 0, noted()
+    form = {"delimiter": "," if comma else "\t", "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
+    reader = csv.reader(source, strict=True, **form)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if "field limit" in str(error):
+                raise
+            if comma or len(lines) != 1:
+                raise _unclosed(len(lines), f"{place}, line {before + 1:,}") from None
+            row = lines[0].rstrip("\r\n").split("\t")  # tabs alone divide: its quotes are the text's own
+            reader = csv.reader(source, strict=True, **form)
+        if row is None:
+            return
+        before += len(lines)
         lines.clear()
-        yield row
+        yield row if quoted else [_unquoted(cell) for cell in row]
 
 
-def _closed(lines: list[str], form: dict, place: str) -> None:
-    """Raise SourceError where a quote swallows lines: it is not closed, or closed by one that opens a later cell."""
-    try:
-        [*csv.reader(lines, strict=True, **form)]
-    except csv.Error:
-        found = f"a quote that opens here and takes in {len(lines):,} lines"
-        raise SourceError(place, found, "each cell's \" closed, and doubled within the cell") from None
+def _unclosed(count: int, place: str) -> SourceError:
+    """The error to raise where a quote swallows lines, or a part of a cell: what closes it stands elsewhere."""
+    found = "a quote within a cell" if count == 1 else f"a quote that opens here and takes in {count:,} lines"
+    return SourceError(place, found, "each cell's \" closed, and doubled within the cell")
+
+
+def _unquoted(cell: str) -> str:
+    """A cell that was quoted since it has quotes, which are doubled; any other as it is."""
+    quoted = QUOTED.fullmatch(cell)
+    return quoted[1].replace('""', '"') if quoted else cell
 
 
 def _sheets(stream: BinaryIO, place: str) -> Iterator[tuple[str, Iterator[list[str]]]]:
@@ -131,11 +148,32 @@ def _sheets(stream: BinaryIO, place: str) -> Iterator[tuple[str, Iterator[list[s
     for info in archive.infolist():
         total += info.file_size
         bound(place, info.file_size, info.compress_size, total, 0)
-    sheets = openpyxl.load_workbook(stream, read_only=True, data_only=True).worksheets
+    with _as_excel_writes(place):
+        sheets = openpyxl.load_workbook(stream, read_only=True, data_only=True).worksheets
     for sheet in sheets:
-        sheet.reset_dimensions()  # some writers state A1
-        cells = (["" if cell is None else str(cell) for cell in row] for row in sheet.iter_rows(values_only=True))
-        yield place if len(sheets) == 1 else f"{place}, sheet {sheet.title}", cells
+        name = place if len(sheets) == 1 else f"{place}, sheet {sheet.title}"
+        yield name, _sheet_cells(sheet, name)
+
+
+def _sheet_cells(sheet: object, place: str) -> Iterator[list[str]]:
+    sheet.reset_dimensions()  # some writers state A1
+    rows = sheet.iter_rows(values_only=True)
+    while True:
+        with _as_excel_writes(place):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield ["" if cell is None else unescape(str(cell)) for cell in row]
+
+
+@contextlib.contextmanager
+def _as_excel_writes(place: str) -> Iterator[None]:
+    """What openpyxl finds odd in a workbook that is a zip of XML becomes a SourceError."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise SourceError(place, f"an odd workbook ({why})", "one that Excel saved anew, or a .csv file") from None
 
 
 def _table(
@@ -143,7 +181,9 @@ def _table(
 ) -> Iterator[dict | None]:
     """ragged: empty cells at a line's end may be missing, or too many."""
     names: list[str] | None = None
-    for number, row in enumerate(rows):
+    number = 0  # as `records` counts what is yielded
+    for row in rows:
+        number += names is not None
         if not any(cell.strip() for cell in row):
             if names is not None:
                 yield None
@@ -155,6 +195,7 @@ def _table(
             names = _distinct(row) if header else [str(i) for i in range(len(row))]
             if header:
                 continue
+            number = 1
         if len(row) != len(names):
             tally.drop("a line with too many or too few cells", f"{place}, row {number}")
             yield None
