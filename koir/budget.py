@@ -1,6 +1,7 @@
 """How many padded tokens fit: one probe of the longest chunk, before any gradient is committed."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from koir.encoder import Encoder
 from koir.gather import gather_sizes
 
 PROBE_TOKENS = 4096
+CGROUP = Path("/sys/fs/cgroup")
 LARGEST_CHUNK = 65536
 CPU_CHUNK = 1024  # on a CPU chunks pay while they stay in its cache; more only costs memory
 # Of the memory that is free of weights and optimizer; the rest is slack. A GPU waits for its launches below some 30,000
@@ -108,8 +110,18 @@ def memory_for_training(parameters: int, device: torch.device, processes_here: i
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
     else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes_here
+        total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_memory()) / processes_here
     return max(total - 16 * parameters, 0)
+
+
+def _container_memory() -> float:
+    """Bytes that a container may have (cgroup 2, else 1); infinite where there is no limit."""
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return float((CGROUP / file).read_text(encoding="ascii").replace("max", "inf"))
+        except (OSError, ValueError):
+            continue
+    return math.inf
 
 
 def chunk_budget(free: float, token_bytes: float, device: torch.device) -> int:

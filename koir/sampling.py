@@ -29,8 +29,8 @@ class RandomOrder(Sampler):
 class OneSourceBatches(RandomOrder):
     """An order in which every `batch` rows, the global batch of all processes, are of one source.
 
-    An epoch has as many whole batches as the rows fill. Each source has a share of them in proportion to rows^alpha:
-    at 1 an epoch is one pass over the rows, less what fills no whole batch; below 1 small sources come more often,
+    An epoch has as many batches as the sources fill. At alpha 1 it is one pass over the rows, less what fills no whole
+    batch of its source; below 1 each source has a share in proportion to rows^alpha: small sources come more often,
     and begin anew, in a new order, when their rows run out. Sources smaller than a batch share one pool, and rows
     that would be repeated within a batch are not: a pool smaller than a batch is left out. Both are said on stderr.
     """
@@ -55,9 +55,10 @@ class OneSourceBatches(RandomOrder):
             found = f"no source with {batch:,} rows"
             raise FlagError("--batch_by source", found, "a batch over all processes that one source can fill")
         self.members = [torch.tensor(rows) for rows in members.values()]
-        total = sum(map(len, self.members)) // batch
-        self.batches = shares([len(rows) ** alpha for rows in self.members], total)
-        self.rows = total * batch
+        self.batches = [len(rows) // batch for rows in self.members]
+        if alpha < 1:
+            self.batches = shares([len(rows) ** alpha for rows in self.members], sum(self.batches))
+        self.rows = sum(self.batches) * batch
 
     def __iter__(self) -> Iterator[int]:
         generator = self.generator()

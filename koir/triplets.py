@@ -116,7 +116,7 @@ def check_row(row: object, place: str) -> list[dict]:
         "right_answers": [text_hash(document) for document in documents],
         "hard_negative_scores": negative_scores,
         "source": source,
-        "id": None if row.get("id") is None else str(row["id"]),
+        "id": None if row.get("id") is None else _shown(str(row["id"])),
     }
     scores = document_scores or [None] * len(documents)
     return [

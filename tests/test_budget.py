@@ -1,5 +1,6 @@
 """Token budgets: measured once, whole numbers where the user gave them, and those of the first start on resume."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,22 @@ def test_auto_becomes_numbers_and_given_numbers_stay():
     given = groups("100", "0")
     budget.settle(given, tiny_encoder(), None)
     assert (given["chunks"].chunk_tokens, given["step"].cache_keep_tokens) == (100, 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "total"),
+    [
+        ("memory.max", "1000000\n", 1e6), ("memory.max", "max\n", None), (None, None, None),
+        ("memory/memory.limit_in_bytes", "2000000\n", 2e6),
+    ],
+)  # fmt: skip
+def test_a_containers_memory_is_what_counts(file, content, total, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "CGROUP", tmp_path)
+    if file:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(content)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert budget.memory_for_training(0, torch.device("cpu"), 2) == (total or machine) / 2
 
 
 def test_a_resumed_run_keeps_its_plan(tmp_path):

@@ -29,6 +29,11 @@ def test_a_batch_is_of_one_source_and_an_epoch_one_pass():
     assert len(set(rows)) == len(rows) == 72  # 40, 16 of 17, 8, 8 of the 9 that share batches
 
 
+def test_an_epoch_of_sources_that_fill_no_whole_number_of_batches_repeats_nothing():
+    rows = order(batch=1000, sources=["가"] * 1900 + ["나"] * 1900 + ["다"] * 1900)
+    assert len(rows) == len(set(rows)) == 3000
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_every_process_gets_its_part_of_the_same_source(processes):
     def dealt(process, skip=0):

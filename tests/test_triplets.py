@@ -361,6 +361,10 @@ def test_the_demo_and_a_file_go_together(rows, tmp_path):
     assert load_triplets(["demo", str(tmp_path / "rows.jsonl")]).counts["pairs"] == 841
 
 
+def test_an_id_with_half_of_a_surrogate_pair_is_shown_by_its_number(rows):
+    assert rows(raw=rb'{"query": "a", "document": "b", "id": "\ud800"}').pairs[0]["id"] == r"\ud800"
+
+
 def test_check_row_names_the_place_it_is_given():
     with pytest.raises(RowError) as caught:
         check_row({"query": QUERY}, "말뭉치, row 3")
