@@ -118,7 +118,7 @@ def smaller_budget(folder: Path, chunk_tokens: int, keep_tokens: int, longest: i
     if keep_tokens == 0 and chunk_tokens <= longest:
         return RunError("memory", f"none left with --chunk_tokens {chunk_tokens}, one long text at a time",
                         "a shorter --max_seq_length, a smaller model, or --activation_checkpointing true")  # fmt: skip
-    flags = ["--output_dir", str(folder), "--chunk_tokens", str(max(chunk_tokens // 2, longest))]
+    flags = ["--output_dir", str(folder), "--chunk_tokens", str(min(chunk_tokens, max(chunk_tokens // 2, longest)))]
     flags += ["--cache_keep_tokens", str(keep_tokens // 2)] if keep_tokens else []
     if any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")):
         flags += RESUME.split()

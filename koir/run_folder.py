@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from koir.arguments import TrainingArguments
 from koir.errors import RunError
 from koir.manifest import write_json, written_aside
 
+SAID = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "seed")  # even by default
 COUNTERS = "counters.json"  # in a checkpoint: what it began with, and what was counted until it
 
 
@@ -23,18 +25,13 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
     """
     resume = args.resume_from_checkpoint
     if resume and resume != "last":
-        checkpoint = Path(resume)
-        if not complete(checkpoint):
-            raise RunError(
-                f"--resume_from_checkpoint {resume}", "no complete checkpoint", "a folder with trainer_state.json"
-            )
-        folder = Path(args.output_dir or checkpoint.resolve().parents[1])
-        _refuse_complete(folder)
-        return str(folder), resume
+        return _of_checkpoint(Path(resume), args.output_dir), resume
     stamp = os.environ.get("KOIR_STARTED") or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(args.output_dir or f"outputs/{name}-{stamp}")
     if resume == "last" and not args.output_dir:
-        folder = max((run for run in Path("outputs").glob(f"{name}-*") if _unfinished(run)), default=folder)
+        named = re.compile(re.escape(name) + r"-\d{8}-\d{6}")
+        runs = [run for run in Path("outputs").glob("*") if named.fullmatch(run.name) and _unfinished(run)]
+        folder = max(runs, default=folder)
     numbered = {int(c.name.partition("-")[2]): c for c in _checkpoints(folder) if step_of(c) is not None}
     whole = {number: checkpoint for number, checkpoint in numbered.items() if complete(checkpoint)}
     newest = whole[max(whole)] if whole else None
@@ -45,13 +42,46 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
             there = len([*numbered[max(numbered)].glob("rng_state_*.pth")])
             found += f": of {numbered[max(numbered)].name} {there} processes wrote their part, and this is {_world()}"
         raise RunError(f"--resume_from_checkpoint last in {folder}", found, "one to resume from, or --output_dir")
-    if resume is None and numbered:
-        found = f"an unfinished run ({numbered[max(numbered)].name})"
-        raise RunError(f"--output_dir {folder}", found, "--resume_from_checkpoint last")
-    if (folder / "model").exists() and not (folder / "recipe.yaml").is_file():
-        raise RunError(f"--output_dir {folder}", "a model/ folder that no run wrote", "another folder")
+    _refuse_others(folder, numbered if resume is None else {})
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
+
+
+def _of_checkpoint(checkpoint: Path, output_dir: str | None) -> str:
+    """The folder of a run that goes on from a checkpoint that is named: the checkpoint's own run, or a new one."""
+    place = f"--resume_from_checkpoint {checkpoint}"
+    if not complete(checkpoint):
+        raise RunError(place, "no complete checkpoint", "a folder with trainer_state.json")
+    beside = checkpoint.resolve().parent
+    own = beside.parent if beside.name == "checkpoints" else None
+    if output_dir is None and own is None:
+        raise RunError(place, f"no run's checkpoints/ folder around it, but {beside}", "--output_dir too")
+    folder = Path(output_dir or own)
+    _refuse_complete(folder)
+    if own is None or folder.resolve() != own:
+        _refuse_others(folder, {step_of(c): c for c in _checkpoints(folder) if step_of(c) is not None})
+        folder.mkdir(parents=True, exist_ok=True)
+    elif int(os.environ.get("RANK", 0)) == 0:
+        _set_aside(_checkpoints(folder), step_of(checkpoint))
+    return str(folder)
+
+
+def _refuse_others(folder: Path, numbered: dict[int, Path]) -> None:
+    """numbered: the folder's checkpoints by step, where they are another run's."""
+    if numbered:
+        found = f"an unfinished run ({numbered[max(numbered)].name})"
+        raise RunError(f"--output_dir {folder}", found, "--resume_from_checkpoint last, or another folder")
+    if (folder / "model").exists() and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"--output_dir {folder}", "a model/ folder that no run wrote", "another folder")
+
+
+def _set_aside(checkpoints: list[Path], step: int) -> None:
+    """Rename checkpoints of later steps, which `last` would else take for this run's newest."""
+    for later in checkpoints:
+        if int(later.name.partition("-")[2]) > step:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            kept = later.rename(later.with_name(f"left-{stamp}-{later.name}"))
+            print(f"note: {later.name} is of a later step; it is kept as {kept}", file=sys.stderr)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -113,7 +143,9 @@ def write_recipe(folder: Path, groups: dict) -> None:
     args = groups["training"]  # making others sets up the processes anew, so these must be on the same devices
     defaults = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}
     for key, value in args.to_dict().items():
-        if key not in arguments.NOT_OURS and value != defaults.get(key) and key != "resume_from_checkpoint":
+        if key in arguments.NOT_OURS or key == "resume_from_checkpoint":
+            continue
+        if key in SAID or value != defaults.get(key):
             keys[key] = value
     text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
     with written_aside(folder / "recipe.yaml") as aside:

@@ -66,14 +66,27 @@ class RunTrainer(Trainer):
             for name, value in read_counters(resume_from_checkpoint, self.began).items():
                 setattr(self, name, value)
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
-            if 0 < self.args.max_steps <= state.global_step and not self.is_deepspeed_enabled:
-                self.state, best = state, self.args.load_best_model_at_end and state.best_model_checkpoint
-                return self._load_from_checkpoint(best or resume_from_checkpoint)
+            if self._is_done(state) and not self.is_deepspeed_enabled:
+                self.state = state
+                return self._load_from_checkpoint(self._best_checkpoint() or resume_from_checkpoint)
             self.args.eval_on_start = self._late = self._score_is_due(state)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
             self.progress.close()
+
+    def _is_done(self, state: TrainerState) -> bool:
+        """Whether a checkpoint's state is that of the last step."""
+        if self.args.max_steps > 0:
+            return state.global_step >= self.args.max_steps
+        return state.epoch >= self.args.num_train_epochs
+
+    def _best_checkpoint(self) -> str | None:
+        """The checkpoint of the best dev score, where it is asked for; of a run that was moved since, the same."""
+        if not self.args.load_best_model_at_end or not (best := self.state.best_model_checkpoint):
+            return None
+        moved = Path(self._get_output_dir()) / Path(best).name
+        return str(moved) if moved.is_dir() else best
 
     def _score_is_due(self, state: TrainerState) -> bool:
         """Whether a signal cut off the dev scores of the step that a checkpoint was written after."""
@@ -216,6 +229,27 @@ class RunTrainer(Trainer):
             why = " ".join(str(error).split())[:200]
             raise RunError(str(file), why, "the weights of this model, as training saved them") from None
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer's, but flags that were changed since (learning rate, weight decay, Adam's) hold from here on.
+
+        A checkpoint's own values would replace them. Under DeepSpeed they do: a changed rate is refused there.
+        """
+        if self.is_deepspeed_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        flags = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        groups = self.optimizer.param_groups  # others, since the state was loaded
+        for group, now in zip(groups, flags, strict=True):
+            if "initial_lr" in now:  # of a schedule over steps
+                group["lr"] *= now["initial_lr"] / group["initial_lr"]
+            group.update(now)
+        if "initial_lr" in flags[0]:
+            self.lr_scheduler.base_lrs = [now["initial_lr"] for now in flags]
+            self.lr_scheduler._last_lr = [group["lr"] for group in groups]  # what is logged
+
     def _clip_grad_norm(self, model: torch.nn.Module):
         self._refuse_broken_gradient(model)
         return super()._clip_grad_norm(model)
@@ -247,7 +281,7 @@ class RunTrainer(Trainer):
         if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self._load_from_checkpoint(self._best_checkpoint())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -121,6 +122,7 @@ def test_half_the_budget_is_named_and_written_for_a_retry(tmp_path, monkeypatch)
 
 def test_where_no_smaller_budget_helps_that_is_said(tmp_path):
     assert "--max_seq_length" in str(smaller_budget(tmp_path, 512, 0, 512))
+    assert "--chunk_tokens 1024 --cache_keep_tokens 50" in str(smaller_budget(tmp_path, 1024, 100, 8192))
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -275,13 +277,101 @@ def test_a_run_that_was_killed_after_its_last_step_makes_no_more(version, words,
     assert lines == [1, 2, 3, 4, 5]
 
 
-def test_a_resumed_run_counts_on(words, tmp_path):
+def test_a_part_of_an_epoch_is_trained_once(words, tmp_path):
+    main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--save_steps", "1")
+    flags += ["--max_steps", "-1", "--num_train_epochs", "0.011"]
+    main(flags)
+    before, model = counted(tmp_path / "run"), (tmp_path / "run/model/model.safetensors").read_bytes()
+    (tmp_path / "run/run.json").unlink()
+    main([*flags, "--resume_from_checkpoint", "last"])
+    assert counted(tmp_path / "run") == before and before["steps"] == 2
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == model
+
+
+def test_a_resumed_run_counts_on_and_what_came_after_is_set_aside(words, tmp_path, capsys):
     main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--save_total_limit", "9")
     main(flags)
-    whole = counted(tmp_path / "run")
+    whole, checkpoints = counted(tmp_path / "run"), tmp_path / "run/checkpoints"
     (tmp_path / "run/run.json").unlink()
-    main([*flags, "--resume_from_checkpoint", str(tmp_path / "run/checkpoints/checkpoint-2")])
+    before = (checkpoints / "checkpoint-4/model.safetensors").read_bytes()
+    main([*flags, "--resume_from_checkpoint", str(checkpoints / "checkpoint-2")])
     assert counted(tmp_path / "run") == whole
+    (kept,) = checkpoints.glob("left-*-checkpoint-4")
+    assert f"note: checkpoint-4 is of a later step; it is kept as {kept}" in capsys.readouterr().err
+    assert (kept / "model.safetensors").read_bytes() == before
+    assert {"checkpoint-2", "checkpoint-4", "checkpoint-5"} < {folder.name for folder in checkpoints.iterdir()}
+
+
+def rates(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [line["learning_rate"] for line in lines if "learning_rate" in line]
+
+
+def test_a_learning_rate_that_is_changed_holds_from_where_the_run_goes_on(words, tmp_path):
+    main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--weight_decay", "0.1")
+    main([*flags, "--lr_scheduler_type", "linear"])
+    whole = rates(tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    more = ["--learning_rate", "1e-4", "--weight_decay", "0", "--save_total_limit", "9"]
+    main([*flags, *more, "--resume_from_checkpoint", str(tmp_path / "run/checkpoints/checkpoint-4")])
+    assert rates(tmp_path / "run") == [*whole[:4], pytest.approx(whole[4] / 10)] and whole[4] > 0
+    state = torch.load(tmp_path / "run/checkpoints/checkpoint-5/optimizer.pt", weights_only=True)
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.0}
+    assert "learning_rate: 0.0001\n" in (tmp_path / "run/recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_of_another_place_writes_where_it_is_told_to(words, tmp_path, monkeypatch, capsys):
+    main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run")
+    main(flags)
+    copy = tmp_path / "project/backup/checkpoint-4"
+    copy.parent.mkdir(parents=True)
+    (tmp_path / "run/checkpoints/checkpoint-4").rename(copy)
+    (tmp_path / "project/model").mkdir()
+    (tmp_path / "project/model/notes.txt").write_text("precious")
+    from_copy = [*flags, "--resume_from_checkpoint", str(copy)]
+    at = from_copy.index("--output_dir")
+    for out, said in (
+        ([], f"no run's checkpoints/ folder around it, but {copy.parent}; expected --output_dir too"),
+        (["--output_dir", str(tmp_path / "project")], "a model/ folder that no run wrote"),
+        (["--output_dir", str(tmp_path / "run")], "a complete run"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*from_copy[:at], *out, *from_copy[at + 2 :]])
+        assert said in capsys.readouterr().err
+    assert sorted(file.name for file in (tmp_path / "project").iterdir()) == ["backup", "model"]
+    (tmp_path / "run/run.json").unlink()
+    with pytest.raises(SystemExit):
+        main(from_copy)
+    assert "an unfinished run (checkpoint-5)" in capsys.readouterr().err
+    main([*from_copy[:at], "--output_dir", str(tmp_path / "new"), *from_copy[at + 2 :]])
+    assert counted(tmp_path / "new")["steps"] == 5
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved(words, tmp_path, monkeypatch):
+    module, more = trainer_module("v1.1"), ["--eval_tasks", "demo", "--eval_steps", "1", "--save_steps", "1"]
+    score = {1: 0.1, 2: 0.9}
+    of_step = lambda self: {"demo/ndcg_at_10": score.get(self.state.global_step, 0.3)}  # noqa: E731
+    monkeypatch.setattr(module.GradCacheTrainer, "dev_scores", of_step)
+    more += ["--load_best_model_at_end", "--save_total_limit", "9"]
+    module.main(words("v1.1", tmp_path / "run", *more))
+    best = (tmp_path / "run/checkpoints/checkpoint-2/model.safetensors").read_bytes()
+    (tmp_path / "run/run.json").unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    module.main(words("v1.1", tmp_path / "moved", *more, "--resume_from_checkpoint", "last"))
+    assert (tmp_path / "moved/model/model.safetensors").read_bytes() == best
+
+
+def test_v1_without_memory_says_what_helps_it(words, tmp_path, monkeypatch, capsys):
+    module = trainer_module("v1")
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(module.InfoNCETrainer, "training_step", full)
+    with pytest.raises(SystemExit):
+        module.main(words("v1", tmp_path / "run"))
+    found = "memory: found none left with --per_device_train_batch_size 6; expected a smaller one, or v1.1"
+    assert found in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -319,5 +409,7 @@ def test_last_without_a_folder_is_the_newest_unfinished_run(words, tmp_path, mon
     assert "expected one to resume from, or --output_dir" in capsys.readouterr().err
     runs = sorted((tmp_path / "outputs").iterdir())
     (runs[0] / "run.json").unlink()
+    other = tmp_path / "outputs/v1.1-run-large-20260104-000000"  # of another recipe
+    shutil.copytree(runs[0], other)
     main([*flags, "--max_steps", "6", "--resume_from_checkpoint", "last"])
-    assert json.loads((runs[0] / "run.json").read_text())["steps"] == 6
+    assert json.loads((runs[0] / "run.json").read_text())["steps"] == 6 and not (other / "run.json").exists()
