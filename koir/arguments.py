@@ -188,14 +188,23 @@ class EvaluationArguments:
 class TrainingArguments(HfTrainingArguments):
     """How long, how fast, where to: the Hugging Face Trainer's own flags, with our defaults."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "run folder; default: outputs/<recipe>-<time>"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "run folder; default: outputs/<trainer>-<recipe>-<time>"}
+    )
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate"})
     num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the rows"})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "rows a process and step"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
     logging_steps: float = field(default=1, metadata={"help": "steps between lines of metrics.jsonl"})
-    eval_strategy: str = field(
-        default="no", metadata={"help": "set by --eval_steps; epoch: after each epoch; first the base's, as step 0"}
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "epoch: scores after each epoch, first the base's, as step 0; no: none; default: steps with "
+            "--eval_steps, else no"
+        },
+    )
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "TASK/ndcg_at_10 of a dev task; default: the mean of all"}
     )
     save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
@@ -210,8 +219,10 @@ class TrainingArguments(HfTrainingArguments):
 
     def __post_init__(self):
         """--eval_steps N is enough to ask for scores every N steps."""
-        if self.eval_steps is not None and self.eval_strategy == "no":
-            self.eval_strategy = "steps"
+        if self.eval_strategy is None:
+            self.eval_strategy = "no" if self.eval_steps is None else "steps"
+        if self.eval_strategy == "no":
+            self.eval_steps = None
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows reach the collator whole
         self.logging_nan_inf_filter = False  # a broken loss is to be seen

@@ -65,7 +65,8 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
     if not tasks:
         return {}
     device = groups["training"].device
-    base, tuned = load().to(device), load_encoder(str(folder / "model")).to(device)  # tuned as it was saved
+    saved = load_encoder(str(folder / "model"), trust_remote_code=groups["model"].trust_remote_code)
+    base, tuned = load().to(device), saved.to(device)  # tuned as it was saved
     scores, lines = {}, []
     for path in tasks:
         task = held_out(path)

@@ -69,6 +69,7 @@ NOT_OURS = set(
         "ddp_find_unused_parameters",
         "accelerator_config",
         "eval_on_start",
+        "greater_is_better",
         "torch_empty_cache_steps",
         "ddp_bucket_cap_mb",
         "ddp_broadcast_buffers",
@@ -137,7 +138,7 @@ def parse(
         print(_help(parser, groups, "--help_all" in argv, recipes, description))
         raise SystemExit(0)
     recipe = Path(argv.pop(0)) if recipes and argv and not argv[0].startswith("-") else None
-    known = {name for action in parser._actions for name in action.dest.split()}
+    known = {action.dest: action for action in parser._actions}
     from_recipe = _recipe_flags(recipe, known) if recipe else []
     argv = [_underscored(word) for word in argv]
     spelled = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
@@ -175,7 +176,7 @@ def _why(name: str) -> str:
     return f" ({REASONS[name]})" if name in REASONS else ""
 
 
-def _recipe_flags(recipe: Path, known: set[str]) -> list[str]:
+def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
     if not recipe.is_file():
         beside = [p.name for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise FlagError(f"recipe {recipe}", "no such file", "a .yaml recipe" + nearest(recipe.name, beside))
@@ -204,6 +205,8 @@ def _recipe_flags(recipe: Path, known: set[str]) -> list[str]:
         if value is False and key in WORDS:
             value = "no"  # YAML reads a bare no as false
         if isinstance(value, list):
+            if known[key].nargs not in ("+", "*"):
+                raise FlagError(f"recipe {recipe}, key {key}", f"a list of {len(value)}", "one value")
             flags += [f"--{key}", *map(str, value)]
         else:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
@@ -224,7 +227,7 @@ def _help(
             if f.name not in actions or not (everything or f.name in own or f.name not in inherited):
                 continue
             action = actions[f.name]
-            text = " ".join((action.help or "").split())
+            text = " ".join((action.help or "").replace("%%", "%").split())
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
             shown = "" if default is None or "default:" in text else f" (default: {default})"
             lines.append(f"  --{f.name:<28} {text}{shown}")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from koir.arguments import ChunkArguments
+from koir.arguments import ChunkArguments, require
 from koir.averaging import WeightArguments, card_line
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
@@ -14,6 +14,7 @@ from koir.evaluation.report import worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task
 from koir.gather import world_size
+from koir.ranking_losses import POINTWISE
 from koir.reranker import Reranker, load_reranker
 from koir.reranker_arguments import (
     GroupArguments,
@@ -22,7 +23,9 @@ from koir.reranker_arguments import (
     RerankingArguments,
 )
 from koir.reranker_training import candidates, reranked
+from koir.retrieval.stages import first_stage
 from koir.runs import Kind, held_out
+from koir.triplets import Triplets
 
 
 def _loader(model: RerankerModelArguments) -> Callable[[], Reranker]:
@@ -51,6 +54,21 @@ def _longer(reranker: Reranker, rows: dict, most: int) -> tuple[str, int]:
     return "pairs", reranker.too_long(list(zip(rows["query"], rows["document"], strict=True)), most)
 
 
+def _prepare(reranker: Reranker, triplets: Triplets, groups: dict) -> None:
+    """Before anything is trained, raise FlagError or ModelError for a first stage that is not to be had.
+
+    A pointwise loss needs no gradient cache, so nothing is kept for one.
+    """
+    if (loss := groups["loss"].loss) in POINTWISE:
+        kept = groups["step"].cache_keep_tokens
+        require(
+            kept in ("auto", "0"), "--cache_keep_tokens", kept, f"no number with --loss {loss}, which caches nothing"
+        )
+        groups["step"].cache_keep_tokens = "0"
+    if groups["evaluation"].eval_tasks:
+        first_stage(groups["evaluation"].first_stage)
+
+
 def _scored(task: Task, run: dict, spec: str, depth: int, name: str | None, started: float) -> Evaluated:
     ms = 1000 * (time.perf_counter() - started) / len(task.queries)
     latency = {"index_seconds": None, "first_stage_ms": None, "reranker_ms": ms if name else None, "total_ms": ms,
@@ -64,7 +82,8 @@ def _first_base_tuned(load: Callable[[], Reranker], groups: dict, folder: Path) 
     evaluation, device = groups["evaluation"], groups["training"].device
     if not evaluation.eval_tasks:
         return {}
-    base, tuned = load().to(device), load_reranker(str(folder / "model")).to(device)  # tuned as it was saved
+    saved = load_reranker(str(folder / "model"), trust_remote_code=groups["model"].trust_remote_code)
+    base, tuned = load().to(device), saved.to(device)  # tuned as it was saved
     start = f"base ({groups['model'].model_name_or_path}{', new head' if base.new_head else ''})"
     spec, depth, scores, warnings = evaluation.first_stage, evaluation.eval_depth, {}, []
     for path in evaluation.eval_tasks:
@@ -146,4 +165,5 @@ RERANKER = Kind(
     compare=_first_base_tuned,
     card=_card,
     next=".venv/bin/python evaluate.py --first_stage bm25 --reranker none ",
+    prepare=_prepare,
 )

@@ -48,7 +48,7 @@ class RerankerTrainer(RunTrainer):
     def _mined(self, triplets: Triplets) -> list[list[str]]:
         """Negatives out of a first stage's candidates, and one line on what was found."""
         data, statistics = self.data_arguments, Statistics()
-        stage = first_stage(data.negatives_from)
+        stage = first_stage(data.negatives_from, flag="--negatives_from")
         mined = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, statistics)
         self.mining = dict(statistics.counts)
         none = sum(not texts for texts in mined)

@@ -1,5 +1,6 @@
 """One training run as a command: arguments, folders, resuming, the table of what was gained, run.json."""
 
+import functools
 import math
 import os
 import pickle
@@ -44,6 +45,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "eval_steps": (lambda n: n > 0, "above 0"),
     "save_steps": (lambda n: n > 0, "above 0"),
     "logging_steps": (lambda n: n > 0, "above 0"),
+    "dataloader_num_workers": (lambda n: n >= 0, "0 (none) or more"),
     "seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
     "data_seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
 }
@@ -54,16 +56,16 @@ class Kind:
     """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
 
     name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
-    start, each time the same. saved: loads a model folder. describe: lines to say at the start. longer: what of rows
-    is read at once, and how many of them have more tokens than so many. compare: scores base against tuned and prints
-    the table. card: the model folder's README. next: the command to go on with. prepare: what is done to the start and
-    to the groups once the rows are read.
+    start, each time the same. saved: loads a model folder, and with trust_remote_code its own code. describe: lines to
+    say at the start. longer: what of rows is read at once, and how many of them have more tokens than so many.
+    compare: scores base against tuned and prints the table. card: the model folder's README. next: the command to go on
+    with. prepare: what is done to the start and to the groups once the rows are read.
     """
 
     name: str
     arguments: dict[str, type]
     loader: Callable[[arguments.ModelArguments], Callable[[], nn.Module]]
-    saved: Callable[[str], nn.Module]
+    saved: Callable[..., nn.Module]
     describe: Callable[[nn.Module, dict], list[str]]
     longer: Callable[[nn.Module, dict, int], tuple[str, int]]
     compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
@@ -122,14 +124,18 @@ def run(
         "--data_seed": args.data_seed,
         "batch of all processes": args.train_batch_size * world_size(),
         "--gradient_accumulation_steps": args.gradient_accumulation_steps,
-    }
+    } | ({"--learning_rate": args.learning_rate} if args.deepspeed else {})  # else a new one holds from there on
+    rows, batch = len(trainer.train_dataset), trainer.began["batch of all processes"]
+    whole = rows >= batch or not args.dataloader_drop_last
+    require(whole, "--dataloader_drop_last", f"{rows:,} rows, less than a batch of {batch:,}", "at least one batch")
     _train(trainer, checkpoint, folder, groups)
     trainer.save_model(str(folder / "model"))
     trained = trainer.facts()
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
     leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
-        average(load, kind.saved, groups["weights"].tuned_share, folder / "model")
+        saved = functools.partial(kind.saved, trust_remote_code=model.trust_remote_code)
+        average(load, saved, groups["weights"].tuned_share, folder / "model")
         facts = {"kind": kind.name, "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
         facts |= {"rows": triplets.counts, **trained}
@@ -154,7 +160,11 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        keep = int(getattr(groups.get("step"), "cache_keep_tokens", 0))
+        if "step" not in groups:
+            found = f"none left with --per_device_train_batch_size {trainer.args.per_device_train_batch_size}"
+            expected = "a smaller one, or v1.1, which holds the graph of a chunk in place of the batch's"
+            raise RunError("memory", found, expected) from None
+        keep = int(getattr(groups["step"], "cache_keep_tokens", 0))
         longest = groups["model"].max_seq_length or 512
         raise smaller_budget(folder, int(groups["chunks"].chunk_tokens), keep, longest) from None
     stop.exit_if_signalled(folder)
@@ -216,6 +226,7 @@ def _check(groups: dict) -> None:
 
 def _check_reporters(names: list[str]) -> None:
     """Refuse --report_to what is unknown or not installed before anything loads."""
+    online = os.environ.get("WANDB_MODE", "online") == "online" and not os.environ.get("WANDB_DISABLED")
     for name in names:
         known = sorted(INTEGRATION_TO_CALLBACK)
         require(name in known, f"--report_to {name}", "an unknown name", "none or wandb" + nearest(name, known))
@@ -224,6 +235,11 @@ def _check_reporters(names: list[str]) -> None:
         except (ImportError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200]
             require(False, f"--report_to {name}", why, "none, or what is installed")
+        if name == "wandb" and online:
+            import wandb
+
+            logged_in = wandb.api.api_key is not None
+            require(logged_in, "--report_to wandb", "no API key", "WANDB_API_KEY, `wandb login`, or WANDB_MODE=offline")
 
 
 def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
@@ -235,6 +251,9 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
             print(f"note: {path} has no dev split; scores while training are on {split}, so choose nothing by them",
                   file=sys.stderr)  # fmt: skip
         tasks.append(load_task(path, split or "dev"))
+        last = held_out(path).split  # read here, so that what is broken shows before training
+        if last != "test" and int(os.environ.get("RANK", 0)) == 0:
+            print(f"note: {path} has no test split; the last table will be of {last}", file=sys.stderr)
     names = [task.name for task in tasks]
     again = next((name for name in names if names.count(name) > 1), None)
     require(again is None, "--eval_tasks", f"two tasks named {again}", "folders of different names, for their scores")
@@ -243,6 +262,8 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
 
 def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
     """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another."""
+    if args.lr_scheduler_type == "reduce_lr_on_plateau":  # of a loss, by default
+        args.lr_scheduler_kwargs = {"mode": "max"} | (args.lr_scheduler_kwargs or {})
     if args.metric_for_best_model is None:
         return
     names = [f"{task.name}/ndcg_at_10" for task in tasks] + ["mean/ndcg_at_10"] * (len(tasks) > 1)
@@ -276,5 +297,6 @@ def _budget_lines(groups: dict) -> list[str]:
 
 
 def held_out(path: str) -> Task:
-    """A task's split that the last table is from: test where there is one."""
-    return load_task(path, "test" if "test" in splits(path) else splits(path)[-1])
+    """A task's split that the last table is from: test where there is one, else dev, else what there is."""
+    there = splits(path)
+    return load_task(path, next((split for split in ("test", "dev") if split in there), there[-1] if there else "test"))

@@ -37,7 +37,8 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     groups["guide"] = None
     if loss.guide_model_name_or_path not in (None, "self"):
         path = loss.guide_model_name_or_path
-        guide = load_encoder(path, default_prompts=encoder.prompts).to(groups["training"].device)
+        guide = load_encoder(path, default_prompts=encoder.prompts, trust_remote_code=model.trust_remote_code)
+        guide = guide.to(groups["training"].device)
         guide.max_seq_length = min(guide.max_seq_length, encoder.max_seq_length)  # it need not see more than we do
         groups["guide"] = guide.eval().requires_grad_(False)
 

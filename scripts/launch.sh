@@ -28,6 +28,10 @@ launch() {
     gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" || gpus=0
   fi
   processes="${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}"
+  if ! [[ "$processes" =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NPROC_PER_NODE: found $processes; expected a number of processes, at least 1" >&2
+    return 2
+  fi
   # Memory of one step is kept for the next, in large pages: a step on a CPU is a tenth faster for it.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=$((1 << 40)):\
 glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
@@ -50,7 +54,7 @@ glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
 
 # run_to_the_end RETRY COMMAND ...: passes SIGTERM on, says when the kernel killed it, and goes on when told to.
 run_to_the_end() {
-  local retry="$1" child status flags=()
+  local retry="$1" child status flags=() less="a smaller --chunk_tokens, --cache_keep_tokens 0"
   shift
   KOIR_FOLDER="$(mktemp 2>/dev/null || true)"  # the training writes its run folder there
   export KOIR_FOLDER
@@ -72,9 +76,10 @@ run_to_the_end() {
     echo "retry: ${flags[*]}" >&2
   done
   if [ -n "$retry" ]; then rm -f "$KOIR_RETRY"; fi
+  if [[ " $* " = *"v1/train.py "* ]]; then less="a smaller --per_device_train_batch_size, or v1.1"; fi
   if [ "$status" = 137 ]; then
     echo "error: the process was killed, most likely by the kernel because memory ran out; expected less to hold:" \
-      "a smaller --chunk_tokens, --cache_keep_tokens 0$(to_resume "$(cat "$KOIR_FOLDER" 2>/dev/null)")" >&2
+      "$less$(to_resume "$(cat "$KOIR_FOLDER" 2>/dev/null)")" >&2
   fi
   rm -f "$KOIR_FOLDER"
   return "$status"

@@ -4,8 +4,8 @@
 
 DATA/raw and DATA/beir hold the corpora and tasks that docs/base-model.md lists. Steps: rows; a bag of pieces, learned
 in a minute and written as a transformer; weights in half precision; the same pieces written as a cross-encoder. With
---contrastive, v1.1 trains the transformer on (v1.1/recipes/base.yaml) before that. What a step has written is not made
-again. OUTPUT/base and OUTPUT/reranker are what koir/demo holds under these names.
+--contrastive, v1.1 trains the transformer on (v1.1/recipes/base.yaml) before that. Rows, bag and contrastive stage
+that are there already are not made again. OUTPUT/base and OUTPUT/reranker are what koir/demo holds under these names.
 """
 
 import gzip
@@ -70,13 +70,13 @@ def main(argv: list[str] | None = None) -> Path:
     if settings.contrastive and not (run / "run.json").is_file():
         command = [sys.executable, ROOT / "v1.1/train.py", ROOT / "v1.1/recipes/base.yaml"]
         command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]
-        if run.is_dir():
+        if any((run / "checkpoints").glob("checkpoint-*/trainer_state.json")):
             command += ["--resume_from_checkpoint", "last"]
-        subprocess.run([str(word) for word in command], check=True)
+        if status := subprocess.run([str(word) for word in command]).returncode:
+            sys.exit(status)  # it has said why
     model, reranker = out / "base", out / "reranker"
     _in_half_precision(run / "model" if settings.contrastive else start, model)
-    if not written.is_dir():
-        matcher.written(load_encoder(str(model)), str(model), settings.seed).save(written)
+    matcher.written(load_encoder(str(model)), str(model), settings.seed).save(written)
     _in_half_precision(written, reranker)
     write_json(out / "run.json", {"kind": "base", "settings": vars(settings)} | origin())
     print(f"models: {model} {reranker}")

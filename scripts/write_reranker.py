@@ -6,6 +6,7 @@
 A better start than a new head on the encoder, which first has to learn that equal words matter (docs/base-model.md).
 """
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,10 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     """Load, write, save."""
     (settings,) = parse([WrittenArguments], argv, __doc__, recipes=False)
     folder = Path(settings.output_dir)
+    require(0 <= settings.seed < 2**63, "--seed", str(settings.seed), "0 to 9,223,372,036,854,775,807")
     require(not folder.exists(), f"--output_dir {folder}", "something there", "a new folder")
     matcher.written(load_encoder(settings.encoder), settings.encoder, settings.seed).save(folder)
     print(f"model: {folder}\nnext:  bash reranker/scripts/finetune.sh reranker/recipes/korean-small.yaml "
-          f"--model_name_or_path {folder} --train_data FILES")  # fmt: skip
+          f"--model_name_or_path {shlex.quote(str(folder))} --train_data FILES")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -219,6 +219,13 @@ def test_eval_steps_alone_turns_evaluation_on(recipe):
     assert parsed("--eval_steps", "5")["training"].eval_strategy.value == "steps"
     assert parsed(recipe("eval_steps: 5\n"))["training"].eval_strategy.value == "steps"
     assert parsed("--eval_steps", "5", "--eval_strategy", "epoch")["training"].eval_strategy.value == "epoch"
+    never = parsed(recipe("eval_steps: 5\n"), "--eval_strategy", "no")["training"]
+    assert (never.eval_strategy.value, never.eval_steps) == ("no", None)
+
+
+def test_a_list_for_what_has_one_value_is_refused(recipe):
+    path = recipe("learning_rate: [1e-5, 2e-5]\n")
+    assert refused(path).startswith(f"recipe {path}, key learning_rate: found a list of 2; expected one value")
 
 
 def test_nothing_is_reported_unless_asked():

@@ -54,6 +54,7 @@ def test_a_rank_that_is_killed_is_named_and_what_is_left_to_resume_from(job, tmp
     said = (tmp_path / "log.txt").read_text()
     assert "error: rank 1 was ended by SIGKILL\n" in said and "memory ran out" in said and "Traceback" not in said
     assert f"--output_dir {tmp_path / 'run'} --resume_from_checkpoint last" in said
+    assert "a smaller --chunk_tokens, --cache_keep_tokens 0" in said
 
 
 def test_sigterm_reaches_every_process_and_waits_for_what_each_has_to_save(job, tmp_path):

@@ -312,6 +312,23 @@ def test_the_command_goes_from_rows_to_a_table(trainer, tmp_path, capsys):
     assert "CrossEncoder" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--eval_tasks", "demo", "--first_stage", "bm52"], "--first_stage bm52: found an unknown first stage"),
+        (["--negatives_from", "bm52"], "--negatives_from bm52: found an unknown first stage"),
+        (["--loss", "binary_cross_entropy", "--cache_keep_tokens", "9"], "--cache_keep_tokens: found 9; expected no"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_before_training(flags, said, trainer, tmp_path, capsys):
+    tiny_reranker(tmp_path / "base")
+    words = ["--model_name_or_path", tmp_path / "base", "--output_dir", tmp_path / "run", "--max_steps", "1", *flags]
+    with pytest.raises(SystemExit):
+        trainer.main([str(word) for word in words])
+    assert f"error: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_tuned_reranker_below_base_and_first_stage_is_said_to_be(capsys):
     queries = [f"q{n}" for n in range(20)]
     task = Task("task", "dev", dict.fromkeys(queries, "물음"), {"a": "답", "b": "아님"}, {q: {"a": 1} for q in queries})

@@ -1,5 +1,6 @@
 """Whole runs through the commands: interrupted and resumed, refused where they must be."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from koir import encoder_runs, runs, tokens
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
 from koir.encoder import load_encoder
 from koir.encoder_runs import ENCODER
-from koir.errors import FlagError, RunError, exit_on_user_error
+from koir.errors import FlagError, RunError, TaskError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.manifest import DEMO
@@ -127,6 +128,10 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
         (["--report_to", "wandbb"], "--report_to wandbb: found an unknown name; expected none or wandb; did you mean"),
         (["--report_to", "tensorboard"], "--report_to tensorboard: found TensorBoardCallback requires"),
         (["--fp16", "--use_cpu"], "--fp16: found no GPU; expected --bf16"),
+        (["--report_to", "wandb"], "--report_to wandb: found no API key; expected WANDB_API_KEY"),
+        (["--dataloader_drop_last", "true", "--per_device_train_batch_size", "2000"],
+         "--dataloader_drop_last: found 840 rows, less than a batch of 2,000; expected at least one batch"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers: found -1; expected 0"),
         (["--debug", "underflow_overflow"], "an unknown flag of this trainer"),
         (["--no_temperature", "1"], "--no_temperature: found an unknown flag"),
         (["--load_best_model_at_end", "--save_steps", "2", "--eval_steps", "2", "--eval_tasks", "demo",
@@ -138,7 +143,9 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
             ("num_train_epochs", "0.0"), ("max_steps", "0"), ("logging_steps", "-1.0"))],
     ],
 )  # fmt: skip
-def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, flags, said):
+def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, monkeypatch, flags, said):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     main = exit_on_user_error(
         lambda: runs.run(trainer_class("v1"), "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
     )
@@ -156,6 +163,53 @@ def test_tasks_of_one_name_are_refused(tmp_path):
     tasks = [str(tmp_path / place / "legal") for place in "ab"]
     with pytest.raises(FlagError, match="two tasks named legal"):
         runs._dev_tasks(EvaluationArguments(eval_tasks=tasks))
+
+
+def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsys):
+    task = shutil.copytree(DEMO / "beir", tmp_path / "task")
+    for gone, split, said in ((None, "test", ""), ("test", "dev", "of dev\n"), ("dev", "train", "of train\n")):
+        if gone:
+            (task / "qrels" / f"{gone}.tsv").unlink()
+        assert runs.held_out(str(task)).split == split
+        runs._dev_tasks(EvaluationArguments(eval_tasks=[str(task)]))
+        assert capsys.readouterr().err.endswith(
+            said and f"note: {task} has no test split; the last table will be {said}"
+        )
+
+
+def test_a_broken_test_split_shows_before_training(tmp_path):
+    task = shutil.copytree(DEMO / "beir", tmp_path / "task")
+    with (task / "qrels/test.tsv").open("a") as lines:
+        lines.write("nobody\tnothing\t1\n")
+    with pytest.raises(TaskError, match="test.tsv"):
+        runs._dev_tasks(EvaluationArguments(eval_tasks=[str(task)]))
+
+
+def test_a_plateau_is_one_of_scores_that_rise(base, tmp_path, monkeypatch):
+    trainer_class, found = trainer_module("v1").InfoNCETrainer, iter([0.1, 0.2, 0.3, 0.4, 0.1, 0.1])
+    monkeypatch.setattr(trainer_class, "dev_scores", lambda self: {"demo/ndcg_at_10": next(found)})
+    flags = ["--eval_tasks", "demo", "--eval_steps", "1", "--max_steps", "5", "--warmup_steps", "0"]
+    flags += ["--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"patience": 0}']
+    runs.run(trainer_class, "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert rates[:4] == [1e-3] * 4 and rates[4] < 1e-3
+
+
+def test_a_model_with_code_of_its_own_is_read_again_when_it_is_tuned(base, tmp_path, monkeypatch):
+    told, load = [], encoder_runs.load_encoder
+
+    def loaded(path, *rest, trust_remote_code=False, **more):
+        told.append((Path(path).name, trust_remote_code))
+        return load(path, *rest, trust_remote_code=trust_remote_code, **more)
+
+    monkeypatch.setattr(encoder_runs, "load_encoder", loaded)
+    monkeypatch.setattr("koir.training.load_encoder", loaded)
+    kind = dataclasses.replace(ENCODER, saved=loaded)
+    flags = ["--trust_remote_code", "true", "--tuned_share", "0.5", "--eval_tasks", "demo", "--max_steps", "1"]
+    flags += ["--guide_model_name_or_path", base]
+    runs.run(trainer_class("v1"), "v1", "", kind, command("v1", base, tmp_path / "run", *flags)[1:])
+    assert len(told) >= 5 and all(trusted for _, trusted in told)
 
 
 def test_without_a_bar_scores_and_warnings_are_lines(base, tmp_path, capsys):

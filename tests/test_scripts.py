@@ -277,6 +277,13 @@ def test_two_processes_run_torchrun(root):
     assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"])
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "abc", "gpu", "1.5"])
+def test_a_number_of_processes_that_is_none_is_one_line(root, number):
+    done = root.run("v1/scripts/finetune.sh", NPROC_PER_NODE=number)
+    said = f"error: NPROC_PER_NODE: found {number}; expected a number of processes, at least 1\n"
+    assert (done.returncode, done.stderr, root.called) == (2, said, None)
+
+
 def test_processes_share_the_cores_unless_told_otherwise(root):
     root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="2")
     cores = int(subprocess.run(["nproc"], capture_output=True, text=True).stdout)
