@@ -579,6 +579,11 @@ def test_reranker_fingerprints_tell_weights_apart(reranker_path, tmp_path):
     model.save(tmp_path / "other")
     both = Joint(Settings(["bm25"], progress=False), [], tmp_path)
     assert both.reranker(reranker_path)[1] != both.reranker(str(tmp_path / "other"))[1]
+    file = tmp_path / "cut/tokenizer.json"
+    shutil.copytree(reranker_path, file.parent)
+    assert both.reranker(reranker_path)[1] == both.reranker(str(file.parent))[1]
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"normalizer": {"type": "NFD"}}))
+    assert Joint(both.settings, [], tmp_path).reranker(str(file.parent))[1] != both.reranker(reranker_path)[1]
     half = Joint(Settings(["bm25"], progress=False, bf16=True), [], tmp_path)
     assert half.reranker(reranker_path)[1] != both.reranker(reranker_path)[1]
     assert joint.digest("a") != joint.digest("b")

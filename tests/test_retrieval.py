@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import ROOT, run, run_together
 from served import free_port
+from tokenizers.normalizers import NFD
 
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError
@@ -197,6 +198,17 @@ def test_the_fingerprint_sees_prompts_pooling_and_length(small):
     after = encoder_fingerprint(small)
     small.prompts = small.prompts | {"query": "query: "}
     assert before != after and encoder_fingerprint(small) == before
+
+
+def test_the_fingerprint_sees_how_texts_are_cut_and_layers_compute_and_no_use(small, model):
+    before, other = encoder_fingerprint(small), load_encoder(model, dropout=0.3)
+    other.encode(["연차 휴가 " * 900], "query")
+    assert encoder_fingerprint(other) == before, "saved, loaded, set to be trained and used"
+    words, config = other.tokenizer.backend_tokenizer, other.transformer.config
+    words.normalizer, kept = NFD(), words.normalizer
+    assert encoder_fingerprint(other) != before
+    words.normalizer, config.layer_norm_eps = kept, 1e-3
+    assert encoder_fingerprint(other) != before
 
 
 def test_hybrid_is_the_fusion_of_its_parts(model, tmp_path):

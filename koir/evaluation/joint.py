@@ -29,7 +29,7 @@ from koir.evaluation.results import read_result, write_result
 from koir.evaluation.tasks import Task
 from koir.flags import require
 from koir.reranker import Reranker, load_reranker
-from koir.retrieval.dense import weights_fingerprint
+from koir.retrieval.dense import model_fingerprint
 from koir.retrieval.hybrid import FETCH, weighted
 from koir.retrieval.opening import describe
 from koir.retrieval.stages import FirstStage, corpus_fingerprint, first_stage, is_milvus
@@ -96,14 +96,13 @@ class Joint:
     def reranker(self, path: str) -> tuple[Reranker, str]:
         """A reranker and the sha256 of all its scores depend on."""
         model = load_reranker(path).to("cuda" if torch.cuda.is_available() else "cpu")
-        words = sorted(model.tokenizer.get_vocab().items())
-        read_how = [model.max_seq_length, words, "bf16"] if self.settings.bf16 else [model.max_seq_length, words]
+        read_how = [model.max_seq_length, "bf16"] if self.settings.bf16 else [model.max_seq_length]
         if tokens := self.settings.passage_tokens:
             most = model.max_seq_length * 3 // 4  # a question is to fit beside it
             require(tokens <= most, "--passage_tokens", str(tokens), f"at most {most}, of the {model.max_seq_length} "
                     f"that {path} reads of both texts")  # fmt: skip
             read_how.append(f"passages of {tokens}")
-        return model, weights_fingerprint(model, read_how)
+        return model, model_fingerprint(model, read_how)
 
     def build(self, tasks: Sequence[Task]) -> None:
         """Build every index that will be needed; with several processes all take part."""

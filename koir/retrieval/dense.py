@@ -16,6 +16,9 @@ from koir.manifest import written_aside
 from koir.retrieval.ranking import as_run, best
 
 SHARD = 2048  # texts embedded between two files: what a kill can cost
+CUTTING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "post_processor")  # of a tokenizer's JSON
+NO_MATTER = ("_name_or_path", "architectures", "auto_map", "dtype", "sentence_transformers", "transformers_version",
+             "use_cache")  # of a configuration: where it lies, who wrote it, what others read  # fmt: skip
 
 
 class Dense:
@@ -105,17 +108,30 @@ def _shards(encoder: Encoder, texts: list[str], parts: Path, progress: str | Non
     return np.concatenate([empty, *[np.load(file) for file in files]])
 
 
-def weights_fingerprint(model: nn.Module, settings: object) -> str:
-    """sha256 over every tensor of a model and its settings: what tells two checkpoints apart."""
-    found = hashlib.sha256(repr(settings).encode())
+def model_fingerprint(model: nn.Module, settings: object) -> str:
+    """sha256 over tensors, configuration, tokenizer and settings of an encoder or reranker: all its scores rest on."""
+    content = json.dumps([_configuration(model.transformer), _cutting(model.tokenizer)], sort_keys=True, default=str)
+    found = hashlib.sha256(f"{settings!r} {content}".encode("utf-8", "surrogatepass"))
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
 
+def _configuration(transformer: nn.Module) -> dict:
+    """What a transformer computes besides its weights; dropout is training's alone."""
+    settings = transformer.config.to_dict().items()
+    return {name: value for name, value in settings if name not in NO_MATTER and "drop" not in name}
+
+
+def _cutting(tokenizer) -> dict:
+    """How a tokenizer cuts texts; the truncation and padding of its latest call are left out."""
+    if words := getattr(tokenizer, "backend_tokenizer", None):
+        content = json.loads(words.to_str())
+        return {part: content.get(part) for part in CUTTING} | {"truncation_side": tokenizer.truncation_side}
+    return tokenizer.get_vocab()
+
+
 def encoder_fingerprint(encoder: Encoder) -> str:
-    """sha256 over weights, tokenizer, pooling, maximum length and prompts."""
-    words = sorted(encoder.tokenizer.get_vocab().items())
-    settings = [encoder.pooling, encoder.max_seq_length, sorted(encoder.prompts.items()), words]
-    return weights_fingerprint(encoder, settings)
+    """sha256 over weights, configuration, tokenizer, pooling, maximum length and prompts."""
+    return model_fingerprint(encoder, [encoder.pooling, encoder.max_seq_length, sorted(encoder.prompts.items())])
