@@ -24,7 +24,7 @@ from koir.evaluation.picture import picture
 from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.results import file_stem
 from koir.evaluation.tasks import Task, load_task, splits
-from koir.gather import rank
+from koir.gather import leave_processes, rank
 from koir.manifest import newest_run, origin, read_run, write_json, written_aside
 from koir.retrieval.stages import join_processes
 
@@ -66,7 +66,9 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     joint = Joint(settings, _dev_tasks(settings, where, names), output)
     if join_processes():
         joint.build(tasks)
-        if rank() > 0:
+        number = rank()
+        leave_processes()  # the first goes on alone
+        if number > 0:
             return []
     found = []
     for task in tasks:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_together
 
 import evaluate
 from koir.encoder import load_encoder
@@ -356,6 +357,13 @@ def test_without_arguments_or_runs_the_demo_is_scored_and_said_to_be(few, tmp_pa
     assert "default: demo, since outputs/: found no complete encoder run" in capsys.readouterr().err
     names = [content["koir"]["name"] for content in evaluate.main(["--reranker", "none"])]
     assert names == list(stages)
+
+
+def test_several_processes_build_and_the_first_goes_on_alone(tmp_path):
+    words = ["--first_stage", "hybrid:demo", "--index_uri", tmp_path / "indexes", "--output_dir", tmp_path / "results"]
+    done = run_together(Path(evaluate.__file__), 2, *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "results/hybrid-demo/run.json").is_file() and done.stdout.count("results: ") == 1
 
 
 HYBRID = ["--first_stage", "hybrid:demo"]
