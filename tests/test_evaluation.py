@@ -448,6 +448,14 @@ def test_folders_of_one_name_that_lie_elsewhere_do_not_share_results(tmp_path):
     assert len(names) == 2 and all(name.startswith("dense-run-") for name in names)
 
 
+@pytest.mark.parametrize(("other", "run", "kept"), [("demo", "demo", "demo"), ("a/b", "a-b", "outputs/a-b")])
+def test_a_run_shares_no_results_with_what_would_be_called_as_it_is(other, run, kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / run / "model").mkdir(parents=True)
+    names = {path: file_name(f"dense:{path}") for path in (other, f"outputs/{run}")}
+    assert names[kept] == f"dense-{run}" and len(set(names.values())) == 2
+
+
 # --- BM25 ------------------------------------------------------------------------------------------------------------
 
 LAW = {

@@ -105,15 +105,19 @@ def read_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, di
 def file_name(pipeline: str) -> str:
     """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`.
 
-    A folder that lies elsewhere gets a piece of its path's hash, so that two of one name never share results.
+    A folder that lies elsewhere or is called demo, and a hub name that would read as a folder in outputs/, get a piece
+    of a hash, so that two of one name never share results.
     """
     kind, _, path = pipeline.partition(":")
+    outputs = Path("outputs").resolve()
     if not path or not Path(path).is_dir():
-        return "-".join([kind, *(part for part in path.split("/") if part not in ("", ".", ".."))])
-    folder = Path(path).resolve()
-    folder = folder.parent if folder.name == "model" else folder
-    where = "" if folder.parent == Path("outputs").resolve() else hashlib.sha256(str(folder).encode()).hexdigest()[:6]
-    return "-".join(filter(None, [kind, folder.name, where]))
+        name = "-".join(part for part in path.split("/") if part not in ("", ".", ".."))
+        where = path if "/" in path and (outputs / name).is_dir() else ""
+    else:
+        folder = Path(path).resolve()
+        folder = folder.parent if folder.name == "model" else folder
+        name, where = folder.name, "" if folder.parent == outputs and folder.name != "demo" else str(folder)
+    return "-".join(filter(None, [kind, name, where and hashlib.sha256(where.encode()).hexdigest()[:6]]))
 
 
 def width(text: str) -> int:
