@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if rank() > 0:
         return
     if is_milvus(uri):
+        stage.describe(corpus)
         print(f"{len(corpus):,} documents: {stage.spec} at {uri} (what it was made from: {cache_folder() / 'indexes'})")
         return
     describe(Path(uri), stage, corpus, wall_seconds=time.perf_counter() - started)

@@ -363,6 +363,19 @@ def same_but_for_the_edge(found, expected):
     )
 
 
+def test_a_milvus_index_that_is_there_says_what_it_was_built_for_last(milvus_is_here, model, tmp_path):
+    from koir.retrieval import milvus
+
+    rows = [{"_id": name, "text": text} for name, text in LAW.items()]
+    (tmp_path / "law.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with server(tmp_path / "served") as uri:
+        words = ["--corpus", tmp_path / "law.jsonl", "--first_stage", f"milvus:{model}", "--index_uri", uri]
+        for how, said in ((["--fusion", "rrf"], ("rrf", None)), (["--weight", "0.7"], ("weighted", 0.7))):
+            done, facts = build_index(*words, *how), milvus.described(uri)
+            assert done.returncode == 0 and (facts["fusion"], facts["weight"]) == said, done.stderr[-2000:]
+        assert open_index(uri).weight == 0.7
+
+
 def test_a_milvus_index_is_complete_or_built_again(milvus_is_here, model, tmp_path):
     from koir.retrieval import milvus
 

@@ -82,9 +82,14 @@ def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, corpus: 
     entries = [{"word": word, "number": number} | nothing for word, number in lexical.vocabulary.items()]
     for start in range(0, len(entries), ROWS):
         client.insert(words, entries[start : start + ROWS])
+    describe(client, name, facts)
+
+
+def describe(client: MilvusClient, name: str, facts: dict) -> None:
+    """Write what `described` gives, which also says that an index is whole; what was said before is replaced."""
     said = json.dumps(facts, ensure_ascii=False)
-    client.insert(words, [{"word": COMPLETE, "number": -1, "facts": said, "nothing": [0.0, 0.0]}])
-    client.flush(words)
+    client.upsert(f"{name}_words", [{"word": COMPLETE, "number": -1, "facts": said, "nothing": [0.0, 0.0]}])
+    client.flush(f"{name}_words")
 
 
 def _create_documents(client: MilvusClient, name: str, dimensions: int) -> None:

@@ -102,10 +102,18 @@ class FirstStage:
                             self._build(part, folder, corpus, key)
         if self.kind == "milvus" and rank() == 0 and not self.is_complete(key):
             parts = [self._load(part, self.part_folder(part, key)) for part in self.part_kinds]
-            facts = {"first_stage": self.spec, "fusion": self.fusion, "weight": self.weight}
-            facts |= {"documents": len(corpus), "corpus_fingerprint": key}
+            facts = self._facts(corpus, key)
             _milvus().write(_milvus().connect(self._milvus_uri(key)), self._collection(key), *parts, corpus, facts)
         return self.open(key) if rank() == 0 else None
+
+    def describe(self, corpus: dict[str, str]) -> None:
+        """Say in Milvus how an index that is there is to be searched, which may have been made for another fusion."""
+        key = corpus_fingerprint(corpus)
+        _milvus().describe(_milvus().connect(self._milvus_uri(key)), self._collection(key), self._facts(corpus, key))
+
+    def _facts(self, corpus: dict[str, str], key: str) -> dict:
+        facts = {"first_stage": self.spec, "fusion": self.fusion, "weight": self.weight}
+        return facts | {"documents": len(corpus), "corpus_fingerprint": key}
 
     def is_complete(self, corpus_key: str) -> bool:
         """Whether the index over a corpus is there, whole and made of these weights."""
