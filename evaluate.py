@@ -63,7 +63,7 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
         once = called.count(name) == 1 and name not in ("run", "pipeline")  # which are files beside results
         require(once, "--tasks", f"a folder named {name}, twice or as a file beside results is", "another name")
     output, started = Path(where.output_dir), time.perf_counter()
-    joint = Joint(settings, _dev_tasks(settings, where, names), output)
+    joint = Joint(settings, _dev_tasks(settings, where, names, tasks), output)
     if join_processes():
         joint.build(tasks)
         number = rank()
@@ -123,18 +123,22 @@ def _newest_reranker() -> list[str]:
         return []
 
 
-def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str]) -> list[Task]:
-    """The dev splits that `auto` is chosen on, none where nothing is to be chosen."""
+def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str], scored: list[Task]) -> list[Task]:
+    """The dev splits that `auto` is chosen on, none where nothing is to be chosen; no query of theirs is scored."""
     if "auto" not in (settings.weight, settings.interpolate):
         return []
     require(
         where.split != "dev" or bool(where.dev_tasks), "--split dev", "auto", "weights chosen elsewhere: --dev_tasks"
     )
-    if where.split == "dev":
-        both = ", ".join(set(where.dev_tasks) & set(names))
-        require(not both, f"--split dev --dev_tasks {both}", "what is scored", "other tasks to choose on")
     chosen = where.dev_tasks or [name for name in names if "dev" in splits(name) and "test" in splits(name)]
-    return [sampled(load_task(name, "dev", where.data_root), where.dev_queries) for name in dict.fromkeys(chosen)]
+    found = {}
+    for name in dict.fromkeys(chosen):
+        found[name] = sampled(load_task(name, "dev", where.data_root), where.dev_queries)
+        for task in scored:  # by what they hold: a path is written in many ways, and a split may stand for another
+            both = found[name].queries.items() & task.queries.items()
+            what = f"{len(both)} queries that are scored, of {task.name}/{task.split}"
+            require(not both, f"--split {where.split} --dev_tasks {name}", what, "other tasks to choose on")
+    return list(found.values())
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import shutil
 import xml.dom.minidom
 from dataclasses import replace
@@ -399,6 +400,20 @@ def test_mistakes_are_said_in_one_line(words, place, capsys):
     with pytest.raises(SystemExit) as left:
         evaluate.main(words)
     assert left.value.code == 2 and capsys.readouterr().err.startswith(f"error: {place}")
+
+
+def test_weights_are_not_chosen_on_what_is_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(joint.__file__).parents[1] / "demo/beir", tmp_path / "mine")
+    words = [*HYBRID, "--weight", "auto", "--tasks", "mine"]
+    refused = [["--split", "dev", "--dev_tasks", "mine/"], ["--split", "dev", "--dev_tasks", "demo"]]
+    shutil.copytree(tmp_path / "mine", tmp_path / "other")
+    (tmp_path / "other/qrels/test.tsv").write_bytes((tmp_path / "mine/qrels/dev.tsv").read_bytes())
+    for more in [*refused, ["--tasks", "other"]]:
+        with pytest.raises(SystemExit):
+            evaluate.main([*words, *more])
+        said = capsys.readouterr().err
+        assert re.match(r"error: --split \w+ --dev_tasks \w+/?: found 80 queries that are scored, of ", said), said
 
 
 def test_what_is_not_read_to_its_end_is_said_once(task, tmp_path, capsys, monkeypatch):
