@@ -241,6 +241,18 @@ def test_the_pareto_front_holds_what_nothing_beats():
     assert pareto([(1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (9, 0.9)]) == [0, 2, 4]
 
 
+def test_a_family_differs_in_depth_alone(results):
+    name = "dense-v1.1-demo+ko@10"
+    for more, change in (("p200", {"passage_tokens": 200}), ("~mixed", {"interpolate": 0.5, "normalise": "raw"})):
+        for file in shutil.copytree(results / name, results / f"{name}{more}").glob("*.json"):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content.get("koir", {"pipeline": {}})["pipeline"] |= change
+            file.write_text(json.dumps(content), encoding="utf-8")
+    families = {row.name: row.family for row in read_board(results).ours}
+    assert families[name] == families["dense-v1.1-demo+ko@50"]
+    assert len({families[f"{name}{more}"] for more in ("", "p200", "~mixed")}) == 3
+
+
 # --- what is written -------------------------------------------------------------------------------------------------
 
 

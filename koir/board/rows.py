@@ -37,10 +37,11 @@ class Row:
         return next((name for name, (low, high) in SIZES.items() if known and low <= self.parameters < high), UNKNOWN)
 
     @property
-    def family(self) -> tuple[str | None, str | None, str]:
+    def family(self) -> tuple:
         """What rows that differ in depth alone have in common."""
-        rest = self.name.rpartition("@")[2].partition("~")[2] if self.reranker else ""
-        return self.first_stage, self.reranker, rest
+        pipeline = next((one.koir["pipeline"] for one in self.stored.values()), {})
+        same = [pipeline.get(key) for key in ("fusion", "weight", "passage_tokens", "normalise")]
+        return self.first_stage, self.reranker, *same, pipeline.get("interpolate") is not None
 
     def milliseconds(self, tasks: Iterable[str]) -> float | None:
         """Mean milliseconds a query over those of the tasks that it was measured on."""
