@@ -69,6 +69,23 @@ def test_a_broken_cache_is_said_and_done_without(asked, capsys):
     assert "tokenised anew" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("broken", ["damaged", "full"])
+def test_a_cache_that_breaks_in_use_is_said_once_and_done_without(asked, monkeypatch, capsys, broken):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    morphemes(TEXTS[:1])
+    if broken == "full":
+
+        def no_room(_):
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(module, "_forget_older_half", no_room)
+    else:
+        file = cache_folder() / "morphemes.sqlite"
+        file.write_bytes(file.read_bytes()[:4096].ljust(file.stat().st_size, b"x"))  # the schema alone stays whole
+    assert morphemes(TEXTS) == WORDS
+    assert capsys.readouterr().err.count("tokenised anew") == 1
+
+
 @pytest.mark.parametrize("depth", [1, 5, 40, 1000])
 def test_where_bm25_begins_to_rank_changes_nothing(monkeypatch, depth):
     generator = random.Random(0)

@@ -43,7 +43,14 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
     with keep as cache, tqdm(total=len(texts), desc=progress, disable=progress is None, unit="text") as bar:
         for start in range(0, len(texts), CHUNK):
             chunk = [unicodedata.normalize("NFC", t).encode("utf-8", "ignore") for t in texts[start : start + CHUNK]]
-            lists = _remembered(chunk, cache) if cache else _tokenised([text.decode() for text in chunk])
+            lists = None
+            if cache:
+                try:
+                    lists = _remembered(chunk, cache)
+                except sqlite3.Error as error:  # damaged, read-only, a full disk
+                    _do_without(error)
+                    cache = None
+            lists = lists or _tokenised([text.decode() for text in chunk])
             found += [[shared.setdefault(word, word) for word in words] for words in lists]
             bar.update(len(chunk))
     return found
@@ -68,11 +75,16 @@ def _cache() -> Iterator[sqlite3.Connection | None]:
         cache.execute("PRAGMA synchronous = OFF")
         cache.execute("CREATE TABLE IF NOT EXISTS morphemes (number INTEGER PRIMARY KEY, key BLOB UNIQUE, words TEXT)")
     except sqlite3.Error as error:
-        print(f"{file}: {error}; every text is tokenised anew (the file may be deleted)", file=sys.stderr)
+        _do_without(error)
         yield None
         return
     with contextlib.closing(cache):
         yield cache
+
+
+def _do_without(error: sqlite3.Error) -> None:
+    file = cache_folder() / "morphemes.sqlite"
+    print(f"{file}: {error}; every text is tokenised anew (the file may be deleted)", file=sys.stderr)
 
 
 def _remembered(texts: list[bytes], cache: sqlite3.Connection) -> list[list[str]]:
