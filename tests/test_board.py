@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from koir.board import export
 from koir.board.labels import WORDS, words
+from koir.board.pipeline import first_stage_alone
 from koir.board.rows import read_board
 from koir.board.standing import _indistinct, mark_ties, pareto, standings, values_of
 from koir.board.tables import as_csv, as_markdown, records
@@ -239,6 +240,15 @@ def test_published_rows_come_with_the_groups_own_table_first(made):
 
 def test_the_pareto_front_holds_what_nothing_beats():
     assert pareto([(1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (9, 0.9)]) == [0, 2, 4]
+
+
+def test_a_first_stage_is_found_wherever_its_index_lay(results):
+    for file in (results / "dense-v1.1-demo").glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content.get("koir", {"pipeline": {}})["pipeline"]["index_uri"] = "indexes"
+        file.write_text(json.dumps(content), encoding="utf-8")
+    rows = {row.name: row for row in read_board(results).ours}
+    assert first_stage_alone(rows["dense-v1.1-demo+ko@10"], list(rows.values())) is rows["dense-v1.1-demo"]
 
 
 def test_a_family_differs_in_depth_alone(results):

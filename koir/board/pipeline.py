@@ -41,7 +41,7 @@ def first_stage_alone(row: Row, ours: Sequence[Row]) -> Row | None:
     """The row of the same first stage without a reranker."""
     if row.reranker is None:
         return None
-    same = ("first_stage", "index_uri", "fusion", "weight")
+    same = ("first_stage", "fusion", "weight")  # where its index lies changes no score
     wanted = _settings(row)
     for other in ours:
         if other.reranker is None and all(_settings(other).get(key) == wanted.get(key) for key in same):
