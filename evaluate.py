@@ -45,6 +45,11 @@ def _as_the_file_asks(what: EvaluateArguments, where: TaskArguments) -> Iterator
     if asked is None:
         yield
         return
+    for name in ("tasks", "benchmark", "split", "output_dir"):
+        idle = getattr(where, name) == getattr(TaskArguments(), name)
+        require(
+            idle, f"--check and --{name}", "both", f"one of them, or --first_stage: {where.check} says what is scored"
+        )
     with tempfile.TemporaryDirectory() as folder:
         what.first_stage, where.tasks = asked
         what.index_uri, where.output_dir, where.whole = f"{folder}/indexes", f"{folder}/results", True
@@ -81,7 +86,8 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     _write_pipelines(output, contents, {"tasks": names, "split": where.split}, started)
     if where.json:
         write_json(Path(where.json), contents)
-    print(f"\nresults: {where.output_dir}/   all metrics: {output / 'report.md'}   pictures: {output}/<task>.svg")
+    if not where.whole:
+        print(f"\nresults: {where.output_dir}/   all metrics: {output / 'report.md'}   pictures: {output}/<task>.svg")
     return _against(cells, contents, where)
 
 

@@ -531,7 +531,8 @@ def test_a_check_measures_what_its_file_names_and_fails_beyond_tolerance(tmp_pat
     file = tmp_path / "expected.json"
     check = lambda: (file.write_text(json.dumps(content)), evaluate.main(["--check", str(file)]))  # noqa: E731
     check()
-    assert "3 of 3 cells OK" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 of 3 cells OK" in printed and "results: " not in printed
     assert not list(tmp_path.glob("results*")) and not list(tmp_path.rglob("bm25-*")), "measured anew, nothing kept"
     content["cells"].append(content["cells"][0] | {"model": "dense-demo"})
     with pytest.raises(SystemExit) as left:
@@ -542,6 +543,10 @@ def test_a_check_measures_what_its_file_names_and_fails_beyond_tolerance(tmp_pat
         check()
     assert left.value.code == 1 and "off by -0.81" in capsys.readouterr().out
     evaluate.main(["--check", str(file), "--tolerance", "0.9"])
+    for flag, given in (("tasks", "demo"), ("benchmark", "koe5"), ("split", "dev"), ("output_dir", "mine")):
+        with pytest.raises(SystemExit):
+            evaluate.main(["--check", str(file), f"--{flag}", given])
+        assert capsys.readouterr().err.startswith(f"error: --check and --{flag}: found both; expected one of them")
 
 
 def test_published_tables_are_read_by_hub_name(measured, tmp_path):
