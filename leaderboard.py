@@ -17,6 +17,7 @@ from pathlib import Path
 
 try:
     from koir.board import export
+    from koir.board.labels import verbatim
     from koir.board.rows import read_board
 except ModuleNotFoundError as missing:
     sys.exit(
@@ -104,7 +105,7 @@ def _warnings(shown: object) -> None:
         with st.expander("⚠ " + shown.word["broken"].format(n=len(broken)), expanded=len(broken) <= 3):
             st.text("\n".join(str(error) for error in broken))
     if shown.board.clashes:
-        st.warning(shown.word["clashes"].format(names=", ".join(shown.board.clashes)))
+        st.warning(shown.word["clashes"].format(names=verbatim(", ".join(shown.board.clashes))))
 
 
 @exit_on_user_error
@@ -136,7 +137,7 @@ def draw() -> None:
     try:
         page(flags(sys.argv))
     except UserError as error:
-        st.error(str(error))
+        st.error(verbatim(str(error)))
 
 
 if __name__ == "__main__":

@@ -359,6 +359,15 @@ def test_published_groups_show_sources_and_notes(made, monkeypatch, group):
     assert ("README에는 48.01로" in table) == (group == "koe5")
 
 
+@pytest.mark.parametrize("view", ["overview", "cost"])
+def test_names_are_no_markdown(results, monkeypatch, view):
+    for number in (10, 50):
+        (results / f"dense-v1.1-demo+ko@{number}").rename(results / f"dense-v1.1-demo+ko@{number}~mixed")
+        (results / f"dense-v1.1-demo+ko@{number}~mixed/AutoRAGRetrieval.json").unlink()
+    said = words_of(page(results.parent, monkeypatch, view=view))
+    assert "dense-v1.1-demo+ko@50\\~mixed" in said and not re.search(r"(?<!\\)~", said)
+
+
 def test_a_grid_can_take_the_tables_place(made, monkeypatch):
     app = page(made, monkeypatch, grid="1")
     assert not tables_of(app)

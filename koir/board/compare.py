@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import streamlit as st
 
 from koir.board import charts, state, tables, texts
-from koir.board.labels import metric_label
+from koir.board.labels import metric_label, verbatim
 from koir.board.page import Page, downloads, metric_control
 from koir.board.pipeline import difference
 from koir.board.standing import values_of
@@ -37,7 +37,7 @@ def compare(page: Page) -> None:
     try:
         a, b = values_of(one, metric), values_of(two, metric)
     except ResultError as error:
-        st.warning(f"{word['by_query_missing']}: {error}")
+        st.warning(f"{word['by_query_missing']}: {verbatim(str(error))}")
         return
     queries = [query for query in a if query in b]
     if not queries:

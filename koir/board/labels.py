@@ -165,6 +165,7 @@ METRICS = {
     "f1": "F1",
 }
 KS = (1, 3, 5, 10)
+MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<$~"})
 HITS = {"en": "Hit rate (right in contexts)", "ko": "적중률 (문맥에 정답)"}
 
 
@@ -172,6 +173,11 @@ def words(language: str) -> dict[str, str]:
     """Key -> word in a language."""
     column = list(LANGUAGES).index(language)
     return {key: both[column] for key, both in WORDS.items()}
+
+
+def verbatim(text: str) -> str:
+    """A name or an error as Markdown shows it unchanged: two `~mixed` are no words struck through."""
+    return text.translate(MARKS)
 
 
 def metric_label(metric: str) -> str:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from koir.board import state, tables
-from koir.board.labels import metric_label
+from koir.board.labels import metric_label, verbatim
 from koir.board.page import Page, choose_rows, downloads, show_common, show_standings
 from koir.board.standing import Standing, mark_ties, pareto, standings
 
@@ -92,7 +92,7 @@ def cost(page: Page) -> None:
     records = [_point(page, one, paid, common) for one, paid in points]
     front = [records[place] for place in pareto([(paid, one.mean) for one, paid in points])]
     st.altair_chart(charts.cost(records, front, metric_label(metric), word[by]), width="stretch")
-    st.caption(word["pareto_say"].format(names=", ".join(record["name"] for record in front)))
+    st.caption(word["pareto_say"].format(names=verbatim(", ".join(record["name"] for record in front))))
     on_front = {record["name"] for record in front}
     shown = sorted(records, key=lambda record: record["cost"])
     header = [word["name"], word[by], metric_label(metric), word["interval"], word["pareto"]]

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from koir.board import state, tables
-from koir.board.labels import KS, METRICS, metric_label
+from koir.board.labels import KS, METRICS, metric_label, verbatim
 from koir.board.rows import OWN, SIZES, UNKNOWN, Board, Row, read_board
 from koir.board.standing import Standing
 
@@ -126,14 +126,14 @@ def show_common(page: Page, found: Sequence[Standing], common: Sequence[str], ta
     if unranked:
         st.warning(word["common_none"].format(n=len(unranked), names=_few(unranked)))
     if len(tasks) > 1:
-        said = [word["common"].format(n=len(common), m=len(tasks), tasks=", ".join(common))]
+        said = [word["common"].format(n=len(common), m=len(tasks), tasks=verbatim(", ".join(common)))]
         if partial and not unranked:
             said.append(word["partial"].format(n=len(partial), names=_few(partial)))
         st.caption(" ".join(said))
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+    return verbatim(", ".join(names[:most])) + (" …" if len(names) > most else "")
 
 
 def link(page: Page, name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from koir.board import charts, state, tables, texts
-from koir.board.labels import metric_label
+from koir.board.labels import metric_label, verbatim
 from koir.board.page import Page, downloads, metric_control
 from koir.board.rows import Row
 from koir.board.standing import values_of
@@ -73,7 +73,7 @@ def _gain(page: Page, stored: Stored, before: Stored, metric: str) -> dict:
     try:
         after, first = values_of(stored, metric), values_of(before, metric)
     except ResultError as error:
-        st.warning(str(error))
+        st.warning(verbatim(str(error)))
         return {}
     shared = [query for query in after if query in first]
     return difference(page.stamp, [after[q] for q in shared], [first[q] for q in shared]) if shared else {}
@@ -184,7 +184,7 @@ def _queries(page: Page, row: Row, base: Row | None, metric: str) -> None:
         after, rows = values_of(stored, metric), {line["query_id"]: line for line in query_rows(stored)}
         first = values_of(before, metric) if before else {}
     except ResultError as error:
-        st.warning(f"{word['by_query_missing']}: {error}")
+        st.warning(f"{word['by_query_missing']}: {verbatim(str(error))}")
         return
     if not after:
         st.info(word["no_per_query"])
@@ -235,7 +235,7 @@ def _documents(page: Page, queries: list[str], rows: dict, before: Stored | None
             earlier = next((line for line in query_rows(before) if line["query_id"] == query), {"top": []})
             ranks = {document: place for place, document in enumerate(earlier["top"], 1)}
         except ResultError as error:
-            st.warning(str(error))
+            st.warning(verbatim(str(error)))
     lines = []
     for place, document in enumerate(row["top"][:10], 1):
         was = str(ranks.get(document, "–"))

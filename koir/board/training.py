@@ -3,6 +3,7 @@
 import streamlit as st
 
 from koir.board import charts, state, tables
+from koir.board.labels import verbatim
 from koir.board.page import Page, downloads
 from koir.evaluation.stored import TrainingRun, training_runs
 
@@ -19,7 +20,7 @@ def training(page: Page) -> None:
     word = page.word
     runs = {run.name: run for run in _runs(page.stamp, str(page.outputs))}
     if not runs:
-        st.info(word["no_runs"].format(folder=f"{page.outputs}/"))
+        st.info(word["no_runs"].format(folder=verbatim(f"{page.outputs}/")))
         st.code("bash v1.1/scripts/finetune.sh", language="bash")
         return
     columns = st.columns([3, 2])
@@ -30,7 +31,7 @@ def training(page: Page) -> None:
     chosen = [runs[name] for name in names or list(runs)[:SHOWN]]
     for run in chosen:
         if run.skipped:
-            st.warning(word["skipped"].format(n=run.skipped, name=run.name))
+            st.warning(word["skipped"].format(n=run.skipped, name=verbatim(run.name)))
     _facts(page, chosen)
     for key in ("loss", "tokens_per_second"):
         records = [
