@@ -591,6 +591,11 @@ def test_a_reranker_that_harms_is_named(measured):
     assert "| bm25+나쁜@10 | bm25 | -0.200 | 0.0100 | 0/5/7 | [-0.300, -0.100] |" in markdown([[*measured, worse]])
     drawn = xml.dom.minidom.parseString(picture([*measured, worse]))
     assert len(drawn.getElementsByTagName("polyline")) == 3
+    plus = [json.loads(json.dumps(measured[0])) for _ in "12"]
+    for number, content in enumerate(plus, 1):
+        content["koir"]["name"] = f"dense-run+hn{number}"
+        content["koir"]["pipeline"] |= {"first_stage": f"dense:outputs/run+hn{number}"}
+    assert [name in picture(plus) for name in ("dense-run+hn1", "dense-run+hn2")] == [True, True]
 
 
 def test_names_of_pipelines():

@@ -51,10 +51,10 @@ def _lines(contents: Sequence[dict]) -> dict[str, list[tuple[float, float, str]]
         koir = content["koir"]
         (scores,) = next(iter(content["scores"].values()))
         point = (max(koir["latency"]["total_ms"], 1e-3), scores["ndcg_at_10"])
-        own = koir["name"].partition("+")[0]
+        own = koir["pipeline"]["first_stage"]
         if koir["pipeline"]["reranker"] is None:
             first[own] = (*point, "")
-            lines[own] = [first[own]]
+            lines[koir["name"]] = [first[own]]
         else:
             name = koir["name"].replace(f"@{koir['pipeline']['depth']}", "")
             lines.setdefault(name, [first[own]] if own in first else []).append(
