@@ -156,8 +156,18 @@ def _write_pipelines(output: Path, contents: list[dict], facts: dict, started: f
     """pipeline.json and, last, run.json of every pipeline."""
     facts = facts | {"kind": "evaluation", "wall_seconds": time.perf_counter() - started} | origin()
     for koir in {content["koir"]["name"]: content["koir"] for content in contents}.values():
-        write_json(output / koir["name"] / "pipeline.json", koir["pipeline"])
-        write_json(output / koir["name"] / "run.json", {"pipeline": koir["pipeline"]} | facts)
+        folder = output / koir["name"]
+        write_json(folder / "pipeline.json", koir["pipeline"])
+        tasks = list(dict.fromkeys([*facts["tasks"], *_earlier_tasks(folder)]))
+        write_json(folder / "run.json", {"pipeline": koir["pipeline"]} | facts | {"tasks": tasks})
+
+
+def _earlier_tasks(folder: Path) -> list[str]:
+    """The tasks that earlier commands left results of in a pipeline's folder: the board looks there for texts."""
+    try:
+        return [task for task in read_run(folder, tasks=list)["tasks"] if isinstance(task, str)]
+    except RunError:
+        return []
 
 
 def _against(cells: dict, contents: list[dict], where: TaskArguments) -> list[dict]:

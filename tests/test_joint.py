@@ -12,6 +12,7 @@ import torch
 from commands import run_together
 
 import evaluate
+from koir.board.texts import task_of
 from koir.encoder import load_encoder
 from koir.errors import FlagError, ModelError
 from koir.evaluation import fitting, joint, reproduction
@@ -29,6 +30,7 @@ from koir.evaluation.pipeline import (
 )
 from koir.evaluation.report import markdown, terminal
 from koir.evaluation.reranking import final_run, rerank
+from koir.evaluation.stored import read_result as read_stored
 from koir.evaluation.tasks import Task, load_task
 from koir.manifest import write_json
 from koir.reranker import load_reranker
@@ -467,6 +469,15 @@ def test_splits_have_files_of_their_own_and_a_pipeline_says_what_it_was_chosen_o
     before = read_pipeline(str(file)).chosen_on
     evaluate.main(["--pipeline", str(file), "--output_dir", str(tmp_path)])
     assert read_pipeline(str(file)).chosen_on == before == ["demo/dev"]
+
+
+def test_a_pipelines_tasks_are_kept_when_another_is_scored(few, tmp_path):
+    shutil.copytree(Path(joint.__file__).parents[1] / "demo/beir", tmp_path / "mine")
+    for task in ("demo", str(tmp_path / "mine")):
+        evaluate.main(["--first_stage", "bm25", "--output_dir", str(tmp_path / "out"), "--tasks", task])
+    assert json.loads((tmp_path / "out/bm25/run.json").read_text())["tasks"] == [str(tmp_path / "mine"), "demo"]
+    found = [task_of(read_stored(tmp_path / f"out/bm25/{name}.json")) for name in ("demo", "mine")]
+    assert all(task.queries for task in found)
 
 
 def test_a_result_that_was_cut_is_made_again(task, tmp_path):
