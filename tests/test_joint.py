@@ -387,6 +387,13 @@ HYBRID = ["--first_stage", "hybrid:demo"]
         (["--first_stage", "bm25", "--interpolate", "0.5"], "--interpolate"),
         (["--first_stage", "bm25", "--passage_tokens", "9"], "--passage_tokens"),
         (["--reranker", "demo", "--passage_tokens", "0"], "--passage_tokens 0"),
+        (["--reranker", "none", "--interpolate", "auto"], "--interpolate"),
+        (["--reranker", "none", "--passage_tokens", "99"], "--passage_tokens"),
+        (["--first_stage", "bm25", "--score_map", "raw"], "--score_map"),
+        (["--reranker", "demo", "--normalise", "z"], "--normalise"),
+        (["--first_stage", "bm25", "--fusion", "rrf"], "--fusion"),
+        ([*HYBRID, "--weight", "0.5", "--dev_tasks", "demo"], "--dev_tasks"),
+        ([*HYBRID, "--tolerance", "3"], "--tolerance"),
         (
             [*HYBRID, "--weight", "auto", "--split", "dev", "--dev_tasks", "demo", "--tasks", "demo"],
             "--split dev --dev",

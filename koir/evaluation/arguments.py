@@ -138,7 +138,7 @@ def check(what: EvaluateArguments, where: TaskArguments) -> None:
     fused = not what.first_stage or any(spec.startswith(("hybrid:", "milvus:")) for spec in what.first_stage)
     require(fused or what.weight is None, "--weight", str(what.weight), "a hybrid or milvus first stage with it")
     require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
-    reranked = not what.first_stage or any(path != "none" for path in what.reranker)
+    reranked = any(path != "none" for path in what.reranker) or not (what.first_stage or what.reranker)
     require(reranked or what.interpolate is None, "--interpolate", str(what.interpolate), "--reranker with it")
     if (tokens := what.passage_tokens) is not None:
         require(reranked, "--passage_tokens", str(tokens), "--reranker with it")
@@ -146,6 +146,20 @@ def check(what: EvaluateArguments, where: TaskArguments) -> None:
     require(where.dev_queries > 0, "--dev_queries", str(where.dev_queries), "a number above 0")
     given = EvaluateArguments(pipeline=what.pipeline, index_uri=what.index_uri)
     require(what.pipeline is None or what == given, "--pipeline", "other flags that choose a pipeline", "it alone")
+    chosen = "auto" in (what.weight, what.interpolate)
+    for flag, value, used, beside in (
+        ("--fusion", what.fusion, fused or what.fusion == "weighted", "a hybrid or milvus first stage"),
+        ("--normalise", what.normalise, what.interpolate is not None or what.normalise == "minmax", "--interpolate"),
+        ("--score_map", what.score_map, reranked or what.score_map == "sigmoid", "--reranker"),
+        ("--dev_tasks", " ".join(where.dev_tasks), chosen or not where.dev_tasks, "--weight or --interpolate auto"),
+        (
+            "--tolerance",
+            where.tolerance,
+            where.tolerance is None or where.check or where.reproduce,
+            "--check or --reproduce",
+        ),
+    ):
+        require(bool(used), flag, str(value), f"{beside} with it")
     if reranked and what.depth and min(what.depth) < 10:
         print(f"note: with --depth {min(what.depth)} a list ends after so many, so that @10 cannot be held against "
               "the first stage's", file=sys.stderr)  # fmt: skip
