@@ -66,9 +66,10 @@ class Negatives:
             for row, own in zip(batch, kept, strict=True):
                 if self._wanted(own):
                     mined = self._mined(row, own, found[row["query"]], logits, statistics, equal[row["query"]])
+                    fit = own + mined == _listed(row.get("hard_negative"))
                     row = row | {"hard_negative": own + mined or None}
                     statistics.counts["rows whose scores no longer fit"] += (
-                        row.pop("hard_negative_score", None) is not None
+                        not fit and row.pop("hard_negative_score", None) is not None
                     )
                 else:
                     statistics.counts["rows with hard negatives of their source"] += 1

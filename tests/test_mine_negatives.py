@@ -166,6 +166,15 @@ def test_scores_that_no_longer_fit_are_left_out_and_counted(script, tmp_path):
         assert content["counts"].get("rows whose scores no longer fit", 0) == counted
 
 
+def test_scores_stay_where_nothing_was_added(script, tmp_path):
+    scored = ROWS[1] | {"hard_negative_score": 1.5}
+    flags = ["--train_data", lines(tmp_path / "rows.jsonl", [scored]), "--given", "add"]  # no other passage is there
+    content = script.main([*flags, "--output_dir", str(tmp_path / "out")])
+    (row,) = written(tmp_path / "out")
+    assert (row["hard_negative"], row["hard_negative_score"]) == (["연차 규정은 나중에"], [1.5])
+    assert content["counts"].get("rows whose scores no longer fit", 0) == 0
+
+
 def test_passages_without_text_are_left_out_and_said(script, tmp_path, capsys):
     corpus = lines(tmp_path / "corpus.jsonl", [{"_id": "0", "text": " "}, *PASSAGES])
     words = ["--train_data", lines(tmp_path / "rows.jsonl", ROWS), "--corpus", corpus, "--max_ratio", "10"]
