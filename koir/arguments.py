@@ -79,7 +79,9 @@ class DataArguments:
     )
     source_alpha: float = field(
         default=1.0,
-        metadata={"help": "with --batch_by source, batches of a source are as rows^alpha; 1: one pass over all rows"},
+        metadata={
+            "help": "with --batch_by source, batches of a source are as rows^alpha; 1: one pass over all that fill one"
+        },
     )
 
     def check(self) -> None:

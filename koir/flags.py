@@ -90,6 +90,7 @@ REASONS = {
     "train_sampling_strategy": "chunks are sorted by length already; --batch_by says which rows meet",
     "push_to_hub": "a run only writes its folder; hf upload FOLDER sends it",
 }
+FORMER = {"greater_is_better"}  # what recipe.yaml of earlier runs may have, though it never changed anything
 WORDS = {"save_strategy", "eval_strategy", "logging_strategy"}  # flags for which "no" is a word, not a truth value
 # Inherited flags that every user meets; --help shows them beside our own.
 EVERYDAY = set(
@@ -190,6 +191,8 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
         raise FlagError(f"recipe {recipe}", type(keys).__name__, "key: value lines")
     flags = []
     for key, value in keys.items():
+        if key in FORMER:
+            continue
         if key not in known:
             found = "an unknown key" + _why(str(key))
             raise FlagError(f"recipe {recipe}, key {key}", found, "a flag's name" + nearest(str(key), known))
@@ -205,7 +208,7 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
         if value is False and key in WORDS:
             value = "no"  # YAML reads a bare no as false
         if isinstance(value, list):
-            if known[key].nargs not in ("+", "*"):
+            if known[key].nargs not in ("+", "*") and len(value) > 1:
                 raise FlagError(f"recipe {recipe}, key {key}", f"a list of {len(value)}", "one value")
             flags += [f"--{key}", *map(str, value)]
         else:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from koir.arguments import ChunkArguments, require
+from koir.arguments import ChunkArguments
 from koir.averaging import WeightArguments, card_line
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
@@ -59,11 +59,7 @@ def _prepare(reranker: Reranker, triplets: Triplets, groups: dict) -> None:
 
     A pointwise loss needs no gradient cache, so nothing is kept for one.
     """
-    if (loss := groups["loss"].loss) in POINTWISE:
-        kept = groups["step"].cache_keep_tokens
-        require(
-            kept in ("auto", "0"), "--cache_keep_tokens", kept, f"no number with --loss {loss}, which caches nothing"
-        )
+    if groups["loss"].loss in POINTWISE:
         groups["step"].cache_keep_tokens = "0"
     if groups["evaluation"].eval_tasks:
         first_stage(groups["evaluation"].first_stage)

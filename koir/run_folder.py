@@ -61,8 +61,6 @@ def _of_checkpoint(checkpoint: Path, output_dir: str | None) -> str:
     if own is None or folder.resolve() != own:
         _refuse_others(folder, {step_of(c): c for c in _checkpoints(folder) if step_of(c) is not None})
         folder.mkdir(parents=True, exist_ok=True)
-    elif int(os.environ.get("RANK", 0)) == 0:
-        _set_aside(_checkpoints(folder), step_of(checkpoint))
     return str(folder)
 
 
@@ -75,11 +73,13 @@ def _refuse_others(folder: Path, numbered: dict[int, Path]) -> None:
         raise RunError(f"--output_dir {folder}", "a model/ folder that no run wrote", "another folder")
 
 
-def _set_aside(checkpoints: list[Path], step: int) -> None:
-    """Rename checkpoints of later steps, which `last` would else take for this run's newest."""
-    for later in checkpoints:
-        if int(later.name.partition("-")[2]) > step:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
+def set_aside_later(checkpoint: Path, folder: Path) -> None:
+    """Rename a run's checkpoints of later steps than the one it goes on from: `last` would take them for its newest."""
+    if checkpoint.resolve().parent != (folder / "checkpoints").resolve():
+        return
+    step, stamp = step_of(checkpoint), time.strftime("%Y%m%d-%H%M%S")
+    for later in _checkpoints(folder):
+        if (step_of(later) or 0) > step:
             kept = later.rename(later.with_name(f"left-{stamp}-{later.name}"))
             print(f"note: {later.name} is of a later step; it is kept as {kept}", file=sys.stderr)
 

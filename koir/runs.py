@@ -51,6 +51,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
+OVER_SCORES = ("reduce_lr_on_plateau", "greedy")  # schedules that the dev scores drive
+
+
 @dataclass(frozen=True)
 class Kind:
     """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
@@ -124,7 +127,9 @@ def run(
         "--data_seed": args.data_seed,
         "batch of all processes": args.train_batch_size * world_size(),
         "--gradient_accumulation_steps": args.gradient_accumulation_steps,
-    } | ({"--learning_rate": args.learning_rate} if args.deepspeed else {})  # else a new one holds from there on
+    }
+    if args.deepspeed or args.lr_scheduler_type in OVER_SCORES:  # elsewhere a new one holds from there on
+        trainer.began["--learning_rate"] = args.learning_rate
     rows, batch = len(trainer.train_dataset), trainer.began["batch of all processes"]
     whole = rows >= batch or not args.dataloader_drop_last
     require(whole, "--dataloader_drop_last", f"{rows:,} rows, less than a batch of {batch:,}", "at least one batch")
@@ -167,6 +172,11 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
         keep = int(getattr(groups["step"], "cache_keep_tokens", 0))
         longest = groups["model"].max_seq_length or 512
         raise smaller_budget(folder, int(groups["chunks"].chunk_tokens), keep, longest) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "wandb":
+            raise
+        found = " ".join(str(error).split())[:200]
+        raise RunError("--report_to wandb", found, "WANDB_API_KEY, `wandb login`, or WANDB_MODE=offline") from None
     stop.exit_if_signalled(folder)
 
 
@@ -226,7 +236,6 @@ def _check(groups: dict) -> None:
 
 def _check_reporters(names: list[str]) -> None:
     """Refuse --report_to what is unknown or not installed before anything loads."""
-    online = os.environ.get("WANDB_MODE", "online") == "online" and not os.environ.get("WANDB_DISABLED")
     for name in names:
         known = sorted(INTEGRATION_TO_CALLBACK)
         require(name in known, f"--report_to {name}", "an unknown name", "none or wandb" + nearest(name, known))
@@ -235,11 +244,6 @@ def _check_reporters(names: list[str]) -> None:
         except (ImportError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200]
             require(False, f"--report_to {name}", why, "none, or what is installed")
-        if name == "wandb" and online:
-            import wandb
-
-            logged_in = wandb.api.api_key is not None
-            require(logged_in, "--report_to wandb", "no API key", "WANDB_API_KEY, `wandb login`, or WANDB_MODE=offline")
 
 
 def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
@@ -251,9 +255,10 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
             print(f"note: {path} has no dev split; scores while training are on {split}, so choose nothing by them",
                   file=sys.stderr)  # fmt: skip
         tasks.append(load_task(path, split or "dev"))
-        last = held_out(path).split  # read here, so that what is broken shows before training
-        if last != "test" and int(os.environ.get("RANK", 0)) == 0:
-            print(f"note: {path} has no test split; the last table will be of {last}", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:
+            last = held_out(path).split  # read here, so that what is broken shows before training
+            if last != "test":
+                print(f"note: {path} has no test split; the last table will be of {last}", file=sys.stderr)
     names = [task.name for task in tasks]
     again = next((name for name in names if names.count(name) > 1), None)
     require(again is None, "--eval_tasks", f"two tasks named {again}", "folders of different names, for their scores")
@@ -262,7 +267,7 @@ def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
 
 def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
     """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another."""
-    if args.lr_scheduler_type == "reduce_lr_on_plateau":  # of a loss, by default
+    if args.lr_scheduler_type in OVER_SCORES:  # of a loss, by default
         args.lr_scheduler_kwargs = {"mode": "max"} | (args.lr_scheduler_kwargs or {})
     if args.metric_for_best_model is None:
         return

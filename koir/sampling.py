@@ -59,6 +59,8 @@ class OneSourceBatches(RandomOrder):
         if alpha < 1:
             self.batches = shares([len(rows) ** alpha for rows in self.members], sum(self.batches))
         self.rows = sum(self.batches) * batch
+        if (left := sum(map(len, self.members)) - self.rows) and alpha == 1 and say:
+            print(f"note: {left:,} rows, other ones each epoch, fill no whole batch of their source", file=sys.stderr)
 
     def __iter__(self) -> Iterator[int]:
         generator = self.generator()

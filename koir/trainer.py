@@ -19,7 +19,7 @@ from koir.evaluation.tasks import Task
 from koir.gather import average_gradients, gather_sizes, meet, world_size
 from koir.interruptions import refuse_broken_gradient
 from koir.progress import Progress
-from koir.run_folder import read_counters, write_counters
+from koir.run_folder import read_counters, set_aside_later, write_counters
 
 
 class RunTrainer(Trainer):
@@ -65,6 +65,8 @@ class RunTrainer(Trainer):
         if resume_from_checkpoint:
             for name, value in read_counters(resume_from_checkpoint, self.began).items():
                 setattr(self, name, value)
+            if self.is_world_process_zero():
+                set_aside_later(Path(resume_from_checkpoint), Path(self.args.output_dir))
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
             if self._is_done(state) and not self.is_deepspeed_enabled:
                 self.state = state
@@ -232,14 +234,13 @@ class RunTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As the Trainer's, but flags that were changed since (learning rate, weight decay, Adam's) hold from here on.
 
-        A checkpoint's own values would replace them. Under DeepSpeed they do: a changed rate is refused there.
+        A checkpoint's own values would replace them. Under DeepSpeed and schedules over scores they do: a changed rate
+        is refused there.
         """
         if self.is_deepspeed_enabled or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
-        flags = [
-            {name: value for name, value in group.items() if name not in ("params", "lr")}
-            for group in self.optimizer.param_groups
-        ]
+        names = ("initial_lr", "weight_decay", "betas", "eps")  # some optimizers keep more there that is no flag
+        flags = [{name: group[name] for name in names if name in group} for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         groups = self.optimizer.param_groups  # others, since the state was loaded
         for group, now in zip(groups, flags, strict=True):

@@ -294,6 +294,9 @@ def test_a_resumed_run_counts_on_and_what_came_after_is_set_aside(words, tmp_pat
     whole, checkpoints = counted(tmp_path / "run"), tmp_path / "run/checkpoints"
     (tmp_path / "run/run.json").unlink()
     before = (checkpoints / "checkpoint-4/model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        main([*flags, "--seed", "7", "--resume_from_checkpoint", str(checkpoints / "checkpoint-2")])
+    assert not [*checkpoints.glob("left-*")], "a run that is refused changes nothing"
     main([*flags, "--resume_from_checkpoint", str(checkpoints / "checkpoint-2")])
     assert counted(tmp_path / "run") == whole
     (kept,) = checkpoints.glob("left-*-checkpoint-4")
@@ -312,11 +315,16 @@ def test_a_learning_rate_that_is_changed_holds_from_where_the_run_goes_on(words,
     main([*flags, "--lr_scheduler_type", "linear"])
     whole = rates(tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
+    file = tmp_path / "run/checkpoints/checkpoint-4/optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    for group in state["param_groups"]:
+        group["k"] = 7  # as schedule-free optimizers keep their state there
+    torch.save(state, file)
     more = ["--learning_rate", "1e-4", "--weight_decay", "0", "--save_total_limit", "9"]
     main([*flags, *more, "--resume_from_checkpoint", str(tmp_path / "run/checkpoints/checkpoint-4")])
     assert rates(tmp_path / "run") == [*whole[:4], pytest.approx(whole[4] / 10)] and whole[4] > 0
     state = torch.load(tmp_path / "run/checkpoints/checkpoint-5/optimizer.pt", weights_only=True)
-    assert {group["weight_decay"] for group in state["param_groups"]} == {0.0}
+    assert {(group["weight_decay"], group["k"]) for group in state["param_groups"]} == {(0.0, 7)}
     assert "learning_rate: 0.0001\n" in (tmp_path / "run/recipe.yaml").read_text(encoding="utf-8")
 
 

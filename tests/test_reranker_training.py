@@ -317,7 +317,6 @@ def test_the_command_goes_from_rows_to_a_table(trainer, tmp_path, capsys):
     [
         (["--eval_tasks", "demo", "--first_stage", "bm52"], "--first_stage bm52: found an unknown first stage"),
         (["--negatives_from", "bm52"], "--negatives_from bm52: found an unknown first stage"),
-        (["--loss", "binary_cross_entropy", "--cache_keep_tokens", "9"], "--cache_keep_tokens: found 9; expected no"),
     ],
 )
 def test_what_would_fail_at_the_end_is_refused_before_training(flags, said, trainer, tmp_path, capsys):

@@ -29,9 +29,11 @@ def test_a_batch_is_of_one_source_and_an_epoch_one_pass():
     assert len(set(rows)) == len(rows) == 72  # 40, 16 of 17, 8, 8 of the 9 that share batches
 
 
-def test_an_epoch_of_sources_that_fill_no_whole_number_of_batches_repeats_nothing():
+def test_an_epoch_of_sources_that_fill_no_whole_number_of_batches_repeats_nothing(capsys):
     rows = order(batch=1000, sources=["가"] * 1900 + ["나"] * 1900 + ["다"] * 1900)
     assert len(rows) == len(set(rows)) == 3000
+    OneSourceBatches(["가"] * 1900 + ["나"] * 1100, 1000, 1.0, 3, lambda: 0)
+    assert capsys.readouterr().err == "note: 1,000 rows, other ones each epoch, fill no whole batch of their source\n"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

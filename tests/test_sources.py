@@ -523,6 +523,19 @@ def test_a_quote_that_swallows_lines_is_an_error(later, tmp_path):
         own(tmp_path, "csv", {"x.csv": "\n".join(table)})
 
 
+@pytest.mark.parametrize("behind", [" ", "  ", "\x1a", " \x1a"])
+def test_blanks_behind_a_quoted_cell_are_nothing(behind, tmp_path):
+    table = f'query,document\n"버스{behind}"{behind},"{BUS}"\n등대,"{LAMP}"{behind}\r\n물음,"{LAMP}"{behind}'
+    rows = own(tmp_path, "csv", {"x.csv": table})
+    assert [row["document"] for row in rows] == [BUS, LAMP, LAMP]
+
+
+def test_what_is_wrong_with_a_line_is_named(tmp_path):
+    for line, said in ((f'물음,"{BUS}', "a quote that is not closed"), (f"물\r음,{BUS}", "unreadable data .new-line")):
+        with pytest.raises(SourceError, match=said):
+            own(tmp_path / said[:9], "csv", {"x.csv": f"query,document\n{line}"})
+
+
 @pytest.mark.parametrize("cell", ['"무엇"이 무엇인가?', r'"그가 \"왜\" 라고 했나"'])
 def test_quotes_within_a_cell(cell, tmp_path):
     with pytest.raises(SourceError, match="x.csv, line 3: found a quote within a cell"):

@@ -21,6 +21,7 @@ from koir.sources.json_text import json_records
 from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
+BEHIND = re.compile(r'"[ \x1a]+(?=,|\s*$)')  # a quote, blanks (or DOS's end of a file) and the cell's end
 QUOTED = re.compile(r'"(?=.*"")((?:[^"]|"")*)"', re.DOTALL)  # as CSV quotes a cell that has quotes
 csv.field_size_limit(2**27)
 
@@ -116,11 +117,7 @@ def _cells(stream: BinaryIO, place: str, kind: str, quoted: bool) -> Iterator[li
         try:
             row = next(reader, None)
         except csv.Error as error:
-            if "field limit" in str(error):
-                raise
-            if comma or len(lines) != 1:
-                raise _unclosed(len(lines), f"{place}, line {before + 1:,}") from None
-            row = lines[0].rstrip("\r\n").split("\t")  # tabs alone divide: its quotes are the text's own
+            row = _mended(lines, form, error, f"{place}, line {before + 1:,}")
             reader = csv.reader(source, strict=True, **form)
         if row is None:
             return
@@ -129,10 +126,24 @@ def _cells(stream: BinaryIO, place: str, kind: str, quoted: bool) -> Iterator[li
         yield row if quoted else [_unquoted(cell) for cell in row]
 
 
-def _unclosed(count: int, place: str) -> SourceError:
-    """The error to raise where a quote swallows lines, or a part of a cell: what closes it stands elsewhere."""
-    found = "a quote within a cell" if count == 1 else f"a quote that opens here and takes in {count:,} lines"
-    return SourceError(place, found, "each cell's \" closed, and doubled within the cell")
+def _mended(lines: list[str], form: dict, error: csv.Error, place: str) -> list[str]:
+    """The cells of a row whose quotes do not close as they should, where only one reading is left.
+
+    Between tabs they are the text's own; between commas blanks behind a closing quote are nothing. Raises SourceError
+    for a quote that swallows lines, or a part of a cell, and the error itself where it is of something else.
+    """
+    cut = "unexpected end" in str(error)
+    if not cut and "expected after" not in str(error):
+        raise error
+    if len(lines) == 1 and form["delimiter"] == "\t":
+        return lines[0].rstrip("\r\n").split("\t")
+    if len(lines) == 1 and not cut:
+        with contextlib.suppress(csv.Error):
+            (row,) = csv.reader([BEHIND.sub('"', lines[0])], strict=True, **form)
+            return row
+    found = "a quote that is not closed" if cut else "a quote within a cell"
+    found = found if len(lines) == 1 else f"a quote that opens here and takes in {len(lines):,} lines"
+    raise SourceError(place, found, "each cell's \" closed, and doubled within the cell") from None
 
 
 def _unquoted(cell: str) -> str:
