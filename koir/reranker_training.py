@@ -108,10 +108,10 @@ class RerankerTrainer(RunTrainer):
         return [int(batch["column"][n, 0]) for n in rows if not torch.isfinite(parts[n])], "groups"
 
     def facts(self) -> dict:
-        """What run.json says of the training itself."""
-        negatives = {"negatives_per_query": self.negatives / max(self.queries, 1)}
-        negatives |= {"random_negatives": self.filled, "negatives": self.negatives}
-        return negatives | {"mining": getattr(self, "mining", None)} | super().facts()
+        """What run.json says of the training itself, on all processes."""
+        queries, negatives, filled = self.everywhere(self.queries, self.negatives, self.filled)
+        facts = {"negatives_per_query": negatives / max(queries, 1), "random_negatives": filled, "negatives": negatives}
+        return facts | {"mining": getattr(self, "mining", None)} | super().facts()
 
     def dev_scores(self) -> dict[str, float]:
         """nDCG@10 of the dev tasks' candidates, reranked by the model as it is now."""

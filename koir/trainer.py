@@ -72,6 +72,8 @@ class RunTrainer(Trainer):
                 self.state = state
                 return self._load_from_checkpoint(self._best_checkpoint() or resume_from_checkpoint)
             self.args.eval_on_start = self._late = self._score_is_due(state)
+        elif world_size() > 1:
+            torch.manual_seed(self.args.seed + self.args.process_index)  # dropout of its own; resuming, from the states
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
@@ -132,6 +134,10 @@ class RunTrainer(Trainer):
         most = max(count for (count,) in gather_sizes(len(chunks), device=self.args.device))
         filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
         return chunks + [filler] * (most - len(chunks))
+
+    def everywhere(self, *counts: int) -> list[int]:
+        """The sum of each count over all processes, which must all ask."""
+        return [sum(of_ranks) for of_ranks in zip(*gather_sizes(*counts, device=self.args.device), strict=True)]
 
     def facts(self) -> dict:
         """What run.json says of the training itself."""

@@ -33,7 +33,9 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
         flag = f"--distillation {loss.distillation}"
         require_scores(triplets, flag, groups["data"].max_hard_negatives, lone=False)
     if model.lora_rank is not None:
-        lora.add_adapters(encoder, model.lora_rank, model.lora_alpha or 2 * model.lora_rank, model.lora_targets)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(groups["training"].seed)  # the Trainer seeds later
+            lora.add_adapters(encoder, model.lora_rank, model.lora_alpha or 2 * model.lora_rank, model.lora_targets)
     groups["guide"] = None
     if loss.guide_model_name_or_path not in (None, "self"):
         path = loss.guide_model_name_or_path
@@ -46,7 +48,7 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
 class EmbeddingTrainer(RunTrainer):
     """The Trainer around a bi-encoder; v1 and v1.1 add their step and nothing else."""
 
-    COUNTED = (*RunTrainer.COUNTED, "negatives")
+    COUNTED = (*RunTrainer.COUNTED, "queries", "all_negatives")
 
     def __init__(self, encoder: Encoder, args: TrainingArguments, triplets: Triplets, groups: dict):
         self.loss_arguments, self.step_arguments = groups["loss"], groups.get("step")
@@ -57,7 +59,8 @@ class EmbeddingTrainer(RunTrainer):
             data.train_max_seq_length,
         )  # fmt: skip
         super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
-        self.sampling, self.texts, self.negatives = data, encoder.tokenizer, 0
+        self.sampling, self.texts = data, encoder.tokenizer
+        self.queries = self.all_negatives = 0
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -72,14 +75,16 @@ class EmbeddingTrainer(RunTrainer):
         except NotFinite as error:
             rows = batch["inverse"][batch["query"][error.rows]].tolist()
             raise broken_loss(step, error.loss, rows, "queries", batch["chunks"], self.texts) from None
-        self.negatives = self.negatives + negatives
+        self.queries += len(batch["query"])
+        self.all_negatives = self.all_negatives + negatives * len(batch["query"])
         self.steps += 1
         self.tokens += batch["tokens"]
         return loss
 
     def facts(self) -> dict:
-        """What run.json says of the training itself; negatives_per_query leaves right answers out."""
-        return {"negatives_per_query": float(self.negatives) / max(self.steps, 1)} | super().facts()
+        """What run.json says of the training itself, on all processes; negatives_per_query leaves right answers out."""
+        negatives, queries = self.everywhere(round(float(self.all_negatives)), self.queries)
+        return {"negatives_per_query": negatives / max(queries, 1)} | super().facts()
 
     def dev_scores(self) -> dict[str, float]:
         """nDCG@10 of the dev tasks, by exact search with the encoder as it is now."""

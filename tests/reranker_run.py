@@ -13,5 +13,7 @@ from test_reranker_training import load_trainer, step  # noqa: E402
 if __name__ == "__main__":
     out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     found, trainer = step(load_trainer(), settings.pop("rows"), out.parent, **settings)
+    facts, states = trainer.facts(), [None, None]
+    torch.distributed.all_gather_object(states, torch.get_rng_state())
     if trainer.args.process_index == 0:
-        torch.save(found, out)
+        torch.save({"gradients": found, "facts": facts, "states": states}, out)

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from one_step import tiny_encoder, trainer_module
 
 import evaluate
@@ -37,6 +38,16 @@ def test_workers_log_steps_and_evaluation_change_no_weight(train):
     assert train() == plain, "the same seed"
     assert train("--seed", "7") != plain
     assert train(*BESIDE) == plain, "beside"
+
+
+def test_lora_begins_alike(base, tmp_path):
+    words = ["--model_name_or_path", base, "--max_seq_length", "32", "--per_device_train_batch_size", "8", "--use_cpu"]
+    words += ["--max_steps", "2", "--learning_rate", "1e-3", "--lora_rank", "2"]
+    for name in "ab":
+        torch.rand(1)  # what was drawn before does not matter
+        trainer_module("v1.1").main([*words, "--output_dir", str(tmp_path / name)])
+    one, two = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab")
+    assert one == two
 
 
 def timeless(file):

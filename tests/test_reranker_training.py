@@ -149,8 +149,11 @@ def test_two_processes_have_the_gradients_of_one(trainer, scored, tmp_path):
     (tmp_path / "two").mkdir()
     settings = {"rows": str(scored), "loss": "cross_entropy", "batch": 3}
     two = saved_by("reranker_run.py", 2, tmp_path / "two" / "gradients.pt", settings)
-    one, _ = step(trainer, scored, tmp_path / "one", "cross_entropy", batch=6)
-    assert_equal(two, one)
+    one, ours = step(trainer, scored, tmp_path / "one", "cross_entropy", batch=6)
+    assert_equal(two["gradients"], one)
+    counted = ("negatives", "negatives_per_query", "random_negatives", "steps")
+    assert all(two["facts"][name] == ours.facts()[name] for name in counted) and ours.facts()["negatives"] > 6
+    assert not torch.equal(*two["states"]), "each draws dropout of its own"
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl"])

@@ -69,6 +69,7 @@ def test_ranked_breaks_ties_of_float32_by_id():
 def test_scales():
     assert minmax(np.array([1.0, 3.0, 2.0])).tolist() == [0, 1, 0.5] and minmax(np.array([2.0, 2.0])).tolist() == [1, 1]
     assert standard(np.array([1.0, 3.0])).tolist() == [-1, 1] and standard(np.array([2.0])).tolist() == [0]
+    assert standard(np.array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]  # whose mean is not 0.1
     assert minmax(np.array([])).tolist() == standard(np.array([])).tolist() == []
 
 

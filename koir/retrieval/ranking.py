@@ -36,8 +36,8 @@ def minmax(scores: np.ndarray) -> np.ndarray:
 
 def standard(scores: np.ndarray) -> np.ndarray:
     """Scores [n] as standard deviations from their mean; all 0 where they are equal."""
-    spread = scores.std() if len(scores) else 0.0
-    return (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+    equal = not len(scores) or np.ptp(scores) == 0  # their deviation may be a rounding error
+    return np.zeros_like(scores) if equal else (scores - scores.mean()) / scores.std()
 
 
 def unscaled(scores: np.ndarray) -> np.ndarray:
