@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
-    from koir.arguments import parse, require
-except ModuleNotFoundError as missing:
-    sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python evaluate.py")
+from koir.arguments import parse, require  # first: koir says what is not installed
 
+# isort: split
 import torch
 
 from koir.bfloat16 import or_float32

@@ -15,15 +15,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-try:
-    from koir.board import export
-    from koir.board.labels import verbatim
-    from koir.board.rows import read_board
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"error: {missing.name} is not installed here; run: bash scripts/setup.sh && .venv/bin/python leaderboard.py"
-    )
-
+from koir.board import export
+from koir.board.labels import verbatim
+from koir.board.rows import read_board
 from koir.errors import FlagError, UserError, exit_on_user_error, nearest
 from koir.evaluation.stored import signature
 

@@ -226,6 +226,9 @@ def load_encoder(
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
         if config.is_encoder_decoder:
             raise ModelError(path, f"an encoder-decoder ({config.model_type})", "an encoder")
+        kind = (config.architectures or [""])[0]
+        if kind.endswith("ForSequenceClassification") and config.num_labels == 1:
+            raise ModelError(path, f"a reranker ({kind}, one score)", "an encoder")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
             transformer, missing = weights(AutoModel, name, config, trust_remote_code)

@@ -232,6 +232,8 @@ def _help(
             action = actions[f.name]
             text = " ".join((action.help or "").replace("%%", "%").split())
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            if action.choices and not all(str(word) in text for word in action.choices):
+                text += f" [{', '.join(map(str, action.choices))}]"
             shown = "" if default is None or "default:" in text else f" (default: {default})"
             lines.append(f"  --{f.name:<28} {text}{shown}")
         lines.append("")

@@ -52,6 +52,9 @@ class RerankerTrainer(RunTrainer):
         mined = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, statistics)
         self.mining = dict(statistics.counts)
         none = sum(not texts for texts in mined)
+        if own := sum(len(pair) for pair in triplets.pairs["hard_negatives"]):
+            print(f"note:    the rows' own {own:,} hard negatives are not used; --negatives_from rows takes them",
+                  file=sys.stderr)  # fmt: skip
         print(f"mined:   {sum(map(len, mined)):,} negatives from {data.negatives_from}; {none:,} rows without one",
               file=sys.stderr)  # fmt: skip
         return mined

@@ -27,7 +27,7 @@ from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
-from koir.run_folder import keep_lines, run_folder, write_recipe
+from koir.run_folder import alone, keep_lines, run_folder, write_recipe
 from koir.tokens import some_of
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
@@ -92,11 +92,20 @@ def run(
     started = time.perf_counter()
     products.keep_few_compiled()
     groups, recipe = _parsed(argv, description, kind, step_arguments)
-    args, model = groups["training"], groups["model"]
+    args = groups["training"]
     transformers.utils.logging.disable_progress_bar()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
     args.output_dir, checkpoint = run_folder(args, f"{name}-{recipe.stem if recipe else 'run'}")
+    with alone(Path(args.output_dir)):
+        return _in_folder(trainer_class, name, kind, groups, checkpoint, started)
+
+
+def _in_folder(
+    trainer_class: type[RunTrainer], name: str, kind: Kind, groups: dict, checkpoint: str | None, started: float
+) -> Path:
+    """What a run does once it has its folder."""
+    args, model = groups["training"], groups["model"]
     folder, main = Path(args.output_dir), args.process_index == 0
     groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
     _choose_metric(args, groups["dev_tasks"])

@@ -16,14 +16,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from koir.arguments import require  # noqa: E402
+from koir.arguments import require  # noqa: E402 (first: koir says what is not installed)
+
+# isort: split
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoConfig, AutoTokenizer  # noqa: E402
+
 from koir.demo import bag, matcher, rows  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402

@@ -21,11 +21,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-try:
-    from koir.arguments import parse
-except ModuleNotFoundError as missing:
-    sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from koir.arguments import parse  # first: koir says what is not installed
+
+# isort: split
 import torch
 from tqdm import tqdm
 

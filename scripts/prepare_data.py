@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-try:
-    from koir.arguments import parse, require
-except ModuleNotFoundError as missing:
-    sys.exit(f"error: {missing.name} is not installed here; run: bash scripts/setup.sh, then use .venv/bin/python")
 
+from koir.arguments import parse, require
 from koir.corpus_report import families_table, sources_table, write_report
 from koir.errors import exit_on_user_error
 from koir.manifest import check_outputs, origin, peak_memory_bytes, write_json

@@ -267,6 +267,13 @@ def test_help_shows_our_flags(capsys):
         assert group.__doc__.strip().splitlines()[0] in text
 
 
+def test_help_names_the_words_that_a_flag_takes(capsys):
+    text, _ = helped(capsys, "--help")
+    (margin,) = [line for line in text.splitlines() if line.startswith("  --margin_type")]
+    (batch,) = [line for line in text.splitlines() if line.startswith("  --batch_by")]
+    assert "[absolute, relative]" in margin and "[random, source]" in batch
+
+
 def test_help_all_shows_the_trainers_flags_too(capsys):
     _, ours = helped(capsys, "--help")
     _, everything = helped(capsys, "--help_all")

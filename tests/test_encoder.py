@@ -10,6 +10,7 @@ from toy import needs_bfloat16
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
+from koir.manifest import DEMO
 from koir.tokens import ROWS, chunked, expanded, pad, plan_chunks
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
@@ -151,6 +152,8 @@ def test_positions_that_begin_after_padding_are_not_counted(tmp_path, architectu
 
 def test_an_encoder_decoder_and_a_tokenizer_without_padding_are_refused(tmp_path, folder):
     other("t5", tmp_path / "t5", d_kv=16, d_ff=64, d_model=32, num_layers=2, num_heads=2)
+    with pytest.raises(ModelError, match="found a reranker .XLMRobertaForSequenceClassification, one score.; expected"):
+        load_encoder(str(DEMO / "reranker"))
     with pytest.raises(ModelError, match="found an encoder-decoder"):
         load_encoder(str(tmp_path / "t5"))
     file = folder / "tokenizer_config.json"

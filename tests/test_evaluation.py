@@ -2,7 +2,9 @@ import gzip
 import json
 import math
 import random
+import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from koir.evaluation.metrics import KS, evaluate_run, mean_scores
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
-from koir.evaluation.tasks import load_task, splits
+from koir.evaluation.tasks import load_corpus, load_task, splits
 from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B, character_pairs, lead, terms
 from koir.retrieval.morphemes import morphemes
 from koir.retrieval.stages import first_stage
@@ -244,6 +246,20 @@ def test_bom_line_ends_and_header_do_not_matter(beir, start, end, header):
 def test_quotes_in_ids_are_letters_like_others(beir):
     queries = [{"_id": '"q1', "text": "연차는?"}]
     assert load_task(beir(queries=queries, qrels={"test": '"q1\td1\t1\n'})).qrels == {'"q1': {"d1": 1}}
+
+
+def test_a_task_whose_folder_another_system_named(beir, tmp_path):
+    whole = tmp_path / "사내 규정"
+    Path(beir()).rename(unicodedata.normalize("NFD", str(whole)))
+    for form in ("NFC", "NFD"):
+        path = unicodedata.normalize(form, str(whole))
+        assert load_task(path).name == "사내 규정" and splits(path) == ["dev", "test"] and load_corpus(path)
+
+
+def test_a_task_without_qrels_is_told_what_they_are(beir):
+    path = beir()
+    shutil.rmtree(f"{path}/qrels")
+    assert refused(path) == f"{path}: found no qrels/*.tsv; expected qrels/test.tsv: query-id, corpus-id and score"
 
 
 def test_a_missing_split_names_what_is_there(beir):

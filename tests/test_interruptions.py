@@ -24,6 +24,7 @@ from koir.interruptions import (
     smaller_budget,
 )
 from koir.reranker_training import RerankerTrainer
+from koir.run_folder import alone
 from koir.tokens import pad
 from koir.training import EmbeddingTrainer
 
@@ -367,6 +368,22 @@ def test_the_best_checkpoint_of_a_run_that_was_moved(words, tmp_path, monkeypatc
     (tmp_path / "run").rename(tmp_path / "moved")
     module.main(words("v1.1", tmp_path / "moved", *more, "--resume_from_checkpoint", "last"))
     assert (tmp_path / "moved/model/model.safetensors").read_bytes() == best
+
+
+def test_two_trainings_in_one_folder(words, tmp_path, capsys):
+    flags = words("v1.1", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with alone(tmp_path / "run"), pytest.raises(SystemExit):
+        trainer_module("v1.1").main(flags)
+    said = f"error: --output_dir {tmp_path / 'run'}: found another process that trains there; expected its end first"
+    assert said in capsys.readouterr().err
+    trainer_module("v1.1").main(flags)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(words, tmp_path):
+    with pytest.raises(SystemExit):
+        trainer_module("v1.1").main(words("v1.1", tmp_path / "run", "--train_data", "nope.jsonl"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_v1_without_memory_says_what_helps_it(words, tmp_path, monkeypatch, capsys):

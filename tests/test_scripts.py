@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -224,6 +225,13 @@ def test_setup_remembers_each_set_of_extras(root):
     assert root.called[-1] == f"{root.folder}[test]"
     for extras in ([], ["test"]):
         assert root.run("scripts/setup.sh", *extras).stderr == "" and root.called is None
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "scripts/serve.py", "scripts/mine_negatives.py", "v1.1/train.py"])
+def test_a_python_without_the_packages_is_told_of_setup(script, tmp_path):
+    done = subprocess.run([sys.executable, "-S", ROOT / script], cwd=tmp_path, capture_output=True, text=True)
+    said = "error: torch is not installed here; run: bash scripts/setup.sh, then use .venv/bin/python\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 def test_a_failed_installation_is_said_and_tried_again(root):

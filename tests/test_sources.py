@@ -381,6 +381,11 @@ def test_no_rows_is_an_error_that_says_why(tmp_path):
         read("korquad", tmp_path)
 
 
+def test_plain_documents_are_no_rows(tmp_path):
+    with pytest.raises(SourceError, match="row 1: found a line without a tab .*; expected query, document and hard"):
+        read("triplets", write(tmp_path, {"규정.txt": f"{BUS}\n{LAMP}\n"}))
+
+
 def test_a_missing_file_of_a_pack_is_noted(tmp_path):
     _, tally = read("aihub-admin-mrc", write(tmp_path, {"TL_span_extraction.json": ADMIN}))
     missing = ("span_extraction_how.", "tableqa.", "text_entailment.", "multiple_choice.")

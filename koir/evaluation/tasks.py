@@ -40,7 +40,7 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
         split = split if split in KOREAN[path][1] else KOREAN[path][1][0]
         queries, corpus, qrels, candidates = load_korean(path, split, data_root)
         return Task(path, split, queries, corpus, qrels, candidates)
-    folder = DEMO / "beir" if path == "demo" else Path(path)
+    folder = _place(path)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise TaskError(
@@ -57,13 +57,13 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
         for document in answers:
             if document not in corpus:
                 raise TaskError(f"{folder}/qrels/{split}.tsv", f"document {document!r}", "an _id of corpus.jsonl")
-    name = "demo" if path == "demo" else folder.resolve().name
+    name = "demo" if path == "demo" else unicodedata.normalize("NFC", folder.resolve().name)
     return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
 
 
 def load_corpus(path: str) -> dict[str, str]:
     """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text."""
-    folder = DEMO / "beir" if path == "demo" else Path(path)
+    folder = _place(path)
     if not folder.exists():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest(folder.name, beside)
@@ -81,8 +81,16 @@ def splits(path: str) -> list[str]:
     """The names of a task's splits."""
     if path in KOREAN and not Path(path).is_dir():
         return KOREAN[path][1]
-    folder = DEMO / "beir" if path == "demo" else Path(path)
+    folder = _place(path)
     return sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
+
+
+def _place(path: str) -> Path:
+    """Where a task or corpus lies, its Hangul written as a system writes it: whole (NFC) or in parts (NFD)."""
+    if path == "demo":
+        return DEMO / "beir"
+    ways = [Path(path), *(Path(unicodedata.normalize(form, path)) for form in ("NFC", "NFD"))]
+    return next((way for way in ways if way.exists()), ways[0])
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -121,7 +129,9 @@ def _rows(file: Path) -> Iterator[dict]:
 def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
     file = folder / "qrels" / f"{split}.tsv"
     if not file.is_file():
-        there = ", ".join(p.stem for p in sorted((folder / "qrels").glob("*.tsv"))) or "none"
+        there = ", ".join(p.stem for p in sorted((folder / "qrels").glob("*.tsv")))
+        if not there:
+            raise TaskError(f"{folder}", "no qrels/*.tsv", f"qrels/{split}.tsv: query-id, corpus-id and score")
         raise TaskError(f"{folder}", f"no split {split!r} (there are: {there})", "--split with one of them")
     qrels: dict[str, dict[str, int]] = {}
     with file.open(encoding="utf-8-sig", newline="") as stream:

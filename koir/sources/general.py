@@ -56,6 +56,9 @@ def _there(texts: str | list) -> list:
 
 
 def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    if "1" not in record:
+        expected = "query, document and hard negatives with tabs between them (plain documents are a corpus.jsonl's)"
+        raise SourceError(place, f"a line without a tab ({record['0'][:40]!r})", expected)
     negatives = _there([record[key] for key in record if key not in ("0", "1")])
     yield {"query": record["0"], "document": record["1"], "hard_negative": negatives, "source": "triplets"}
 
