@@ -225,6 +225,14 @@ def test_a_folder_of_several_corpora_serves_the_one_that_is_named(built, tmp_pat
     assert list(load(ModelArguments(pipeline=str(words))).by_kind["reranker"]) == ["reranker"]
 
 
+def test_a_pipeline_without_an_index_says_that_there_is_no_search(built, tmp_path, capsys):
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps({"first_stage": f"dense:{built / 'encoder'}", "index_uri": None}), encoding="utf-8")
+    answer, models = search(ModelArguments(pipeline=str(file), dtype="float32"))
+    assert "found no index on this server; start it with --index_uri FOLDER" in answer["message"]
+    assert "note: there is no /v1/search, since pipeline.json names no index" in capsys.readouterr().err
+
+
 def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer, models = search(ModelArguments(dtype="float32"), top_n=1, depth=3)

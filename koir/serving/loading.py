@@ -214,7 +214,7 @@ def _searchable(uri: str | None) -> bool:
         _say(f"no search; {error}")
         return False
     if uri is None:
-        _say("no search, since neither --index_uri nor the pipeline names an index")
+        print("note: there is no /v1/search, since pipeline.json names no index (--index_uri FOLDER)", file=sys.stderr)
     return uri is not None
 
 

@@ -24,7 +24,11 @@ class Registry:
         if len(there) == 1:
             return next(iter(there.values()))
         if not there:
-            raise Problem(404, f"model: found no {kind} on this server; start it with one", "model_not_found", "model")
+            message = f"model: found no {kind} on this server; start it with one"
+            if kind == "pipeline":  # there may be one, but no corpus that it searches
+                message = "model: found no index on this server; start it with --index_uri FOLDER "
+                message += "(scripts/build_index.py)"
+            raise Problem(404, message, "model_not_found", "model")
         known = ", ".join(there)
         if name is None:
             raise Problem(422, f"model: found none; expected one of {known}", "missing", "model")
