@@ -221,6 +221,10 @@ def test_a_title_stands_before_its_text_unless_the_text_begins_with_it(beir):
     assert load_task(beir(corpus=corpus)).corpus == {"d1": "세금\n부가가치세", "d2": "연차 휴가"}
 
 
+def test_a_corpus_without_documents_is_refused(beir):
+    assert refused(beir(corpus=[])).endswith("corpus.jsonl: found no documents; expected at least one")
+
+
 def test_queries_without_a_right_answer_in_the_split_are_left_out(beir):
     task = load_task(beir(), "dev")
     assert task.queries == {"q2": "퇴직금은 얼마?"} and task.qrels == {"q2": {"d2": 1}}

@@ -68,12 +68,14 @@ def load_corpus(path: str) -> dict[str, str]:
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest(folder.name, beside)
         raise TaskError(f"corpus {path}", "no such file or folder", wanted)
-    corpus = {}
-    for row in _rows(_file(folder, "corpus.jsonl") if folder.is_dir() else folder):
+    file, corpus = _file(folder, "corpus.jsonl") if folder.is_dir() else folder, {}
+    for row in _rows(file):
         title = row.get("title") or ""
         corpus[row["_id"]] = (
             f"{title}\n{row['text']}".strip() if title not in row["text"][: len(title)] else row["text"]
         )
+    if not corpus:
+        raise TaskError(str(file), "no documents", "at least one")
     return corpus
 
 
