@@ -252,6 +252,22 @@ def test_shares_are_chosen_on_dev_and_recorded(task, fake, tmp_path):
     assert scores[2] >= max(scores[:2]) - 1e-9  # chosen on what it is scored on here
 
 
+def test_chosen_weights_are_said_once_and_where_they_are_0(task, fake, tmp_path, monkeypatch, capsys):
+    settings = Settings(["hybrid:demo"], ["oracle"], [5, 20], None, "weighted", "auto", "auto", progress=False)
+    for weight in (0.35, 0.0):
+        monkeypatch.setattr(joint, "remembered", lambda key, choose, weight=weight: weight)
+        combined = Joint(settings, [task], tmp_path)
+        for name in ("demo", "other"):
+            combined.evaluate(replace(task, name=name))
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("weight", "interp", "note"))]
+        chosen = [line for line in said if not line.startswith("note")]
+        mixed = [f"interpolate: {weight:g} for oracle over hybrid:demo at depth {depth}" for depth in (5, 20)]
+        words = [f"weight: {weight:g} for hybrid:demo", *mixed]
+        assert chosen == [f"{line}, chosen on demo/dev" for line in words]
+        assert len(set(said)) == len(said) == (6 if weight == 0 else 3)
+    assert "note: --weight auto is 0: hybrid:demo is BM25 then" in said
+
+
 def test_a_reranking_tasks_own_candidates_are_ranked(task, fake, tmp_path):
     given = {query: [*answers, *sorted(task.corpus)[:9]] for query, answers in task.qrels.items()}
     fixed = Task("고정", task.split, task.queries, task.corpus, task.qrels, given)

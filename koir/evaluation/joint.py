@@ -238,8 +238,17 @@ class Joint:
                 tasks.append((task.qrels, pairs))
             return choose_weight(tasks)
 
-        return remembered(["bm25 + cosine", stage.fingerprint, FETCH, *map(task_fingerprint, self.dev_tasks)], choose)
+        key = ["bm25 + cosine", stage.fingerprint, FETCH, *map(task_fingerprint, self.dev_tasks)]
+        weight = remembered(key, choose)
+        self._say_chosen("weight", weight, stage.spec)
+        if weight == 0:
+            print(f"note: --weight auto is 0: {stage.spec} is BM25 then", file=sys.stderr)
+        return weight
 
+    def _say_chosen(self, flag: str, weight: float, what: str) -> None:
+        print(f"{flag}: {weight:g} for {what}, chosen on {', '.join(self._dev_on)}", file=sys.stderr)
+
+    @functools.cache  # noqa: B019 (said once, however many tasks follow)
     def _chosen_share(self, spec: str, path: str, depth: int) -> float:
         stage, scale = self.stage(spec), self.settings.normalise
 
@@ -254,9 +263,10 @@ class Joint:
         of_stage = [stage.fingerprint, self.settings.fusion if stage.fuses else None, stage.weight, kept]
         key = ["smallest within an error", *of_stage, self.reranker(path)[1], depth, scale]
         share = remembered([*key, *map(task_fingerprint, self.dev_tasks)], choose)
+        what = f"{path} over {spec} at depth {depth}"
+        self._say_chosen("interpolate", share, what)
         if share == 0:
-            what = f"{path} over {spec} gains less than one standard error on dev"
-            print(f"note: --interpolate auto is 0: {what}", file=sys.stderr)
+            print(f"note: --interpolate auto is 0: {what} gains less than one standard error on dev", file=sys.stderr)
         return share
 
     @functools.cache  # noqa: B019
