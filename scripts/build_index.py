@@ -8,10 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.arguments import parse, require  # noqa: E402
-from koir.errors import exit_on_user_error  # noqa: E402
+from koir.errors import RunError, exit_on_user_error  # noqa: E402
 from koir.evaluation.tasks import load_corpus  # noqa: E402
 from koir.gather import rank  # noqa: E402
-from koir.manifest import cache_folder  # noqa: E402
+from koir.manifest import cache_folder, read_run  # noqa: E402
 from koir.retrieval.hybrid import DENSE_SHARE  # noqa: E402
 from koir.retrieval.opening import describe  # noqa: E402
 from koir.retrieval.stages import FUSIONS, first_stage, is_milvus, join_processes  # noqa: E402
@@ -54,8 +54,19 @@ def main(argv: list[str] | None = None) -> None:
         stage.describe(corpus)
         print(f"{len(corpus):,} documents: {stage.spec} at {uri} (what it was made from: {cache_folder() / 'indexes'})")
         return
+    before = _described_before(Path(uri))
+    if before not in (None, stage.spec):
+        print(f"note: {uri} described {before} until now; it describes {stage.spec} from now on", file=sys.stderr)
     describe(Path(uri), stage, corpus, wall_seconds=time.perf_counter() - started)
     print(f"{len(corpus):,} documents: {stage.spec} in {uri}/")
+
+
+def _described_before(folder: Path) -> str | None:
+    """The first stage that a folder is served with so far."""
+    try:
+        return read_run(folder, first_stage=str)["first_stage"]
+    except RunError:
+        return None
 
 
 def _check(arguments: IndexArguments) -> None:

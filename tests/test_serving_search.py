@@ -225,6 +225,14 @@ def test_a_folder_of_several_corpora_serves_the_one_that_is_named(built, tmp_pat
     assert list(load(ModelArguments(pipeline=str(words))).by_kind["reranker"]) == ["reranker"]
 
 
+def test_another_first_stage_in_an_indexs_folder_is_said(built, tmp_path, capsys):
+    words = ["--corpus", "demo", "--index_uri", str(tmp_path)]
+    for stage, notes in (("bm25", 0), ("bm25", 0), ("dense:demo", 1)):
+        sys.modules["build_index"].main([*words, "--first_stage", stage])
+        assert (said := capsys.readouterr().err).count("note: ") == notes
+    assert f"note: {tmp_path} described bm25 until now; it describes dense:demo from now on" in said
+
+
 def test_a_pipeline_without_an_index_says_that_there_is_no_search(built, tmp_path, capsys):
     file = tmp_path / "pipeline.json"
     file.write_text(json.dumps({"first_stage": f"dense:{built / 'encoder'}", "index_uri": None}), encoding="utf-8")
