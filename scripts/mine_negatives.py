@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -228,7 +229,7 @@ def main(argv: list[str] | None = None) -> dict:
         write_json(file, content)
     facts = {"kind": "mining", "arguments": dataclasses.asdict(arguments), "plan": plan, "rows": count}
     write_json(folder / "run.json", facts | {"wall_seconds": time.perf_counter() - started} | origin())
-    print(f"\nrows: {folder}/part-*.jsonl.gz, for --train_data")
+    print(f"\nrows: {shlex.quote(str(folder))}/part-*.jsonl.gz, for --train_data")
     return content
 
 

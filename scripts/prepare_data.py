@@ -5,6 +5,7 @@ A killed run goes on when the same command is given again. Train on the result w
 """
 
 import json
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -185,7 +186,8 @@ def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:
     tests = sum(source["records"].get("test", 0) for source in report["sources"])
     if tests:
         print(f"note: {tests:,} records come from test files; --splits train leaves such files out")
-    print(f"report: {plan.output_dir / 'report.md'}\ntrain:  --train_data {plan.output_dir}/train-*.jsonl.gz")
+    print(f"report: {plan.output_dir / 'report.md'}")
+    print(f"train:  --train_data {shlex.quote(str(plan.output_dir))}/train-*.jsonl.gz")
 
 
 if __name__ == "__main__":

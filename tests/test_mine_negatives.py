@@ -183,11 +183,12 @@ def test_passages_without_text_are_left_out_and_said(script, tmp_path, capsys):
     assert not [text for row in written(tmp_path / "out") for text in row["hard_negative"] or [] if not text.strip()]
 
 
-def test_rows_keep_ids_and_documents_that_are_there_again(script, tmp_path):
+def test_rows_keep_ids_and_documents_that_are_there_again(script, tmp_path, capsys):
     twice = ROWS[0] | {"document_score": [1.0, 2.0], "id": "첫째"}
     given = [twice, twice | {"document_score": [3.0, 4.0]}]
-    folder = tmp_path / "out"
+    folder = tmp_path / "my out"
     script.main(["--train_data", lines(tmp_path / "rows.jsonl", given), "--output_dir", str(folder)])
+    assert f"rows: '{folder}'/part-*.jsonl.gz" in capsys.readouterr().out
     found = [(row["document"], row["document_score"], row["id"]) for row in written(folder)]
     assert found == [(row["document"], row["document_score"], "첫째") for row in given]
 

@@ -90,6 +90,11 @@ def test_a_folder_of_rows_its_reports_and_who_reads_it(given, tmp_path):
     assert triplets.counts["sources"] == {"first": 3, "last": 3}
 
 
+def test_what_is_printed_for_pasting_is_quoted(given, tmp_path):
+    said = run("--source", given[0], "--output_dir", tmp_path / "my rows")[1]
+    assert said.endswith(f"--train_data '{tmp_path / 'my rows'}'/train-*.jsonl.gz\n")
+
+
 def test_the_same_command_says_that_it_is_done_and_another_is_refused(given, tmp_path):
     run("--source", *given, "--output_dir", tmp_path / "rows")
     assert run("--source", *given, "--output_dir", tmp_path / "rows") == (
