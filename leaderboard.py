@@ -38,7 +38,7 @@ def flags(argv: list[str]) -> argparse.Namespace:
     try:
         found, rest = parser.parse_known_args(ours)
     except argparse.ArgumentError as error:
-        raise FlagError(error.argument_name, error.message, "a value") from None
+        raise FlagError(error.argument_name, "nothing", "a value") from None
     if rest:
         expected = ", ".join(f"--{name}" for name in FLAGS) + nearest(rest[0], [f"--{name}" for name in FLAGS])
         raise FlagError(rest[0], "an unknown flag", expected)

@@ -33,16 +33,16 @@ class Rules:
 
     def __post_init__(self):
         checks = {
-            "num_negatives": self.num_negatives >= 1,
-            "skip_top": self.skip_top >= 0,
-            "max_ratio": self.max_ratio > 0,
-            "margin": self.margin is None or self.margin >= 0,
-            "sampling": self.sampling in ("top", "random"),
-            "near_duplicate_threshold": 0 < self.near_duplicate_threshold <= 1,
+            "num_negatives": (self.num_negatives >= 1, "at least 1"),
+            "skip_top": (self.skip_top >= 0, "at least 0"),
+            "max_ratio": (self.max_ratio > 0, "above 0 (0.95 is usual)"),
+            "margin": (self.margin is None or self.margin >= 0, "at least 0"),
+            "sampling": (self.sampling in ("top", "random"), "top or random"),
+            "near_duplicate_threshold": (0 < self.near_duplicate_threshold <= 1, "above 0, at most 1"),
         }
-        for name, holds in checks.items():
+        for name, (holds, expected) in checks.items():
             if not holds:
-                raise FlagError(f"--{name}", str(getattr(self, name)), "a value that --help explains")
+                raise FlagError(f"--{name}", str(getattr(self, name)), expected)
 
     def ceiling(self, positive: float) -> float:
         """The score above which a candidate is a likely false negative; a share of a score below 0 means nothing."""

@@ -294,7 +294,12 @@ def test_the_export_needs_no_browser_and_fills_the_readme_between_its_markers(ma
 
 @pytest.mark.parametrize(
     "flags, said",
-    [(["--exprot", "x"], "did you mean --export"), ([], "streamlit run"), (["--lang", "fr"], "en or ko")],
+    [
+        (["--exprot", "x"], "did you mean --export"),
+        ([], "streamlit run"),
+        (["--lang", "fr"], "en or ko"),
+        (["--export"], "--export: found nothing; expected a value"),
+    ],
 )
 def test_the_command_says_what_it_wants(flags, said):
     done = subprocess.run([sys.executable, ROOT / "leaderboard.py", *flags], capture_output=True, text=True)

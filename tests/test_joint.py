@@ -482,6 +482,14 @@ def test_a_pipeline_with_a_wrong_value_is_refused(wrong, tmp_path):
         read_pipeline(str(file))
 
 
+def test_a_pipeline_that_is_not_there_is_said_with_the_nearest_name(tmp_path):
+    (tmp_path / "pipeline.json").touch()
+    with pytest.raises(FlagError, match="found no such file; expected a .*; did you mean pipeline.json?"):
+        read_pipeline(str(tmp_path / "pipelin.json"))
+    with pytest.raises(FlagError, match="found no such file; expected a pipeline.json that evaluate.py wrote$"):
+        read_pipeline(str(tmp_path / "none/pipeline.json"))
+
+
 def test_splits_have_files_of_their_own_and_a_pipeline_says_what_it_was_chosen_on(few, tmp_path):
     words = ["--first_stage", "hybrid:demo", "--output_dir", str(tmp_path)]
     evaluate.main([*words, "--weight", "auto"])

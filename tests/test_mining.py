@@ -135,7 +135,18 @@ def test_near_equal_counts_3_grams_of_both_or_of_the_shorter():
     assert near_equal(CORPUS["a"], [CORPUS["a"] + text("z", 200)], 0.8, part=True)
 
 
-@pytest.mark.parametrize("rules", [{"num_negatives": 0}, {"skip_top": -1}, {"sampling": "best"}, {"margin": -1.0}])
-def test_rules_that_choose_nothing_are_refused(rules):
-    with pytest.raises(FlagError, match=next(iter(rules))):
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"num_negatives": 0}, "at least 1"),
+        ({"skip_top": -1}, "at least 0"),
+        ({"max_ratio": 0.0}, "above 0"),
+        ({"sampling": "best"}, "top or random"),
+        ({"margin": -1.0}, "at least 0"),
+        ({"near_duplicate_threshold": 1.5}, "above 0, at most 1"),
+    ],
+)
+def test_rules_that_choose_nothing_are_refused(rules, expected):
+    ((name, value),) = rules.items()
+    with pytest.raises(FlagError, match=f"--{name}: found {value}; expected {expected}"):
         Rules(**rules)

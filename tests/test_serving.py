@@ -456,6 +456,7 @@ def test_registry_answers_by_kind(registry):
     [
         ("/v1/score", {"text_1": "가"}, "body", "expected text_1 and text_2"),
         ("/rerank", {"query": "가", "texts": ["나"], "raw_scores": "x"}, "raw_scores", "valid boolean"),
+        ("/v1/rerank", {"query": "", "documents": ["가"]}, "query", "found an empty text; expected at least one char"),
         ("/v1/rerank", b'{"query": "\xb0\xa1"}', None, "expected one JSON object"),
     ],
 )

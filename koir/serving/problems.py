@@ -46,4 +46,7 @@ def from_validation(errors: Sequence[dict]) -> Problem:
         return Problem(422, "body: expected one JSON object, sent as application/json", error["type"], "body")
     param = ".".join(steps[:4])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Problem(422, f"{param}: {error['msg']}{more}", error["type"], param)
+    said = error["msg"]
+    if error["type"] == "too_short" and error["input"] == "":  # pydantic speaks of items
+        said = "found an empty text; expected at least one character"
+    return Problem(422, f"{param}: {said}{more}", error["type"], param)
