@@ -122,6 +122,8 @@ def launch(processes: int, threads: int, settings: dict) -> dict:
         if processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        if not torch.cuda.is_available():
+            environment["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns that it had to find out
         done = subprocess.run([*start, __file__, *words], env=environment, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"error: {processes} processes ended with status {done.returncode}:\n{done.stderr[-2000:]}")
