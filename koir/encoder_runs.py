@@ -15,7 +15,7 @@ from koir.evaluation.report import worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.gather import world_size
 from koir.retrieval import stages
-from koir.runs import Kind, held_out
+from koir.runs import Kind
 from koir.training import prepare
 
 
@@ -61,15 +61,14 @@ def _longer(encoder: Encoder, rows: dict, most: int) -> tuple[str, int]:
 
 def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
     """Score base and tuned on the held-out split of each task, print the table, warn of losses; returns the scores."""
-    tasks, base_name = groups["evaluation"].eval_tasks, groups["model"].model_name_or_path
-    if not tasks:
+    base_name = groups["model"].model_name_or_path
+    if not groups["held_out"]:
         return {}
     device = groups["training"].device
     saved = load_encoder(str(folder / "model"), trust_remote_code=groups["model"].trust_remote_code)
     base, tuned = load().to(device), saved.to(device)  # tuned as it was saved
     scores, lines = {}, []
-    for path in tasks:
-        task = held_out(path)
+    for task in groups["held_out"]:
         split = task.split
         before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, f"dense:{base_name}")
         after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, f"dense:{folder}")

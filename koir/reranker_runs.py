@@ -24,7 +24,7 @@ from koir.reranker_arguments import (
 )
 from koir.reranker_training import candidates, reranked
 from koir.retrieval.stages import first_stage
-from koir.runs import Kind, held_out
+from koir.runs import Kind
 from koir.triplets import Triplets
 
 
@@ -76,14 +76,14 @@ def _scored(task: Task, run: dict, spec: str, depth: int, name: str | None, star
 def _first_base_tuned(load: Callable[[], Reranker], groups: dict, folder: Path) -> dict:
     """Score first stage, base and tuned on the held-out split of each task, print the table, warn of losses."""
     evaluation, device = groups["evaluation"], groups["training"].device
-    if not evaluation.eval_tasks:
+    if not groups["held_out"]:
         return {}
     saved = load_reranker(str(folder / "model"), trust_remote_code=groups["model"].trust_remote_code)
     base, tuned = load().to(device), saved.to(device)  # tuned as it was saved
     start = f"base ({groups['model'].model_name_or_path}{', new head' if base.new_head else ''})"
     spec, depth, scores, warnings = evaluation.first_stage, evaluation.eval_depth, {}, []
-    for path in evaluation.eval_tasks:
-        task, started = held_out(path), time.perf_counter()
+    for task in groups["held_out"]:
+        started = time.perf_counter()
         first = candidates(spec, task, depth)
         rows = {spec: _scored(task, first, spec, depth, None, started)}
         for name, reranker in ((start, base), ("tuned", tuned)):

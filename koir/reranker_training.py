@@ -10,7 +10,7 @@ from koir.batches import require_scores
 from koir.evaluation.metrics import mean_ndcg
 from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task
-from koir.gather import gather_sizes, world_size
+from koir.gather import sum_over_processes, world_size
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
 from koir.interruptions import broken_loss
 from koir.losses import kl_divergence
@@ -83,7 +83,7 @@ class RerankerTrainer(RunTrainer):
     def normalizer(self, batch: dict) -> float:
         """B / W: all processes' queries in this batch, shared among W."""
         if "queries" not in batch:
-            batch["queries"] = sum(n for (n,) in gather_sizes(len(batch["column"]), device=self.args.device))
+            (batch["queries"],) = sum_over_processes(len(batch["column"]), device=self.args.device)
         return batch["queries"] / world_size()
 
     def account(self, loss: torch.Tensor, batch: dict) -> None:
@@ -112,7 +112,9 @@ class RerankerTrainer(RunTrainer):
 
     def facts(self) -> dict:
         """What run.json says of the training itself, on all processes."""
-        queries, negatives, filled = self.everywhere(self.queries, self.negatives, self.filled)
+        queries, negatives, filled = sum_over_processes(
+            self.queries, self.negatives, self.filled, device=self.args.device
+        )
         facts = {"negatives_per_query": negatives / max(queries, 1), "random_negatives": filled, "negatives": negatives}
         return facts | {"mining": getattr(self, "mining", None)} | super().facts()
 

@@ -35,7 +35,7 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
         named = re.compile(re.escape(name) + r"-\d{8}-\d{6}")
         runs = [run for run in Path("outputs").glob("*") if named.fullmatch(run.name) and _unfinished(run)]
         folder = max(runs, default=folder)
-    numbered = {int(c.name.partition("-")[2]): c for c in _checkpoints(folder) if step_of(c) is not None}
+    numbered = _numbered(folder)
     whole = {number: checkpoint for number, checkpoint in numbered.items() if complete(checkpoint)}
     newest = whole[max(whole)] if whole else None
     _refuse_complete(folder)
@@ -84,7 +84,7 @@ def _of_checkpoint(checkpoint: Path, output_dir: str | None) -> str:
     folder = Path(output_dir or own)
     _refuse_complete(folder)
     if own is None or folder.resolve() != own:
-        _refuse_others(folder, {step_of(c): c for c in _checkpoints(folder) if step_of(c) is not None})
+        _refuse_others(folder, _numbered(folder))
         folder.mkdir(parents=True, exist_ok=True)
     return str(folder)
 
@@ -103,8 +103,8 @@ def set_aside_later(checkpoint: Path, folder: Path) -> None:
     if checkpoint.resolve().parent != (folder / "checkpoints").resolve():
         return
     step, stamp = step_of(checkpoint), time.strftime("%Y%m%d-%H%M%S")
-    for later in _checkpoints(folder):
-        if (step_of(later) or 0) > step:
+    for number, later in _numbered(folder).items():
+        if number > step:
             kept = later.rename(later.with_name(f"left-{stamp}-{later.name}"))
             print(f"note: {later.name} is of a later step; it is kept as {kept}", file=sys.stderr)
 
@@ -113,10 +113,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [c for c in (folder / "checkpoints").glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", c.name)]
 
 
+def _numbered(folder: Path) -> dict[int, Path]:
+    """A run's checkpoints by step, without those whose last file is not whole."""
+    return {int(c.name.partition("-")[2]): c for c in _checkpoints(folder) if step_of(c) is not None}
+
+
 def _unfinished(folder: Path) -> bool:
-    return not (folder / "run.json").exists() and any(
-        step_of(checkpoint) is not None for checkpoint in _checkpoints(folder)
-    )
+    return not (folder / "run.json").exists() and bool(_numbered(folder))
 
 
 def _world() -> int:
@@ -163,7 +166,7 @@ def _refuse_complete(folder: Path) -> None:
 def write_recipe(folder: Path, groups: dict) -> None:
     """recipe.yaml: every value that was in force, so that the run can be repeated by naming it."""
     keys = {}
-    for name in [name for name in groups if name not in ("training", "dev_tasks", "guide")]:
+    for name in [name for name in groups if name not in ("training", "dev_tasks", "held_out", "guide")]:
         keys |= vars(groups[name])
     args = groups["training"]  # making others sets up the processes anew, so these must be on the same devices
     defaults = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}

@@ -23,7 +23,7 @@ from koir.averaging import average
 from koir.bfloat16 import has_bfloat16
 from koir.compiled import compile_layers
 from koir.errors import RunError, nearest, out_of_memory
-from koir.evaluation.tasks import Task, load_task, splits
+from koir.evaluation.tasks import Task, load_splits, splits
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
@@ -107,7 +107,7 @@ def _in_folder(
     """What a run does once it has its folder."""
     args, model = groups["training"], groups["model"]
     folder, main = Path(args.output_dir), args.process_index == 0
-    groups["dev_tasks"] = _dev_tasks(groups["evaluation"])
+    groups["dev_tasks"], groups["held_out"] = _tasks(groups["evaluation"])
     _choose_metric(args, groups["dev_tasks"])
     load = kind.loader(model)
     unset_hf_deepspeed_config()  # models are small enough to load whole; its engine splits them afterwards
@@ -255,23 +255,28 @@ def _check_reporters(names: list[str]) -> None:
             require(False, f"--report_to {name}", why, "none, or what is installed")
 
 
-def _dev_tasks(evaluation: arguments.EvaluationArguments) -> list[Task]:
-    tasks = []
+def _tasks(evaluation: arguments.EvaluationArguments) -> tuple[list[Task], list[Task]]:
+    """Each task's split for scores while training, and the one that the last table is from, test where there is one.
+
+    Both are read at the start, so that what is broken shows before training.
+    """
+    tasks, last = [], []
     for path in evaluation.eval_tasks:
-        split = evaluation.eval_split or ("dev" if "dev" in splits(path) else None)
-        if split is None and (there := splits(path)):
-            split = there[0]
+        there = splits(path)
+        split = evaluation.eval_split or ("dev" if "dev" in there or not there else there[0])
+        held_out = next((name for name in ("test", "dev", *there) if name in there), split)
+        if split not in (evaluation.eval_split, "dev"):
             print(f"note: {path} has no dev split; scores while training are on {split}, so choose nothing by them",
                   file=sys.stderr)  # fmt: skip
-        tasks.append(load_task(path, split or "dev"))
-        if int(os.environ.get("RANK", 0)) == 0:
-            last = held_out(path).split  # read here, so that what is broken shows before training
-            if last != "test":
-                print(f"note: {path} has no test split; the last table will be of {last}", file=sys.stderr)
+        if there and held_out != "test":
+            print(f"note: {path} has no test split; the last table will be of {held_out}", file=sys.stderr)
+        of_training, of_table = load_splits(path, [split, held_out])
+        tasks.append(of_training)
+        last.append(of_table)
     names = [task.name for task in tasks]
     again = next((name for name in names if names.count(name) > 1), None)
     require(again is None, "--eval_tasks", f"two tasks named {again}", "folders of different names, for their scores")
-    return tasks
+    return tasks, last
 
 
 def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
@@ -308,9 +313,3 @@ def _budget_lines(groups: dict) -> list[str]:
     if args.device.type == "cpu" and has_bfloat16(args.device) and not args.bf16:
         lines.append("note:    this processor multiplies bfloat16 natively; --bf16 --use_cpu is faster, and less exact")
     return lines
-
-
-def held_out(path: str) -> Task:
-    """A task's split that the last table is from: test where there is one, else dev, else what there is."""
-    there = splits(path)
-    return load_task(path, next((split for split in ("test", "dev") if split in there), there[-1] if there else "test"))

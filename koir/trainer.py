@@ -135,10 +135,6 @@ class RunTrainer(Trainer):
         filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
         return chunks + [filler] * (most - len(chunks))
 
-    def everywhere(self, *counts: int) -> list[int]:
-        """The sum of each count over all processes, which must all ask."""
-        return [sum(of_ranks) for of_ranks in zip(*gather_sizes(*counts, device=self.args.device), strict=True)]
-
     def facts(self) -> dict:
         """What run.json says of the training itself."""
         tokens, seconds = self.all_tokens + self.tokens, self.training_seconds

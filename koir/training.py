@@ -11,7 +11,7 @@ from koir.contrast import Contrast, NotFinite
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError
 from koir.evaluation import pipeline
-from koir.gather import world_size
+from koir.gather import sum_over_processes, world_size
 from koir.interruptions import broken_loss, refuse_broken
 from koir.retrieval import stages
 from koir.sampling import OneSourceBatches, RandomOrder
@@ -83,7 +83,7 @@ class EmbeddingTrainer(RunTrainer):
 
     def facts(self) -> dict:
         """What run.json says of the training itself, on all processes; negatives_per_query leaves right answers out."""
-        negatives, queries = self.everywhere(round(float(self.all_negatives)), self.queries)
+        negatives, queries = sum_over_processes(round(float(self.all_negatives)), self.queries, device=self.args.device)
         return {"negatives_per_query": negatives / max(queries, 1)} | super().facts()
 
     def dev_scores(self) -> dict[str, float]:

@@ -162,7 +162,7 @@ def test_tasks_of_one_name_are_refused(tmp_path):
         shutil.copytree(DEMO / "beir", tmp_path / place / "legal")
     tasks = [str(tmp_path / place / "legal") for place in "ab"]
     with pytest.raises(FlagError, match="two tasks named legal"):
-        runs._dev_tasks(EvaluationArguments(eval_tasks=tasks))
+        runs._tasks(EvaluationArguments(eval_tasks=tasks))
 
 
 def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsys):
@@ -170,8 +170,8 @@ def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsy
     for gone, split, said in ((None, "test", ""), ("test", "dev", "of dev\n"), ("dev", "train", "of train\n")):
         if gone:
             (task / "qrels" / f"{gone}.tsv").unlink()
-        assert runs.held_out(str(task)).split == split
-        runs._dev_tasks(EvaluationArguments(eval_tasks=[str(task)]))
+        (of_training,), (last,) = runs._tasks(EvaluationArguments(eval_tasks=[str(task)]))
+        assert last.split == split and last.corpus is of_training.corpus, "read once"
         assert capsys.readouterr().err.endswith(
             said and f"note: {task} has no test split; the last table will be {said}"
         )
@@ -182,7 +182,7 @@ def test_a_broken_test_split_shows_before_training(tmp_path):
     with (task / "qrels/test.tsv").open("a") as lines:
         lines.write("nobody\tnothing\t1\n")
     with pytest.raises(TaskError, match="test.tsv"):
-        runs._dev_tasks(EvaluationArguments(eval_tasks=[str(task)]))
+        runs._tasks(EvaluationArguments(eval_tasks=[str(task)]))
 
 
 def test_a_plateau_is_one_of_scores_that_rise(base, tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsy
     broken.transformer.embeddings.word_embeddings.weight.data.zero_()
     broken.save(tmp_path / "run" / "model")
     *groups, _ = parse([ModelArguments, EvaluationArguments, TrainingArguments], ["--eval_tasks", str(task)])
-    groups = dict(zip(("model", "evaluation", "training"), groups, strict=True))
+    groups = dict(zip(("model", "evaluation", "training"), groups, strict=True)) | {"held_out": [load_task(str(task))]}
     scores = encoder_runs._base_against_tuned(tiny_encoder, groups, tmp_path / "run")
     assert scores["task"]["difference"] < 0 and scores["task"]["p"] < 0.05
     assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,16 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
     Only queries with a right answer in the split are kept. An mteb task without this split gives its own first one;
     data_root: where its copy lies, None asks the hub. Raises TaskError with file, line and what was expected.
     """
+    (task,) = load_splits(path, [split], data_root)
+    return task
+
+
+def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) -> list[Task]:
+    """Several splits of a task, each as `load_task` gives it; a BEIR folder's texts are read once and shared."""
     if path in KOREAN and not Path(path).is_dir():
-        split = split if split in KOREAN[path][1] else KOREAN[path][1][0]
-        queries, corpus, qrels, candidates = load_korean(path, split, data_root)
-        return Task(path, split, queries, corpus, qrels, candidates)
+        known = KOREAN[path][1]
+        there = [split if split in known else known[0] for split in wanted]
+        return [Task(path, split, *load_korean(path, split, data_root)) for split in there]
     folder = _place(path)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
@@ -48,16 +54,22 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
             "no such folder",
             "a BEIR folder, demo or an mteb task" + nearest(folder.name, [*beside, *KOREAN]),
         )
-    qrels = _qrels(folder, split)
+    qrels = [_qrels(folder, split) for split in wanted]
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
     corpus = load_corpus(path)
+    name = "demo" if path == "demo" else unicodedata.normalize("NFC", folder.resolve().name)
+    return [
+        _split(name, split, queries, corpus, of_split, folder) for split, of_split in zip(wanted, qrels, strict=True)
+    ]
+
+
+def _split(name: str, split: str, queries: dict, corpus: dict, qrels: dict, folder: Path) -> Task:
     for query, answers in qrels.items():
         if query not in queries:
             raise TaskError(f"{folder}/qrels/{split}.tsv", f"query {query!r}", "an _id of queries.jsonl")
         for document in answers:
             if document not in corpus:
                 raise TaskError(f"{folder}/qrels/{split}.tsv", f"document {document!r}", "an _id of corpus.jsonl")
-    name = "demo" if path == "demo" else unicodedata.normalize("NFC", folder.resolve().name)
     return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
 
 
