@@ -11,11 +11,12 @@ import zipfile
 import pytest
 
 from koir.errors import SourceError
-from koir.sources import archives, records
-from koir.sources.archives import File, clean_name, walk
+from koir.sources import archives, records, streams
+from koir.sources.archives import clean_name, walk
 from koir.sources.json_text import json_records
 from koir.sources.records import decoded
 from koir.sources.registry import checked_rows, find
+from koir.sources.streams import File
 from koir.sources.tally import Tally
 
 NAME = "KorQuAD_v1.0_train.json"
@@ -190,7 +191,7 @@ def test_a_member_that_climbs_out(name, tmp_path):
 
 
 def test_bombs(tmp_path, monkeypatch):
-    bomb = b"[" + b" " * archives.FREE
+    bomb = b"[" + b" " * streams.FREE
     laid(tmp_path, ("pack.zip", zipped((NAME, bomb))), (f"{NAME}.gz", gzip.compress(bomb * 2)))
     laid(tmp_path, ("pack.tgz", gzip.compress(tarred((NAME, bomb * 2)))))
     refused(tmp_path / "pack.zip", "no zip bomb: at most 200 times")
@@ -201,7 +202,7 @@ def test_bombs(tmp_path, monkeypatch):
         nested = zipped(("inner.zip", nested))
     laid(tmp_path, ("deep.zip", nested))
     refused(tmp_path / "deep.zip", "archives within archives, 4 deep")
-    monkeypatch.setattr(archives, "EXPANDED", 100)
+    monkeypatch.setattr(streams, "EXPANDED", 100)
     refused(laid(tmp_path, ("big.zip", zipped())) / "big.zip", "at most 1,000,000, 100 bytes")
 
 

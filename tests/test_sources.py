@@ -13,10 +13,10 @@ import openpyxl
 import pytest
 
 from koir.errors import FlagError, SourceError
-from koir.sources.archives import File
 from koir.sources.mrc import excerpt, plain, questions
 from koir.sources.records import records
 from koir.sources.registry import KOE5, checked_rows, find, listing, sources
+from koir.sources.streams import File
 from koir.sources.tally import Tally, split_of
 
 DATA = Path(os.environ.get("KOIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")

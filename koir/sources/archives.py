@@ -1,42 +1,26 @@
 """Every data file under a path, through folders, zip, split zip, tar and gzip, as streams; nothing is unpacked."""
 
-import gzip
-import io
 import os
 import re
 import tarfile
-import tempfile
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from koir.errors import SourceError, nearest
+from koir.sources.streams import File, bound, gunzipped, joiner, seekable
 
 DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 PART = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
 HIDDEN = (".", "~$", "__MACOSX")  # how names begin that systems, editors and office programs add
 DEPTH = 4  # archives within archives
-MEMBERS = 1_000_000  # of one archive
-RATIO = 200  # expanded to compressed; text in JSON stays below 30
-FREE = 2**24  # bytes that may expand at any ratio
-EXPANDED = 2**37  # bytes of one archive's data files (128 GiB); the largest release known is a tenth of it
 BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
     UnicodeDecodeError,  # a name within a zip
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class File:
-    """One data file. name: its path below what the user named, NFC, with "/"; place: what errors call it."""
-
-    name: str
-    place: str
-    open: Callable[[], BinaryIO]
 
 
 def walk(path: Path) -> Iterator[File]:
@@ -127,7 +111,7 @@ def _each(files: list[File], depth: int) -> Iterator[File]:
     for name, numbered in parts.items():
         numbered.sort(key=lambda pair: pair[0])
         first = numbered[0][1]
-        joined = File(name, re.sub(r"\.part\d+$", ".part*", first.place, flags=re.I), _joiner(name, numbered))
+        joined = File(name, re.sub(r"\.part\d+$", ".part*", first.place, flags=re.I), joiner(name, numbered))
         whole.append(joined)
     for file in sorted(whole, key=lambda file: natural(file.name)):
         yield from _opened(file, depth)
@@ -141,13 +125,13 @@ def _opened(file: File, depth: int) -> Iterator[File]:
     if depth >= DEPTH:
         raise SourceError(file.place, f"archives within archives, {depth} deep", f"at most {DEPTH}")
     if lower.endswith(".gz") and not lower.endswith(".tar.gz"):
-        yield from _opened(File(file.name[:-3], file.place, lambda: _gunzipped(file)), depth + 1)
+        yield from _opened(File(file.name[:-3], file.place, lambda: gunzipped(file)), depth + 1)
         return
     try:
-        stream = _gunzipped(file) if lower.endswith(("gz",)) else file.open()
-        with stream, _seekable(stream, file.place) as seekable:
+        stream = gunzipped(file) if lower.endswith(("gz",)) else file.open()
+        with stream, seekable(stream, file.place) as archive:
             members = _zip_members if lower.endswith(".zip") else _tar_members
-            yield from _each(members(file, seekable), depth + 1)
+            yield from _each(members(file, archive), depth + 1)
     except BROKEN as error:
         raise unreadable(file.place, error) from None
 
@@ -203,110 +187,3 @@ def _member_name(name: str, place: str) -> str:
     if cleaned.startswith("/") or re.match(r"[A-Za-z]:", cleaned) or ".." in cleaned.split("/"):
         raise SourceError(place, f"a member that climbs out of the archive ({cleaned!r})", "names below the archive")
     return cleaned
-
-
-def bound(place: str, expanded: int, compressed: int, total: int, members: int) -> None:
-    """Raise SourceError for a member that expands too much, or an archive of too much (bytes, members so far)."""
-    if expanded > max(FREE, RATIO * compressed):
-        raise SourceError(place, f"{expanded:,} bytes out of {compressed:,}", f"no zip bomb: at most {RATIO} times")
-    if total > EXPANDED or members >= MEMBERS:
-        raise SourceError(place, f"{members:,} members, {total:,} bytes", f"at most {MEMBERS:,}, {EXPANDED:,} bytes")
-
-
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
-def _seekable(stream: BinaryIO, place: str) -> BinaryIO:
-    """The stream itself where jumping about in it is cheap, else a copy in an unnamed temporary file."""
-    if not isinstance(stream, (_Bounded, zipfile.ZipExtFile)):
-        return stream
-    copy, total = tempfile.TemporaryFile(), 0  # noqa: SIM115 (the caller closes it)
-    while block := stream.read(2**20):
-        total += len(block)
-        bound(place, 0, 0, total, 0)
-        copy.write(block)
-    copy.seek(0)
-    return copy
-
-
-def _gunzipped(file: File) -> BinaryIO:
-    return _Bounded(file)
-
-
-class _Bounded(io.BufferedReader):
-    """What a gzip file holds, read only as far as RATIO allows."""
-
-    def __init__(self, file: File):
-        super().__init__(_Inflating(file), 2**20)
-
-
-class _Inflating(io.RawIOBase):
-    def __init__(self, file: File):
-        self.packed, self.place, self.total = file.open(), file.place, 0
-        self.stream = gzip.GzipFile(fileobj=self.packed)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:  # noqa: ANN001 (a memoryview)
-        block = self.stream.read(len(buffer))
-        buffer[: len(block)] = block
-        self.total += len(block)
-        if self.total > FREE:
-            bound(self.place, self.total, self.packed.tell(), self.total, 0)
-        return len(block)
-
-    def close(self) -> None:
-        self.stream.close()
-        self.packed.close()
-        super().close()
-
-
-def _joiner(name: str, numbered: list[tuple[int, File]]) -> Callable[[], BinaryIO]:
-    return lambda: io.BufferedReader(_Joined(name, numbered), 2**20)
-
-
-class _Joined(io.RawIOBase):
-    """The parts of a split file as one; parts are numbered 0, 1, 2, or 1, 2, 3, or by the byte they begin at.
-
-    Raises SourceError when a number is missing. (A missing last part shows as a zip without its directory.)
-    """
-
-    def __init__(self, name: str, numbered: list[tuple[int, File]]):
-        self.streams = [file.open() for _, file in numbered]
-        sizes = [stream.seek(0, io.SEEK_END) for stream in self.streams]
-        self.starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self.position = 0
-        numbers = [number for number, _ in numbered]
-        if numbers not in (list(range(len(numbers))), list(range(1, len(numbers) + 1)), self.starts[:-1]):
-            found = ", ".join(map(str, numbers[:8]))
-            place = re.sub(r"\.part\d+$", ".part*", numbered[0][1].place, flags=re.I)
-            raise SourceError(place, f"parts {found} of {name}", "every part: 0, 1, 2, ... without a gap")
-        self.streams[0].seek(0)
-        if self.streams[0].read(2) != b"PK":
-            raise SourceError(numbered[0][1].place, "no beginning of a zip", "the first part, and all that follow")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.starts[-1]}[whence]
-        return self.position
-
-    def readinto(self, buffer) -> int:  # noqa: ANN001 (a memoryview)
-        for stream, start, end in zip(self.streams, self.starts, self.starts[1:], strict=False):
-            if start <= self.position < end:
-                stream.seek(self.position - start)
-                block = stream.read(min(len(buffer), end - self.position))
-                buffer[: len(block)] = block
-                self.position += len(block)
-                return len(block)
-        return 0
-
-    def close(self) -> None:
-        for stream in self.streams:
-            stream.close()
-        super().close()

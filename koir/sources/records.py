@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from openpyxl.utils.escape import unescape
 
 from koir.errors import SourceError
-from koir.sources.archives import BROKEN, File, bound, unreadable
+from koir.sources.archives import BROKEN, unreadable
 from koir.sources.json_text import json_records
+from koir.sources.streams import File, bound
 from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
