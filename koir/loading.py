@@ -128,6 +128,7 @@ def write_model(model, folder: Path, state_dict: dict[str, torch.Tensor] | None)
     if state_dict is not None:
         state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
     model.transformer.save_pretrained(folder, state_dict=state_dict)
+    share_weights(folder)
     model.tokenizer.model_max_length = model.max_seq_length
     if words := getattr(model.tokenizer, "backend_tokenizer", None):  # how it cut texts last is no part of the model
         words.no_truncation()
@@ -138,6 +139,15 @@ def write_model(model, folder: Path, state_dict: dict[str, torch.Tensor] | None)
     if saved.get("tokenizer_class") == "TokenizersBackend":  # what 5 calls it; 4, in many servers, knows this name
         saved["tokenizer_class"] = "PreTrainedTokenizerFast"
         file.write_text(json.dumps(saved, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def share_weights(folder: Path) -> None:
+    """Give a model folder's weights the mode of its config.json.
+
+    safetensors 0.8 leaves them to their owner alone (its issue 782), but what one user trains another often serves.
+    """
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode)
 
 
 def _set_dropout(config, flag: str, probability: float | None, names: tuple[str, ...]) -> None:

@@ -30,6 +30,7 @@ from koir.demo import bag, matcher, rows  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.flags import parse  # noqa: E402
+from koir.loading import share_weights  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
@@ -116,6 +117,7 @@ def _in_half_precision(model: Path, folder: Path) -> None:
         weights = load_file(model / "model.safetensors")
         halves = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
         save_file(halves, aside / "model.safetensors", metadata={"format": "pt"})
+        share_weights(aside)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Model folders: what we save is what sentence-transformers loads, and the other way round."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -33,6 +34,17 @@ def test_bf16_moves_cosines_little_and_leaves_float32_as_it_was(training, any_bf
 
 def test_round_trip_gives_the_same_vectors(folder):
     assert np.array_equal(load_encoder(str(folder)).encode(TEXTS, "query"), tiny_encoder().encode(TEXTS, "query"))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_the_rest_of_a_model_folder_may_read_its_weights(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        tiny_encoder().save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir() if file.is_file()}
+    assert modes == {0o666 & ~mask}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
