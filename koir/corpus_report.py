@@ -7,8 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
+from koir.bars import progress_bar
 from koir.manifest import write_json, written_aside
 from koir.shards import read_rows
 from koir.sources.registry import KOE5
@@ -34,7 +33,7 @@ def measure(folder: Path, seed: int) -> tuple[dict[str, Measured], dict[str, str
     found: dict[str, Measured] = {}
     shards = {}
     draw = random.Random(seed)
-    for shard in tqdm(sorted(folder.glob("train-*.jsonl.gz")), "report", disable=None):
+    for shard in progress_bar("report", sorted(folder.glob("train-*.jsonl.gz"))):
         fingerprint = hashlib.sha256()
         for number, row in enumerate(read_rows(shard), 1):
             pairs = check_row(row, f"{shard}, line {number}")

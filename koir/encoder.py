@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from koir import products, unpadded
+from koir.bars import progress_bar
 from koir.bfloat16 import has_bfloat16
 from koir.dropout import by_bits
 from koir.errors import ModelError
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
             chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else GPU_CHUNK)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
             block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
-            with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
+            with progress_bar(progress, total=len(texts), unit="text", leave=False) as bar:
                 for start in range(0, len(texts), block):
                     part = [self.prompts[kind] + text for text in texts[start : start + block]]
                     sequences = tokenise(self.tokenizer, part, self.max_seq_length)

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
+from koir.bars import progress_bar
 from koir.cleaning import Cleaner
 from koir.errors import RunError
 from koir.evaluation.tasks import load_task, splits
@@ -65,7 +64,7 @@ def prepare(plan: Plan) -> dict | None:
     folder that holds something else.
     """
     _check(plan)
-    parts = [read_part(source, path, plan) for source, path in tqdm(plan.inputs, "sources", disable=None)]
+    parts = [read_part(source, path, plan) for source, path in progress_bar("sources", plan.inputs)]
     key = _plan_key(plan, parts)
     folder = plan.output_dir
     if claim(folder, key):
@@ -103,7 +102,7 @@ def _check(plan: Plan) -> None:
 def _write_shards(plan: Plan, shape: Shape, cleaned: Path) -> Statistics:
     """The folder's shards, with mined negatives where the plan asks for them; those already there are left."""
     shards, total, negatives = sorted(cleaned.glob("*.jsonl.gz")), Statistics(), None
-    for number, shard in enumerate(tqdm(shards, "shards", disable=None)):
+    for number, shard in enumerate(progress_bar("shards", shards)):
         target = plan.output_dir / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
         beside = cleaned / f"{number:05}.mined.json"
         if not (target.exists() and beside.exists()):
@@ -229,7 +228,7 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
 
     def kept() -> Iterator[dict]:
         total = sum(part.facts["rows"] for part in parts)
-        with tqdm(total=total, desc="cleaning", unit="row", disable=None, mininterval=1) as bar:
+        with progress_bar("cleaning", total=total, unit="row") as bar:
             for part, of_part in zip(parts, dropped, strict=True):
                 for row in read_rows(part.file):
                     reason = cleaner.keep(row)

@@ -1,13 +1,14 @@
-"""What is seen of a training run: one bar, or lines where there is to be none."""
+"""What is seen of a training run: one bar, and lines of dev scores."""
 
 import sys
 
-from tqdm import tqdm
 from transformers import ProgressCallback
+
+from koir.bars import progress_bar
 
 
 class Progress(ProgressCallback):
-    """One bar: steps, time left, loss, tokens a second, the newest dev scores; with --disable_tqdm only lines."""
+    """One bar: steps, time left, loss, tokens a second; dev scores in lines above it."""
 
     def __init__(self):
         super().__init__()
@@ -15,9 +16,9 @@ class Progress(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A resumed run's steps were not made in no time: what is left is reckoned from those made here."""
-        self.current_step, none = state.global_step, bool(args.disable_tqdm)
+        self.current_step, name = state.global_step, None if args.disable_tqdm else "training"
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, initial=self.current_step, dynamic_ncols=True, disable=none)
+            self.training_bar = progress_bar(name, total=state.max_steps, initial=self.current_step, unit="step")
 
     def close(self) -> None:
         """End the bar's line, where there is one."""
@@ -39,4 +40,4 @@ class Progress(ProgressCallback):
         if scores:
             line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
             self.say(f"step {state.global_step}: {line}")
-        self.training_bar.set_postfix(self.shown)
+        self.training_bar.set_postfix(self.shown, refresh=sys.stderr.isatty())  # a log has its own times

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from koir import products, unpadded
+from koir.bars import progress_bar
 from koir.bfloat16 import has_bfloat16
 from koir.budget import CPU_CHUNK
 from koir.dropout import by_bits
@@ -107,7 +107,7 @@ class Reranker(nn.Module):
             device = next(self.parameters()).device
             chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
             scores = np.empty(len(pairs), dtype=np.float32)  # [n]
-            with tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None, leave=False) as bar:
+            with progress_bar(progress, total=len(pairs), unit="pair", leave=False) as bar:
                 for start in range(0, len(pairs), BLOCK):
                     chunks, inverse, _ = self.chunks(pairs[start : start + BLOCK], chunk_tokens)
                     found = []

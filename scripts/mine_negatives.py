@@ -28,8 +28,8 @@ from koir.arguments import parse  # first: koir says what is not installed
 
 # isort: split
 import torch
-from tqdm import tqdm
 
+from koir.bars import progress_bar
 from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.tasks import load_corpus
 from koir.manifest import check_outputs, model_folder, origin, write_json, written_aside
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> dict:
     empty = f", {negatives.empty:,} empty ones left out" if negatives.empty else ""
     print(f"{count:,} rows, {len(negatives.texts):,} passages{empty}")
     total, rows, size = Statistics(), rows_of(triplets), arguments.rows_per_part
-    for start in tqdm(range(0, count, size), desc="parts", unit="part"):
+    for start in progress_bar("parts", range(0, count, size), unit="part"):
         part, some = folder / f"part-{start // size:05d}.jsonl.gz", itertools.islice(rows, size)
         if statistics_file(part).exists():
             collections.deque(some, maxlen=0)  # passed over

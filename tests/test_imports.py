@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Reading order. A module imports only what stands above it; a package's modules share its place unless named.
 ORDER = [
     "errors",
+    "bars",
     "manifest",
     "row_files",
     "triplets",

@@ -10,9 +10,9 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch.nn import functional
-from tqdm import trange
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from koir.bars import progress_bar
 from koir.losses import info_nce
 from koir.triplets import text_hash
 
@@ -118,7 +118,7 @@ def train(
     optimizer = torch.optim.Adam([vectors], lr=learning_rate, betas=(0.9, 0.99))
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / steps))
     order = torch.empty(0, dtype=torch.long)
-    for _ in trange(steps, desc="bag of pieces", unit="step"):
+    for _ in progress_bar("bag of pieces", range(steps), unit="step"):
         if len(order) < batch:
             order = torch.randperm(len(rows))
         chosen, order = order[:batch], order[batch:]

@@ -15,8 +15,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from kiwipiepy import Kiwi
-from tqdm import tqdm
 
+from koir.bars import progress_bar
 from koir.manifest import cache_folder
 
 # What counts as a word: nouns, numerals, roots, foreign words, numbers, Chinese characters, URLs, prefixes, suffixes.
@@ -40,7 +40,7 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
     """
     keep = _cache() if sum(map(len, texts)) > WORTH_KEEPING else contextlib.nullcontext()
     found, shared = [], {}  # equal words are one object: a corpus of words fits in memory
-    with keep as cache, tqdm(total=len(texts), desc=progress, disable=progress is None, unit="text") as bar:
+    with keep as cache, progress_bar(progress, total=len(texts), unit="text") as bar:
         for start in range(0, len(texts), CHUNK):
             chunk = [unicodedata.normalize("NFC", t).encode("utf-8", "ignore") for t in texts[start : start + CHUNK]]
             lists = None
