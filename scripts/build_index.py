@@ -13,7 +13,7 @@ from koir.evaluation.tasks import load_corpus  # noqa: E402
 from koir.gather import rank  # noqa: E402
 from koir.manifest import cache_folder, read_run  # noqa: E402
 from koir.retrieval.hybrid import DENSE_SHARE  # noqa: E402
-from koir.retrieval.opening import describe  # noqa: E402
+from koir.retrieval.opening import FACTS, describe  # noqa: E402
 from koir.retrieval.stages import FUSIONS, first_stage, is_milvus, join_processes  # noqa: E402
 
 
@@ -54,19 +54,23 @@ def main(argv: list[str] | None = None) -> None:
         stage.describe(corpus)
         print(f"{len(corpus):,} documents: {stage.spec} at {uri} (what it was made from: {cache_folder() / 'indexes'})")
         return
-    before = _described_before(Path(uri))
-    if before not in (None, stage.spec):
-        print(f"note: {uri} described {before} until now; it describes {stage.spec} from now on", file=sys.stderr)
+    before = _said_of(Path(uri))
     describe(Path(uri), stage, corpus, wall_seconds=time.perf_counter() - started)
+    if before not in (None, now := _said_of(Path(uri))):
+        print(f"note: {uri} described {before} until now; it describes {now} from now on", file=sys.stderr)
     print(f"{len(corpus):,} documents: {stage.spec} in {uri}/")
 
 
-def _described_before(folder: Path) -> str | None:
-    """The first stage that a folder is served with so far."""
+def _said_of(folder: Path) -> str | None:
+    """What a folder is served as: first stage, how its parts meet, and which corpus."""
     try:
-        return read_run(folder, first_stage=str)["first_stage"]
+        facts = read_run(folder, **FACTS, documents=int)
     except RunError:
         return None
+    how = [facts["fusion"], "" if facts["weight"] is None else f"{facts['weight']:g}"]
+    fusion = f" ({' '.join(how).strip()})" if facts["first_stage"].startswith("hybrid:") else ""
+    corpus = f"{facts['documents']:,} documents (corpus {facts['corpus_fingerprint'][:8]})"
+    return f"{facts['first_stage']}{fusion} over {corpus}"
 
 
 def _check(arguments: IndexArguments) -> None:

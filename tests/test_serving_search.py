@@ -225,12 +225,23 @@ def test_a_folder_of_several_corpora_serves_the_one_that_is_named(built, tmp_pat
     assert list(load(ModelArguments(pipeline=str(words))).by_kind["reranker"]) == ["reranker"]
 
 
-def test_another_first_stage_in_an_indexs_folder_is_said(built, tmp_path, capsys):
-    words = ["--corpus", "demo", "--index_uri", str(tmp_path)]
-    for stage, notes in (("bm25", 0), ("bm25", 0), ("dense:demo", 1)):
-        sys.modules["build_index"].main([*words, "--first_stage", stage])
-        assert (said := capsys.readouterr().err).count("note: ") == notes
-    assert f"note: {tmp_path} described bm25 until now; it describes dense:demo from now on" in said
+def test_what_an_indexs_folder_is_served_as_is_said_when_it_changes(built, tmp_path, capsys):
+    words = ["--index_uri", str(tmp_path / "index"), "--first_stage"]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"_id": "d1", "text": "연차는 15일이다."}\n', encoding="utf-8")
+    for stage, weight, read, before in (
+        ("bm25", (), "demo", None),
+        ("bm25", (), "demo", None),
+        ("dense:demo", (), "demo", "bm25 over 280 documents"),
+        ("hybrid:demo", (), "demo", "dense:demo over 280 documents"),
+        ("hybrid:demo", ("--fusion", "rrf"), "demo", "hybrid:demo (weighted 0.3) over 280 documents"),
+        ("hybrid:demo", ("--fusion", "rrf"), str(corpus), "hybrid:demo (rrf) over 280 documents"),
+    ):
+        sys.modules["build_index"].main([*words, stage, *weight, "--corpus", read])
+        said = capsys.readouterr().err
+        assert said.count("note: ") == bool(before)
+        assert f"note: {tmp_path}/index described {before}" in said or not before
+    assert "it describes hybrid:demo (rrf) over 1 documents" in said
 
 
 def test_a_pipeline_without_an_index_says_that_there_is_no_search(built, tmp_path, capsys):
