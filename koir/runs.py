@@ -1,7 +1,6 @@
 """One training run as a command: arguments, folders, resuming, the table of what was gained, run.json."""
 
 import functools
-import math
 import os
 import pickle
 import shlex
@@ -14,7 +13,6 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from koir import arguments, budget, products
@@ -22,36 +20,15 @@ from koir.arguments import TrainingArguments, require
 from koir.averaging import average
 from koir.bfloat16 import has_bfloat16
 from koir.compiled import compile_layers
-from koir.errors import RunError, nearest, out_of_memory
-from koir.evaluation.tasks import Task, load_splits, splits
+from koir.errors import RunError, out_of_memory
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
+from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
 from koir.run_folder import alone, keep_lines, run_folder, write_recipe
 from koir.tokens import some_of
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
-
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "gradient_accumulation_steps": (lambda n: n >= 1, "1 or more"),
-    "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "0 or more"),
-    "max_grad_norm": (lambda x: 0 <= x < math.inf, "0 (none) or more"),
-    "adam_beta1": (lambda x: 0 <= x < 1, "0 or more, below 1"),
-    "adam_beta2": (lambda x: 0 <= x < 1, "0 or more, below 1"),
-    "adam_epsilon": (lambda x: 0 <= x < math.inf, "0 or more"),
-    "num_train_epochs": (lambda x: 0 < x < math.inf, "above 0"),
-    "max_steps": (lambda n: n != 0, "1 or more, or -1: by --num_train_epochs"),
-    "eval_steps": (lambda n: n > 0, "above 0"),
-    "save_steps": (lambda n: n > 0, "above 0"),
-    "logging_steps": (lambda n: n > 0, "above 0"),
-    "dataloader_num_workers": (lambda n: n >= 0, "0 (none) or more"),
-    "seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
-    "data_seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
-}
-
-
-OVER_SCORES = ("reduce_lr_on_plateau", "greedy")  # schedules that the dev scores drive
 
 
 @dataclass(frozen=True)
@@ -107,8 +84,8 @@ def _in_folder(
     """What a run does once it has its folder."""
     args, model = groups["training"], groups["model"]
     folder, main = Path(args.output_dir), args.process_index == 0
-    groups["dev_tasks"], groups["held_out"] = _tasks(groups["evaluation"])
-    _choose_metric(args, groups["dev_tasks"])
+    groups["dev_tasks"], groups["held_out"] = read_tasks(groups["evaluation"])
+    choose_metric(args, groups["dev_tasks"])
     load = kind.loader(model)
     unset_hf_deepspeed_config()  # models are small enough to load whole; its engine splits them afterwards
     start = load()
@@ -197,101 +174,8 @@ def _parsed(
         kinds["step"] = step_arguments
     *instances, recipe = arguments.parse(list(kinds.values()), argv, description)
     groups = dict(zip(kinds, instances, strict=True))
-    _check(groups)
+    check(groups)
     return groups, recipe
-
-
-def _check(groups: dict) -> None:
-    """Refuse contradictions before anything loads."""
-    args, chunks = groups["training"], groups["chunks"]
-    for group in groups.values():
-        getattr(group, "check", lambda: None)()
-    rows, keep = args.per_device_train_batch_size, getattr(groups.get("step"), "cache_keep_tokens", "0")
-    require(rows > 0, "--per_device_train_batch_size", str(rows), "at least 1")
-    for flag, (good, expected) in RANGES.items():
-        value = getattr(args, flag)
-        require(value is None or good(value), f"--{flag}", str(value), expected)
-    require(not (args.fp16 and args.device.type == "cpu"), "--fp16", "no GPU", "--bf16, or neither")
-    _check_reporters(args.report_to)
-    for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
-        good = value == "auto" or (value.isdecimal() and int(value) >= least)
-        require(good, f"--{flag}", value, f"auto or a whole number from {least}")
-    require(
-        args.n_gpu <= 1,
-        "this command",
-        f"{args.n_gpu} GPUs in one process",
-        "the finetune.sh beside it, which starts one process a GPU",
-    )
-    rank, engine = getattr(groups["model"], "lora_rank", None), args.deepspeed
-    require(not (rank and engine), "--lora_rank", "--deepspeed", "one of the two: LoRA's few trained weights leave "
-            "ZeRO nothing to split")  # fmt: skip
-    if getattr(groups.get("step"), "compile", False):
-        untried = {"no GPU": args.device.type != "cuda", "--lora_rank": rank, "--deepspeed": engine}
-        for found, there in (untried | {"--activation_checkpointing": args.activation_checkpointing}).items():
-            require(not there, "--compile", found, "a GPU, and neither LoRA, DeepSpeed nor activation checkpointing")
-    length = groups["model"].max_seq_length
-    require(length is None or length >= 8, "--max_seq_length", str(length), "at least 8 tokens")
-    tasks = groups["evaluation"].eval_tasks
-    require(
-        args.eval_strategy == "no" or bool(tasks),
-        "--eval_steps",
-        "no --eval_tasks",
-        "--eval_tasks with at least one task",
-    )
-    require(
-        groups["evaluation"].eval_split is None or bool(tasks), "--eval_split", "no --eval_tasks", "--eval_tasks too"
-    )
-
-
-def _check_reporters(names: list[str]) -> None:
-    """Refuse --report_to what is unknown or not installed before anything loads."""
-    for name in names:
-        known = sorted(INTEGRATION_TO_CALLBACK)
-        require(name in known, f"--report_to {name}", "an unknown name", "none or wandb" + nearest(name, known))
-        try:
-            INTEGRATION_TO_CALLBACK[name]()
-        except (ImportError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:200]
-            require(False, f"--report_to {name}", why, "none, or what is installed")
-
-
-def _tasks(evaluation: arguments.EvaluationArguments) -> tuple[list[Task], list[Task]]:
-    """Each task's split for scores while training, and the one that the last table is from, test where there is one.
-
-    Both are read at the start, so that what is broken shows before training.
-    """
-    tasks, last = [], []
-    for path in evaluation.eval_tasks:
-        there = splits(path)
-        split = evaluation.eval_split or ("dev" if "dev" in there or not there else there[0])
-        held_out = next((name for name in ("test", "dev", *there) if name in there), split)
-        if split not in (evaluation.eval_split, "dev"):
-            print(f"note: {path} has no dev split; scores while training are on {split}, so choose nothing by them",
-                  file=sys.stderr)  # fmt: skip
-        if there and held_out != "test":
-            print(f"note: {path} has no test split; the last table will be of {held_out}", file=sys.stderr)
-        of_training, of_table = load_splits(path, [split, held_out])
-        tasks.append(of_training)
-        last.append(of_table)
-    names = [task.name for task in tasks]
-    again = next((name for name in names if names.count(name) > 1), None)
-    require(again is None, "--eval_tasks", f"two tasks named {again}", "folders of different names, for their scores")
-    return tasks, last
-
-
-def _choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
-    """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another."""
-    if args.lr_scheduler_type in OVER_SCORES:  # of a loss, by default
-        args.lr_scheduler_kwargs = {"mode": "max"} | (args.lr_scheduler_kwargs or {})
-    if args.metric_for_best_model is None:
-        return
-    names = [f"{task.name}/ndcg_at_10" for task in tasks] + ["mean/ndcg_at_10"] * (len(tasks) > 1)
-    if args.metric_for_best_model == "loss" and names:  # what the parent makes of none
-        args.metric_for_best_model = names[-1]
-    metric = args.metric_for_best_model.removeprefix("eval_")
-    expected = f"one of {', '.join(names)}{nearest(metric, names)}" if names else "--eval_tasks to choose by"
-    require(metric in names, f"--metric_for_best_model {metric}", "no dev score", expected)
-    args.greater_is_better = True
 
 
 def _cut_lines(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir import arguments, run_folder, runs
+from koir import arguments, run_checks, run_folder
 from koir.arguments import (
     NOT_OURS,
     CacheArguments,
@@ -332,7 +332,7 @@ def test_a_shipped_recipe_parses(file, command):
     for key in ("model_name_or_path", "train_data", "per_device_train_batch_size", "temperature"):
         assert values[key] == keys[key]
     named = {name: group for name, group in zip(KINDS, groups, strict=False)}
-    runs._check(named)
+    run_checks.check(named)
 
 
 def test_each_version_has_its_demo_recipe():
@@ -403,7 +403,7 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize(("argv", "said"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_a_contradiction_is_refused(argv, said):
     with pytest.raises(FlagError) as caught:
-        runs._check(parsed(*argv))
+        run_checks.check(parsed(*argv))
     assert str(caught.value).startswith(said)
 
 
@@ -412,7 +412,7 @@ def test_nothing_to_learn_from_is_refused(nothing):
     groups = parsed()
     groups["data"].train_data = nothing
     with pytest.raises(FlagError, match="--train_data: found nothing; expected at least one file, hub name or demo"):
-        runs._check(groups)
+        run_checks.check(groups)
 
 
 @pytest.mark.parametrize(
@@ -421,12 +421,12 @@ def test_nothing_to_learn_from_is_refused(nothing):
     ids=" ".join,
 )
 def test_what_goes_together_is_let_through(argv):
-    runs._check(parsed(*argv))
+    run_checks.check(parsed(*argv))
 
 
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(FlagError):
-        runs._check(parsed("--per_device_train_batch_size", "0"))
+        run_checks.check(parsed("--per_device_train_batch_size", "0"))
 
 
 def test_what_the_trainer_refuses_is_a_flag_error():

@@ -91,6 +91,7 @@ ORDER = [
     "evaluation.arguments",
     "averaging",
     "training",
+    "run_checks",
     "runs",
     "serving.problems",
     "reranker_arguments",

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +17,9 @@ from koir import encoder_runs, runs, tokens
 from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
 from koir.encoder import load_encoder
 from koir.encoder_runs import ENCODER
-from koir.errors import FlagError, RunError, TaskError, exit_on_user_error
+from koir.errors import RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
-from koir.manifest import DEMO
 from koir.progress import Progress
 from koir.reranker_runs import RERANKER
 from koir.retrieval.stages import in_memory
@@ -154,35 +152,6 @@ def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, monkey
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line
-
-
-def test_tasks_of_one_name_are_refused(tmp_path):
-    for place in "ab":
-        (tmp_path / place).mkdir()
-        shutil.copytree(DEMO / "beir", tmp_path / place / "legal")
-    tasks = [str(tmp_path / place / "legal") for place in "ab"]
-    with pytest.raises(FlagError, match="two tasks named legal"):
-        runs._tasks(EvaluationArguments(eval_tasks=tasks))
-
-
-def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsys):
-    task = shutil.copytree(DEMO / "beir", tmp_path / "task")
-    for gone, split, said in ((None, "test", ""), ("test", "dev", "of dev\n"), ("dev", "train", "of train\n")):
-        if gone:
-            (task / "qrels" / f"{gone}.tsv").unlink()
-        (of_training,), (last,) = runs._tasks(EvaluationArguments(eval_tasks=[str(task)]))
-        assert last.split == split and last.corpus is of_training.corpus, "read once"
-        assert capsys.readouterr().err.endswith(
-            said and f"note: {task} has no test split; the last table will be {said}"
-        )
-
-
-def test_a_broken_test_split_shows_before_training(tmp_path):
-    task = shutil.copytree(DEMO / "beir", tmp_path / "task")
-    with (task / "qrels/test.tsv").open("a") as lines:
-        lines.write("nobody\tnothing\t1\n")
-    with pytest.raises(TaskError, match="test.tsv"):
-        runs._tasks(EvaluationArguments(eval_tasks=[str(task)]))
 
 
 def test_a_plateau_is_one_of_scores_that_rise(base, tmp_path, monkeypatch):

@@ -1,0 +1,39 @@
+"""What is read and refused before training begins; contradictions of flags are in test_arguments.py."""
+
+import shutil
+
+import pytest
+
+from koir.arguments import EvaluationArguments
+from koir.errors import FlagError, TaskError
+from koir.manifest import DEMO
+from koir.run_checks import read_tasks
+
+
+def test_tasks_of_one_name_are_refused(tmp_path):
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        shutil.copytree(DEMO / "beir", tmp_path / place / "legal")
+    tasks = [str(tmp_path / place / "legal") for place in "ab"]
+    with pytest.raises(FlagError, match="two tasks named legal"):
+        read_tasks(EvaluationArguments(eval_tasks=tasks))
+
+
+def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsys):
+    task = shutil.copytree(DEMO / "beir", tmp_path / "task")
+    for gone, split, said in ((None, "test", ""), ("test", "dev", "of dev\n"), ("dev", "train", "of train\n")):
+        if gone:
+            (task / "qrels" / f"{gone}.tsv").unlink()
+        (of_training,), (last,) = read_tasks(EvaluationArguments(eval_tasks=[str(task)]))
+        assert last.split == split and last.corpus is of_training.corpus, "read once"
+        assert capsys.readouterr().err.endswith(
+            said and f"note: {task} has no test split; the last table will be {said}"
+        )
+
+
+def test_a_broken_test_split_shows_before_training(tmp_path):
+    task = shutil.copytree(DEMO / "beir", tmp_path / "task")
+    with (task / "qrels/test.tsv").open("a") as lines:
+        lines.write("nobody\tnothing\t1\n")
+    with pytest.raises(TaskError, match="test.tsv"):
+        read_tasks(EvaluationArguments(eval_tasks=[str(task)]))
