@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from koir.arguments import parse, require  # first: koir says what is not installed
+from koir.flags import parse, require  # first: koir says what is not installed
 
 # isort: split
 import torch

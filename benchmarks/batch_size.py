@@ -28,14 +28,13 @@ sys.path.insert(0, str(ROOT))
 import batch_picture  # noqa: E402
 
 import koir.losses  # noqa: E402
-from koir.arguments import require  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.evaluation.metrics import evaluate_run  # noqa: E402
 from koir.evaluation.results import table  # noqa: E402
 from koir.evaluation.significance import interval  # noqa: E402
 from koir.evaluation.tasks import load_task, splits  # noqa: E402
-from koir.flags import parse  # noqa: E402
+from koir.flags import parse, require  # noqa: E402
 from koir.manifest import DEMO, origin, read_run, write_json, written_aside  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 

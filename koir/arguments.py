@@ -9,7 +9,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments as HfTrainingArguments
 
 from koir.bfloat16 import or_float32
-from koir.flags import EVERYDAY, NOT_OURS, parse, require  # noqa: F401 (read from here by the commands)
+from koir.flags import require
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from koir.arguments import require
 from koir.encoder import Encoder
+from koir.flags import require
 from koir.gather import gather_sizes
 
 PROBE_TOKENS = 4096

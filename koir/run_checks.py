@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from koir.arguments import EvaluationArguments, TrainingArguments, require
+from koir.arguments import EvaluationArguments, TrainingArguments
 from koir.errors import nearest
 from koir.evaluation.tasks import Task, load_splits, splits
+from koir.flags import require
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "gradient_accumulation_steps": (lambda n: n >= 1, "1 or more"),

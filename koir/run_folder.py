@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from koir import arguments
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
+from koir.flags import NOT_OURS
 from koir.manifest import write_json, written_aside
 
 SAID = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "seed")  # even by default
@@ -171,7 +171,7 @@ def write_recipe(folder: Path, groups: dict) -> None:
     args = groups["training"]  # making others sets up the processes anew, so these must be on the same devices
     defaults = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}
     for key, value in args.to_dict().items():
-        if key in arguments.NOT_OURS or key == "resume_from_checkpoint":
+        if key in NOT_OURS or key == "resume_from_checkpoint":
             continue
         if key in SAID or value != defaults.get(key):
             keys[key] = value

@@ -15,12 +15,13 @@ import transformers
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from koir import arguments, budget, products
-from koir.arguments import TrainingArguments, require
+from koir import budget, products
+from koir.arguments import ModelArguments, TrainingArguments
 from koir.averaging import average
 from koir.bfloat16 import has_bfloat16
 from koir.compiled import compile_layers
 from koir.errors import RunError, out_of_memory
+from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.manifest import origin, peak_memory_bytes, write_json
@@ -44,7 +45,7 @@ class Kind:
 
     name: str
     arguments: dict[str, type]
-    loader: Callable[[arguments.ModelArguments], Callable[[], nn.Module]]
+    loader: Callable[[ModelArguments], Callable[[], nn.Module]]
     saved: Callable[..., nn.Module]
     describe: Callable[[nn.Module, dict], list[str]]
     longer: Callable[[nn.Module, dict, int], tuple[str, int]]
@@ -172,7 +173,7 @@ def _parsed(
     kinds = kind.arguments | {"training": TrainingArguments}
     if step_arguments:
         kinds["step"] = step_arguments
-    *instances, recipe = arguments.parse(list(kinds.values()), argv, description)
+    *instances, recipe = parse(list(kinds.values()), argv, description)
     groups = dict(zip(kinds, instances, strict=True))
     check(groups)
     return groups, recipe

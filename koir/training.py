@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 
 from koir import lora
-from koir.arguments import TrainingArguments, require
+from koir.arguments import TrainingArguments
 from koir.batches import Collator, require_scores
 from koir.contrast import Contrast, NotFinite
 from koir.encoder import Encoder, load_encoder
 from koir.errors import RunError
 from koir.evaluation import pipeline
+from koir.flags import require
 from koir.gather import sum_over_processes, world_size
 from koir.interruptions import broken_loss, refuse_broken
 from koir.retrieval import stages

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from koir.arguments import require  # noqa: E402 (first: koir says what is not installed)
+from koir.flags import parse, require  # noqa: E402 (first: koir says what is not installed)
 
 # isort: split
 import torch  # noqa: E402
@@ -29,7 +29,6 @@ from transformers import AutoConfig, AutoTokenizer  # noqa: E402
 from koir.demo import bag, matcher, rows  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
-from koir.flags import parse  # noqa: E402
 from koir.loading import share_weights  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.arguments import parse  # first: koir says what is not installed
+from koir.flags import parse  # first: koir says what is not installed
 
 # isort: split
 import torch

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.arguments import parse, require
 from koir.corpus_report import families_table, sources_table, write_report
 from koir.errors import exit_on_user_error
+from koir.flags import parse, require
 from koir.manifest import check_outputs, origin, peak_memory_bytes, write_json
 from koir.mining import Rules
 from koir.preparation import Plan, finish, options, prepare

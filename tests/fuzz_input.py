@@ -36,13 +36,13 @@ from test_reranker import tiny_reranker  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from koir import arguments  # noqa: E402
-from koir.arguments import parse  # noqa: E402
 from koir.encoder import load_encoder  # noqa: E402
 from koir.errors import RowError, UserError  # noqa: E402
 from koir.evaluation.pipeline import read_pipeline  # noqa: E402
 from koir.evaluation.reproduction import read_cells  # noqa: E402
 from koir.evaluation.stored import query_rows, read_result, read_results, training_runs  # noqa: E402
 from koir.evaluation.tasks import load_task  # noqa: E402
+from koir.flags import parse  # noqa: E402
 from koir.manifest import newest_run, read_run  # noqa: E402
 from koir.reranker import load_reranker  # noqa: E402
 from koir.retrieval.opening import open_index  # noqa: E402

@@ -8,9 +8,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir import arguments, run_checks, run_folder
+from koir import arguments, run_checks, run_folder, runs
 from koir.arguments import (
-    NOT_OURS,
     CacheArguments,
     ChunkArguments,
     DataArguments,
@@ -18,11 +17,10 @@ from koir.arguments import (
     LossArguments,
     ModelArguments,
     TrainingArguments,
-    parse,
 )
 from koir.averaging import WeightArguments
 from koir.errors import FlagError
-from koir.flags import FORMER, REASONS
+from koir.flags import EVERYDAY, FORMER, NOT_OURS, REASONS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
@@ -261,7 +259,7 @@ def helped(capsys, flag):
 def test_help_shows_our_flags(capsys):
     text, flags = helped(capsys, "--help")
     assert text.startswith("벡터를 배운다\n")
-    own = {name for group in KINDS.values() for name in group.__annotations__} | set(arguments.EVERYDAY)
+    own = {name for group in KINDS.values() for name in group.__annotations__} | EVERYDAY
     assert flags == {f"--{name}" for name in own} and "--help_all" in text
     for group in KINDS.values():
         assert group.__doc__.strip().splitlines()[0] in text
@@ -314,7 +312,7 @@ def command(monkeypatch):
             seen.append(parse(*args))
             raise Enough
 
-        monkeypatch.setattr(arguments, "parse", parse_and_stop)
+        monkeypatch.setattr(runs, "parse", parse_and_stop)
         with contextlib.suppress(Enough):
             train_module(version).main(argv)
         return seen[0]

@@ -14,12 +14,13 @@ from test_reranker import tiny_reranker
 from transformers import TrainerState
 
 from koir import encoder_runs, runs, tokens
-from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments, parse
+from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments
 from koir.encoder import load_encoder
 from koir.encoder_runs import ENCODER
 from koir.errors import RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
+from koir.flags import parse
 from koir.progress import Progress
 from koir.reranker_runs import RERANKER
 from koir.retrieval.stages import in_memory

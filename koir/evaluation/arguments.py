@@ -3,8 +3,8 @@
 import sys
 from dataclasses import dataclass, field
 
-from koir.arguments import require
 from koir.evaluation.hub import BENCHMARKS
+from koir.flags import require
 from koir.manifest import check_outputs
 from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES

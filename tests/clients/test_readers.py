@@ -24,6 +24,7 @@ from koir.evaluation.pipeline import read_pipeline  # noqa: E402
 from koir.evaluation.reproduction import asked, read_cells  # noqa: E402
 from koir.evaluation.stored import query_rows, read_result, read_results, training_runs  # noqa: E402
 from koir.evaluation.tasks import load_task  # noqa: E402
+from koir.flags import parse  # noqa: E402
 from koir.manifest import read_run  # noqa: E402
 from koir.row_files import file_records  # noqa: E402
 from koir.serving import schemas  # noqa: E402
@@ -87,7 +88,7 @@ def test_recipes(tmp_path_factory, content):
     with contextlib.suppress(UnicodeEncodeError):
         file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
         with only_ours():
-            arguments.parse(KINDS, [str(file)], "")
+            parse(KINDS, [str(file)], "")
 
 
 lines = st.lists(objects("_id", "title", "text", "metadata").map(written) | st.binary(max_size=20), max_size=4)
