@@ -13,7 +13,6 @@ the process. The CPU's peak is resident memory, the GPU's is torch's.
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -27,15 +26,8 @@ import engines  # noqa: E402
 import train_step  # noqa: E402
 
 from koir import losses  # noqa: E402
-from koir.budget import CPU_CHUNK  # noqa: E402
-from koir.manifest import origin  # noqa: E402
-
-
-def resident() -> int:
-    """Peak bytes held so far: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from koir.manifest import origin, peak_memory_bytes  # noqa: E402
+from koir.tokens import CPU_CHUNK  # noqa: E402
 
 
 def one(batch: int, dimensions: int, strips: int) -> dict:
@@ -50,13 +42,13 @@ def one(batch: int, dimensions: int, strips: int) -> dict:
     documents /= documents.norm(dim=1, keepdim=True)
     documents.requires_grad_()
     hashes = torch.arange(columns, device=device)
-    before, needed = resident(), (rows + columns) * dimensions * size  # the gradients are still to come
+    before, needed = peak_memory_bytes(), (rows + columns) * dimensions * size  # the gradients are still to come
     started = time.perf_counter()
     value = losses.info_nce(queries, documents, torch.arange(rows, device=device), 0.02, hashes[:rows, None], hashes)
     torch.autograd.grad(value, (queries, documents))
     seconds = time.perf_counter() - started
     facts = {"batch": batch, "rows_run": rows, "matrix_bytes": batch * columns * size, "seconds": seconds}
-    return facts | {"beside_bytes": resident() - before - needed}
+    return facts | {"beside_bytes": peak_memory_bytes() - before - needed}
 
 
 def step(batch: int) -> dict:
@@ -68,7 +60,7 @@ def step(batch: int) -> dict:
     started = time.perf_counter()
     engines.koir_step(bench, CPU_CHUNK, 0.0)
     embeddings = 3 * batch * encoder.dimensions * 4
-    return {"batch": batch, "embeddings_bytes": embeddings, "peak_bytes": resident(),
+    return {"batch": batch, "embeddings_bytes": embeddings, "peak_bytes": peak_memory_bytes(),
             "seconds": time.perf_counter() - started}  # fmt: skip
 
 

@@ -12,11 +12,11 @@ import yaml
 from koir.encoder import Encoder
 from koir.flags import require
 from koir.gather import gather_sizes
+from koir.tokens import CPU_CHUNK
 
 PROBE_TOKENS = 4096
 CGROUP = Path("/sys/fs/cgroup")
 LARGEST_CHUNK = 65536
-CPU_CHUNK = 1024  # on a CPU chunks pay while they stay in its cache; more only costs memory
 # Of the memory that is free of weights and optimizer; the rest is slack. A GPU waits for its launches below some 30,000
 # tokens (benchmarks/results/train-step-gpu.md), so chunks come first there; on a CPU they are small anyway.
 CHUNK_SHARE, KEEP_SHARE, KEEP_SHARE_CPU = 0.5, 0.25, 0.5

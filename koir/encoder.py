@@ -18,7 +18,7 @@ from koir.inference import Inference, half_linears, same_layers
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
-from koir.tokens import DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
+from koir.tokens import BLOCK, CPU_CHUNK, DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
 
 POOLINGS = ("mean", "cls")
 
@@ -135,12 +135,11 @@ class Encoder(nn.Module):
         embedded = self._autocast if training else self.embedded
         try:
             device = next(self.parameters()).device
-            chunk_tokens = chunk_tokens or (1024 if device.type == "cpu" else GPU_CHUNK)
+            chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
             vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)  # [n, D]
-            block = 8192  # tokenised at once: bounds memory, large enough for the sort to pay
             with progress_bar(progress, total=len(texts), unit="text", leave=False) as bar:
-                for start in range(0, len(texts), block):
-                    part = [self.prompts[kind] + text for text in texts[start : start + block]]
+                for start in range(0, len(texts), BLOCK):
+                    part = [self.prompts[kind] + text for text in texts[start : start + BLOCK]]
                     sequences = tokenise(self.tokenizer, part, self.max_seq_length)
                     chunks, inverse = chunked(sequences, self.tokenizer.pad_token_id, chunk_tokens, self.max_seq_length)
                     rows = []

@@ -11,7 +11,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from koir import products, unpadded
 from koir.bars import progress_bar
 from koir.bfloat16 import has_bfloat16
-from koir.budget import CPU_CHUNK
 from koir.dropout import by_bits
 from koir.errors import ModelError
 from koir.inference import Inference, half_linears, same_layers
@@ -19,10 +18,9 @@ from koir.loading import configured, json_of, most_tokens, quiet, reach, readabl
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.passages import passages, strongest
-from koir.tokens import GPU_CHUNK, pad, plan_chunks
+from koir.tokens import BLOCK, CPU_CHUNK, GPU_CHUNK, pad, plan_chunks
 
 HEAD_SEED = 20242
-BLOCK = 8192  # pairs tokenised at once: bounds memory, large enough for the sort to pay
 SHOWN = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}  # what CrossEncoder.predict shows
 
 

@@ -10,7 +10,9 @@ import torch
 
 ROWS = 8  # a chunk's padded tokens are a multiple of it where they can be: what matrix products like
 LEADING_BITS = 5  # of a width: libraries compile products for each shape, and keep what they compiled
+BLOCK = 8192  # texts or pairs tokenised at once: bounds memory, large enough for the sort to pay
 LOOKED_AT = 1000  # texts, to say how many are cut: all of a large corpus would take minutes
+CPU_CHUNK = 1024  # padded tokens of a chunk: on a CPU chunks pay while they stay in its cache; more only costs memory
 GPU_CHUNK = 32768  # padded tokens of a forward without gradients; with fewer a GPU waits for its launches
 DEFAULT_PROMPTS = {"query": "query: ", "document": "passage: "}  # multilingual-e5's, and what most Korean encoders keep
 

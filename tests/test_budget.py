@@ -11,6 +11,7 @@ from one_step import tiny_encoder
 from koir import budget
 from koir.arguments import CacheArguments, ChunkArguments
 from koir.errors import FlagError
+from koir.tokens import CPU_CHUNK
 
 
 def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
@@ -22,7 +23,7 @@ def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
 def test_auto_becomes_numbers_and_given_numbers_stay():
     found = groups()
     budget.settle(found, tiny_encoder(), None)
-    assert found["chunks"].chunk_tokens == budget.CPU_CHUNK and found["step"].cache_keep_tokens > 10_000
+    assert found["chunks"].chunk_tokens == CPU_CHUNK and found["step"].cache_keep_tokens > 10_000
     given = groups("100", "0")
     budget.settle(given, tiny_encoder(), None)
     assert (given["chunks"].chunk_tokens, given["step"].cache_keep_tokens) == (100, 0)
