@@ -27,10 +27,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, XLMR
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.bfloat16 import has_bfloat16  # noqa: E402
-from koir.encoder import demo_base  # noqa: E402
 from koir.evaluation.metrics import evaluate_run, mean_scores  # noqa: E402
 from koir.evaluation.tasks import Task, load_task  # noqa: E402
-from koir.manifest import cache_folder  # noqa: E402
+from koir.manifest import DEMO, cache_folder  # noqa: E402
 from koir.reranker import Reranker, load_reranker  # noqa: E402
 from koir.retrieval.stages import first_stage  # noqa: E402
 
@@ -40,7 +39,7 @@ BATCHES = (8, 16, 32, 64)
 
 def random_model(layers: int, dimensions: int, length: int) -> Reranker:
     """A cross-encoder from a fixed seed over the demo's tokenizer; weights wide enough that scores differ."""
-    tokenizer = AutoTokenizer.from_pretrained(demo_base())
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
     config = XLMRobertaConfig(
         vocab_size=len(tokenizer), hidden_size=dimensions, num_hidden_layers=layers, num_labels=1, pad_token_id=1,
         num_attention_heads=dimensions // 64, intermediate_size=4 * dimensions, max_position_embeddings=514,

@@ -162,18 +162,16 @@ class Encoder(nn.Module):
         prompted, most = [self.prompts[kind] + text for text in texts], most or self.max_seq_length
         return sum(len(ids) > most for ids in tokenise(self.tokenizer, prompted, most + 1)) if prompted else 0
 
-    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
+    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write a model folder that sentence-transformers, TEI, vLLM and Infinity read; it appears whole or not at all.
 
-        state_dict: this module's weights where they live elsewhere (sharded training). card: README.md of the folder.
+        state_dict: this module's weights where they live elsewhere (sharded training).
         """
         with written_aside(Path(folder)) as aside:
             write_model(self, aside, state_dict)
             for name, content in self._description().items():
                 (aside / name).parent.mkdir(exist_ok=True)
                 (aside / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            if card is not None:
-                (aside / "README.md").write_text(card, encoding="utf-8")
 
     def _description(self) -> dict[str, object]:
         parts = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
@@ -218,7 +216,7 @@ def load_encoder(
     pooling, 512 tokens, `default_prompts` (e5's).
     Raises ModelError when the model is not to be had or cannot be pooled and normalised.
     """
-    name = demo_base() if path == "demo" else model_folder(path)
+    name = str(DEMO / "base") if path == "demo" else model_folder(path)
     reach(name)
     with readable(path):
         saved = _saved_settings(name, pooling)
@@ -277,8 +275,3 @@ def _saved_pooling(name: str, config: dict) -> str | None:
     if chosen and (len(chosen) > 1 or not chosen <= set(POOLINGS)):
         raise ModelError(name, f"pooling {', '.join(sorted(chosen))}", "mean or cls; --pooling overrides the folder")
     return chosen.pop() if chosen else None
-
-
-def demo_base() -> str:
-    """The bundled base encoder's folder."""
-    return str(DEMO / "base")

@@ -151,17 +151,14 @@ class Reranker(nn.Module):
         elif bf16:
             half_linears(self)
 
-    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None, card: str | None = None) -> None:
+    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write a model folder that CrossEncoder, AutoModelForSequenceClassification, TEI and others read.
 
         It appears whole or not at all. state_dict: this module's weights where they live elsewhere (sharded training).
-        card: README.md of the folder.
         """
         self.transformer.config.sentence_transformers = SHOWN
         with written_aside(Path(folder)) as aside:
             write_model(self, aside, state_dict)
-            if card is not None:
-                (aside / "README.md").write_text(card, encoding="utf-8")
 
 
 def load_reranker(

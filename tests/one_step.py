@@ -20,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 from koir import lora  # noqa: E402
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments  # noqa: E402
 from koir.compiled import compile_layers  # noqa: E402
-from koir.encoder import Encoder, demo_base  # noqa: E402
+from koir.encoder import Encoder  # noqa: E402
 from koir.errors import end_one_of_several  # noqa: E402
 from koir.gather import leave_processes, rank  # noqa: E402
+from koir.manifest import DEMO  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 from koir.triplets import load_triplets  # noqa: E402
 
@@ -58,7 +59,7 @@ def tiny_encoder(dropout=0.0, dtype=torch.float32):
 def _tokenizer():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(demo_base())
+    return AutoTokenizer.from_pretrained(DEMO / "base")
 
 
 class _Grab(TrainerCallback):

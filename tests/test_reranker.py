@@ -141,8 +141,8 @@ def test_an_encoder_is_a_start_but_no_reranker(tmp_path):
 
 
 def test_the_folder_holds_no_pickle_and_says_how_scores_are_shown(tmp_path):
-    tiny_reranker(tmp_path / "a", length=64).save(tmp_path / "b", card="# card\n")
-    assert {file.suffix for file in (tmp_path / "b").iterdir()} == {".json", ".safetensors", ".md"}
+    tiny_reranker(tmp_path / "a", length=64).save(tmp_path / "b")
+    assert {file.suffix for file in (tmp_path / "b").iterdir()} == {".json", ".safetensors"}
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["architectures"] == ["XLMRobertaForSequenceClassification"] and len(config["id2label"]) == 1
     assert config["sentence_transformers"] == {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
