@@ -67,7 +67,7 @@ class Language:
                         + [self.choose.choice(ENDINGS)])  # fmt: skip
 
 
-def nouns(texts: list[str], progress: str | None = None) -> list[list[str]]:
+def nouns(texts: list[str]) -> list[list[str]]:
     """What a tokeniser would find in `Language`'s texts: words without their last particle."""
     ends = tuple(sorted(PARTICLES, key=len, reverse=True))
 

@@ -103,9 +103,9 @@ def _label(of: Measured) -> dict:
     return {"rows": of.rows, "pairs": of.pairs, "without_hard_negative": of.without_negative, "characters": lengths}
 
 
-def quantiles(counts: Counter, shares: tuple[float, ...] = (0.05, 0.5, 0.95)) -> list[int]:
-    """The values below which the given shares of a counter's occurrences lie; nothing for an empty counter."""
-    total, wanted, passed, found = sum(counts.values()), list(shares), 0, []
+def quantiles(counts: Counter) -> list[int]:
+    """The values below which 5%, half and 95% of a counter's occurrences lie; nothing for an empty counter."""
+    total, wanted, passed, found = sum(counts.values()), [0.05, 0.5, 0.95], 0, []
     for value in sorted(counts):
         passed += counts[value]
         while wanted and passed >= wanted[0] * total:

@@ -72,7 +72,8 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
         split = task.split
         before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, f"dense:{base_name}")
         after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, f"dense:{folder}")
-        difference, p = pipeline.compare(after, before)
+        found = pipeline.comparison(after, before, base_name)
+        difference, p = found["difference"], found["p"]
         rows = [score_row(f"base ({base_name})", before.content), score_row("tuned", after.content)]
         print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
         print(table(SCORE_HEADER, rows))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+BUCKET_BYTES = 64 * 2**20  # of gradients in one all-reduce
+
 
 def world_size() -> int:
     """Number of training processes; 1 when torch.distributed is not in use."""
@@ -86,7 +88,7 @@ def _cut(blocks: torch.Tensor, totals: list[int]) -> list[torch.Tensor]:
     return [part[:total] for part, total in zip(blocks.chunk(len(totals)), totals, strict=True)]
 
 
-def average_gradients(parameters: list[torch.nn.Parameter], bucket_bytes: int = 64 * 2**20) -> None:
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over processes, one all-reduce a bucket."""
     if world_size() == 1:
         return
@@ -96,7 +98,7 @@ def average_gradients(parameters: list[torch.nn.Parameter], bucket_bytes: int = 
         bucket.append(gradient)
         size = sum(g.numel() * g.element_size() for g in bucket)
         last = position + 1 == len(gradients)
-        if last or size >= bucket_bytes or gradients[position + 1].dtype != gradient.dtype:
+        if last or size >= BUCKET_BYTES or gradients[position + 1].dtype != gradient.dtype:
             flat = torch.cat([g.reshape(-1) for g in bucket])
             dist.all_reduce(flat)
             flat /= world_size()

@@ -13,6 +13,7 @@ from koir.reranker import Reranker
 from koir.sampling import RandomOrder
 from koir.triplets import text_hash
 
+BLOCK = 1024  # rows searched for at once
 KEPT = 16  # negatives of a row that are kept from a first stage's candidates; each step draws among them
 
 
@@ -123,9 +124,7 @@ class PairCollator:
         }
 
 
-def mine_groups(
-    rows: Rows, stage: Callable, depth: int, max_ratio: float, statistics: Statistics, block: int = 1024
-) -> list[list[str]]:
+def mine_groups(rows: Rows, stage: Callable, depth: int, max_ratio: float, statistics: Statistics) -> list[list[str]]:
     """For each row, up to KEPT negatives among a first stage's `depth` best candidates, over all the rows' documents.
 
     stage: from a corpus to its index, as `stages.first_stage` gives it.
@@ -137,8 +136,8 @@ def mine_groups(
             corpus[str(text_hash(text))] = text
         answers.add(row["query"], map(str, row["right_answers"]))
     index, rules, mined = stage(corpus), Rules(num_negatives=KEPT, max_ratio=max_ratio), []
-    for start in range(0, len(rows), block):
-        part = rows[start : start + block]
+    for start in range(0, len(rows), BLOCK):
+        part = rows[start : start + BLOCK]
         distinct = list(dict.fromkeys(part["query"]))
         found = dict(zip(distinct, index.search(distinct, depth), strict=True))
         for query, document in zip(part["query"], part["document"], strict=True):

@@ -52,7 +52,7 @@ class Kind:
     compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
     card: Callable[[dict, dict], str]
     next: str
-    prepare: Callable[[nn.Module, Triplets, dict], None] = lambda *_: None
+    prepare: Callable[[nn.Module, Triplets, dict], None]
 
 
 def run(

@@ -7,7 +7,6 @@ WORDS = {
         "Korean retrieval: first stage and reranker, scored together, beside published numbers.",
         "한국어 검색: 1단계 검색과 리랭커를 함께 평가하고 공개된 수치와 나란히 놓는다.",
     ),
-    "language": ("Language", "언어"),
     "view": ("View", "화면"),
     "overview": ("Overview", "개요"),
     "cost": ("Quality against cost", "품질과 비용"),
@@ -41,7 +40,6 @@ WORDS = {
     "sources": ("Sources", "출처"),
     "tied": ("tied with", "동률"),
     "notes": ("Notes", "주석"),
-    "printed": ("printed", "원문"),
     "common": (
         "Mean over the {n} of {m} tasks that every ranked row has: {tasks}.",
         "순위에 든 모든 행이 가진 과제의 평균({m}개 중 {n}개): {tasks}.",
@@ -119,7 +117,6 @@ WORDS = {
         "Its first stage alone has no result on these tasks: run it with --reranker none too.",
         "이 과제들에 1단계만의 결과가 없다. --reranker none으로도 평가하라.",
     ),
-    "baseline": ("Against", "비교 대상"),
     "first": ("First", "첫째"),
     "second": ("Second", "둘째"),
     "wins": ("Biggest wins of the first", "첫째가 크게 이긴 질의"),
@@ -154,7 +151,6 @@ WORDS = {
         "{folder} 아래에 metrics.jsonl이 있는 실행이 없다.",
     ),
     "value": ("Value", "값"),
-    "same_value": ("equal", "같음"),
 }  # fmt: skip
 METRICS = {
     "ndcg": "nDCG",
@@ -166,7 +162,6 @@ METRICS = {
 }
 KS = (1, 3, 5, 10)
 MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<$~"})
-HITS = {"en": "Hit rate (right in contexts)", "ko": "적중률 (문맥에 정답)"}
 
 
 def words(language: str) -> dict[str, str]:

@@ -132,8 +132,8 @@ def show_common(page: Page, found: Sequence[Standing], common: Sequence[str], ta
         st.caption(" ".join(said))
 
 
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return verbatim(", ".join(names[:most])) + (" …" if len(names) > most else "")
+def _few(names: Sequence[str]) -> str:
+    return verbatim(", ".join(names[:3])) + (" …" if len(names) > 3 else "")
 
 
 def link(page: Page, name: str) -> str:

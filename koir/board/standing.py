@@ -9,10 +9,9 @@ import numpy as np
 
 from koir.board.rows import Row
 from koir.errors import ResultError
-from koir.evaluation.significance import interval, paired_p
+from koir.evaluation.significance import SIGNIFICANT, interval, paired_p
 from koir.evaluation.stored import Stored, per_query, query_rows
 
-SIGNIFICANT = 0.05
 CLOSE = (0.02, 0.12)  # where the normal approximation of p is not trusted,
 MANY = 50  # nor with fewer differences than these, or where one has more than so much of their squares
 

@@ -34,10 +34,10 @@ def pick_some(label: str, options: Sequence, key: str, shown: Callable[[object],
     return values
 
 
-def written(label: str, key: str, **more: object) -> str:
+def written(label: str, key: str) -> str:
     """A text field."""
     st.session_state[key] = st.session_state.get(key, st.query_params.get(key, ""))
-    value = st.text_input(label, key=key, **more).strip()
+    value = st.text_input(label, key=key).strip()
     _keep(key, [value] if value else [])
     return value
 

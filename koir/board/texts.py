@@ -8,6 +8,7 @@ from koir.errors import UserError
 from koir.evaluation.stored import Stored
 from koir.evaluation.tasks import Task, load_task
 
+SHOWN = 300  # characters of a document
 LARGEST = 200_000_000  # bytes of corpus.jsonl; more would keep the reader waiting
 
 
@@ -39,7 +40,7 @@ def query_text(task: Task | None, query: str) -> str:
     return task.queries.get(query, query) if task else query
 
 
-def document_text(task: Task | None, document: str, most: int = 300) -> str:
+def document_text(task: Task | None, document: str) -> str:
     """The beginning of a document, else its id."""
     text = " ".join(task.corpus.get(document, document).split()) if task else document
-    return text if len(text) <= most else text[:most] + "…"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -21,9 +21,9 @@ SCALE = 0.01  # of an element of a piece's vector in the transformer
 ALONE = 0.3  # weight of one character beside its pairs
 
 
-def counts(tokenizer, texts: Sequence[str], max_seq_length: int = 512) -> scipy.sparse.csr_matrix:
-    """How often each piece stands in each text: [len(texts), V], special tokens not counted."""
-    found = tokenizer(list(texts), truncation=True, max_length=max_seq_length, add_special_tokens=False)["input_ids"]
+def counts(tokenizer, texts: Sequence[str]) -> scipy.sparse.csr_matrix:
+    """How often each piece stands in each text's first 512 pieces: [len(texts), V], special tokens not counted."""
+    found = tokenizer(list(texts), truncation=True, max_length=512, add_special_tokens=False)["input_ids"]
     rows = np.repeat(np.arange(len(found)), [len(ids) for ids in found])
     columns = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in found])
     ones = np.ones(len(columns), dtype=np.float32)

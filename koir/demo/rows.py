@@ -102,18 +102,18 @@ def demo_passages() -> list[str]:
     return [f"{item['title']}\n{item['text']}" for item in json_lines(DEMO / "beir/corpus.jsonl")]
 
 
-def keywords(text: str, rng: random.Random, share: float = 0.4) -> str:
+def keywords(text: str, rng: random.Random) -> str:
     """Some of a text's words in their order, as typed into a search box; the ends of some are cut off."""
     words = text.split()
-    kept = [word for word in words if rng.random() < share] or [rng.choice(words)]
+    kept = [word for word in words if rng.random() < 0.4] or [rng.choice(words)]
     return " ".join(word[: max(2, len(word) - 1)] if rng.random() < 0.3 else word for word in kept[:12])
 
 
-def clozes(passages: list[str], rng: random.Random, each: int = 2) -> Iterator[dict]:
-    """Inverse cloze: a sentence of a passage, whole or its keywords, finds the rest; one time in four all of it."""
+def clozes(passages: list[str], rng: random.Random) -> Iterator[dict]:
+    """Inverse cloze: two sentences of a passage, each whole or its keywords, find the rest; one in four finds all."""
     for passage in passages:
         parts = [part for part in SENTENCES.split(passage.replace("\n", " ")) if part.strip()]
-        for index in rng.sample(range(len(parts)), min(each, len(parts))):
+        for index in rng.sample(range(len(parts)), min(2, len(parts))):
             rest = " ".join(parts[:index] + parts[index + 1 :])
             document = passage if not rest or rng.random() < 0.25 else rest
             yield row(parts[index] if rng.random() < 0.5 else keywords(parts[index], rng), document, "cloze")

@@ -154,9 +154,9 @@ def candidate_recall(qrels: dict, run: dict, depth: int) -> float:
     return float(np.mean(shares))
 
 
-def is_tied(candidates: dict[str, float], among: int = 11) -> bool:
-    """Whether two of a query's first `among` candidates have the same float32 score, so that ids decided."""
-    scores = [np.float32(candidates[document]) for document in ranked(candidates)[:among]]
+def is_tied(candidates: dict[str, float]) -> bool:
+    """Whether two of a query's first eleven candidates have the same float32 score, so that ids decided the ten."""
+    scores = [np.float32(candidates[document]) for document in ranked(candidates)[:11]]
     return any(first == second for first, second in zip(scores, scores[1:], strict=False))
 
 
@@ -169,14 +169,9 @@ def task_fingerprint(task: Task) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def compare(ours: Evaluated, theirs: Evaluated, metric: str = "ndcg_at_10") -> tuple[float, float]:
-    """Mean difference of a metric (ours - theirs) on the same queries, and its paired randomisation p."""
-    found = comparison(ours, theirs, "", metric)
-    return found["difference"], found["p"]
-
-
-def comparison(ours: Evaluated, theirs: Evaluated, against: str, metric: str = "ndcg_at_10") -> dict:
-    """A comparison as results.py lays it out: difference with interval and p, queries won, lost and tied."""
+def comparison(ours: Evaluated, theirs: Evaluated, against: str) -> dict:
+    """Of nDCG@10, ours - theirs, as results.py lays it out: difference with interval and p, queries won, lost, tied."""
+    metric = "ndcg_at_10"
     first = np.array([of_query[metric] for of_query in ours.scores.values()])  # [Q]
     second = np.array([theirs.scores[query][metric] for query in ours.scores])  # [Q]
     gain = first - second

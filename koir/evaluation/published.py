@@ -57,7 +57,6 @@ class Published:
     models: list[PublishedModel]
     comparable: bool
     group: bool
-    decimals: int | None = None
 
 
 def read_published(file: Path) -> Published:
@@ -70,7 +69,7 @@ def read_published(file: Path) -> Published:
         models = [_model(file, content, model) for model in content["models"]]
         return Published(
             content["name"], content["title"], content["protocol"], content["tasks"], models,
-            content["comparable"], content.get("group", True), content.get("decimals"),
+            content["comparable"], content.get("group", True),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ResultError(str(file), f"missing or of another kind: {error!r}", "the keys of a table") from None

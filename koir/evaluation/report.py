@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from koir.evaluation.metrics import KS
 from koir.evaluation.results import SCORE_HEADER, score_row, table
+from koir.evaluation.significance import SIGNIFICANT
 
 HEADER = [*SCORE_HEADER, "ceiling", "ms/query", "nDCG@10 gained", "p", "won/lost/tied", "over"]
 TIME_HEADER = ["time", "index s", "first stage ms/query", "reranker ms/query", "pairs/s"]
 METRICS = ("ndcg", "recall", "precision", "f1", "mrr", "hit_rate")
-SIGNIFICANT = 0.05
 
 
 def report_row(content: dict) -> list[str]:

@@ -8,14 +8,13 @@ counted and never a failure, unless the file itself says what measures them (`as
 """
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from koir.errors import FlagError
+from koir.evaluation.published import METRIC
 
 TOLERANCE = 0.001
-METRIC = re.compile(r"(ndcg|recall|precision|mrr|hit_rate|f1)_at_\d+")
 
 
 def read_cells(file: str) -> list[dict]:
@@ -90,13 +89,3 @@ def lines(rows: Sequence[dict], cells: int) -> list[str]:
         found.append(f"{place}: expected {float(row['value']):.4f}, measured {row['measured']:.4f}  {verdict}")
     good = sum(row["ok"] for row in rows)
     return [*found, f"{good} of {len(rows)} cells OK; {cells - len(rows)} of {cells} cells were not measured here"]
-
-
-def as_expected(contents: Sequence[dict], metrics: Sequence[str] = ("ndcg_at_10", "recall_at_10", "mrr_at_10")) -> list:
-    """Results as the cells of a file of expected scores."""
-    cells = []
-    for content in contents:
-        ((split, (scores,)),) = content["scores"].items()
-        place = {"model": content["koir"]["name"], "task": content["task_name"], "split": split}
-        cells += [place | {"metric": metric, "value": round(scores[metric], 5)} for metric in metrics]
-    return cells

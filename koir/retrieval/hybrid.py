@@ -12,15 +12,15 @@ DENSE_SHARE = 0.3  # where nothing was chosen on dev
 FETCH = 1000  # candidates of each part that take part in the fusion
 
 
-def reciprocal_ranks(runs: Sequence[dict[str, float]], depth: int, k: int = RRF_K) -> dict[str, float]:
-    """The `depth` best by the sum over runs of 1 / (k + rank), ranks from 1: id -> sum.
+def reciprocal_ranks(runs: Sequence[dict[str, float]], depth: int) -> dict[str, float]:
+    """The `depth` best by the sum over runs of 1 / (RRF_K + rank), ranks from 1: id -> sum.
 
     runs: each best first, as searches return them. A document that a run lacks gets nothing from it.
     """
     sums: dict[str, float] = {}
     for run in runs:
         for rank, document in enumerate(run, 1):
-            sums[document] = sums.get(document, 0.0) + 1 / (k + rank)
+            sums[document] = sums.get(document, 0.0) + 1 / (RRF_K + rank)
     ids = sorted(sums)
     scores = np.array([sums[document] for document in ids], dtype=np.float32)  # [n]
     order = best(scores, depth)

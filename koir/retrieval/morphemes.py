@@ -52,7 +52,6 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
                     cache = None
             lists = lists or _tokenised([text.decode() for text in chunk])
             found += [[shared.setdefault(word, word) for word in words] for words in lists]
-            bar.update(len(chunk))
     return found
 
 

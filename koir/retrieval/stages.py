@@ -253,6 +253,6 @@ def is_milvus(index_uri: str) -> bool:
     return "://" in index_uri or index_uri.endswith(".db")
 
 
-def in_memory(encoder: Encoder, name: str = "dense", progress: bool = False) -> Callable:
+def in_memory(encoder: Encoder, progress: bool = False) -> Callable:
     """An encoder that is being trained as a first stage; its index is never written."""
-    return lambda corpus: Dense.build(encoder, corpus, name, progress)
+    return lambda corpus: Dense.build(encoder, corpus, "dense", progress)
