@@ -23,7 +23,7 @@ from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.results import file_stem
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, rank
-from koir.manifest import newest_run, origin, read_run, write_json, written_aside
+from koir.manifest import newest_run, origin, read_run, write_json, write_text
 from koir.retrieval.stages import join_processes
 
 
@@ -78,8 +78,8 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
         found.append([row.content for row in joint.evaluate(task)])
         print(f"\n{report.terminal(found[-1])}", flush=True)
         stem = file_stem(output / found[-1][0]["koir"]["name"], task.name, task.split)
-        _write_text(output / f"{stem}.svg", picture(found[-1]))
-    _write_text(output / "report.md", report.markdown(found))
+        write_text(output / f"{stem}.svg", picture(found[-1]))
+    write_text(output / "report.md", report.markdown(found))
     contents = [content for rows in found for content in rows]
     _write_pipelines(output, contents, {"tasks": names, "split": where.split}, started)
     if where.json:
@@ -143,11 +143,6 @@ def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str], score
             what = f"{len(both)} queries that are scored, of {task.name}/{task.split}"
             require(not both, f"--split {where.split} --dev_tasks {name}", what, "other tasks to choose on")
     return list(found.values())
-
-
-def _write_text(file: Path, text: str) -> None:
-    with written_aside(file) as aside:
-        aside.write_text(text, encoding="utf-8")
 
 
 def _write_pipelines(output: Path, contents: list[dict], facts: dict, started: float) -> None:

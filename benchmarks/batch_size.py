@@ -35,7 +35,7 @@ from koir.evaluation.results import table  # noqa: E402
 from koir.evaluation.significance import interval  # noqa: E402
 from koir.evaluation.tasks import load_task, splits  # noqa: E402
 from koir.flags import parse, require  # noqa: E402
-from koir.manifest import DEMO, origin, read_run, write_json, written_aside  # noqa: E402
+from koir.manifest import DEMO, origin, read_run, write_json, write_text  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 BY_V1 = 64  # up to this batch v1 trains: both give the same gradients, and it has no cache to pay for
@@ -231,10 +231,8 @@ def _report(study: Study, lines: list[dict]) -> None:
     text = table(header, rows)
     print(text)
     for task in tasks:
-        with written_aside(study.out / f"{task}.svg") as aside:
-            aside.write_text(batch_picture.drawn(lines, task, VARIANTS), encoding="utf-8")
-    with written_aside(study.out / "table.md") as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+        write_text(study.out / f"{task}.svg", batch_picture.drawn(lines, task, VARIANTS))
+    write_text(study.out / "table.md", text + "\n")
     settings = vars(study.settings)
     write_json(study.out / "results.json", {"settings": settings, "lines": lines, "skipped": study.skipped} | origin())
     if study.skipped:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from koir.bars import progress_bar
-from koir.manifest import write_json, written_aside
+from koir.manifest import write_json, write_text
 from koir.shards import read_rows
 from koir.sources.registry import KOE5
 from koir.triplets import check_row
@@ -79,8 +79,7 @@ def write_report(folder: Path, done: dict, facts: dict) -> dict:
     write_json(folder / "report.json", content)
     texts = {"lengths.svg": _picture(measured), "report.md": _markdown(content, measured), "README.md": _card(content)}
     for name, text in texts.items():
-        with written_aside(folder / name) as aside:
-            aside.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return content
 
 

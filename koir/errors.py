@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -61,6 +62,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint "; did you mean X?" for the closest of `known`, or nothing when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def nearest_beside(path: Path, others: Iterable[str] = ()) -> str:
+    """`nearest` for the name of a path that is not there, out of what lies beside it and `others`."""
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, [*beside, *others])
 
 
 # What the machine refuses, and what would be needed; libraries in other languages pass only the words on.

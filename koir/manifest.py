@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from koir.errors import FlagError, ModelError, RunError, nearest, without_passwords
+from koir.errors import FlagError, ModelError, RunError, nearest_beside, without_passwords
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path(__file__).parent / "demo"
@@ -74,10 +74,15 @@ def check_outputs(output_dir: str, json_file: str | None) -> None:
         raise FlagError(f"--json {json_file}", "a folder", "the name of a file to write")
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON for people and programs: UTF-8, Hangul as itself, atomically."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON for people and programs, Hangul as itself, whole or not at all."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def origin() -> dict:
@@ -152,7 +157,5 @@ def model_folder(path: str) -> str:
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(path, "a folder without config.json", "a model folder or a complete run folder")
         return path
-    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    raise ModelError(
-        path, "no such folder", "a run folder, model folder, hub name or demo" + nearest(folder.name, siblings)
-    )
+    expected = "a run folder, model folder, hub name or demo" + nearest_beside(folder)
+    raise ModelError(path, "no such folder", expected)

@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from koir.errors import RowError, UserError, nearest
+from koir.errors import RowError, UserError, nearest_beside
 
 
 def is_hub_name(source: str, file: Path) -> bool:
@@ -32,8 +32,7 @@ def content_key(source: str, file: Path) -> bytes:
     if not file.is_file():
         if file.is_dir():
             raise RowError(f"--train_data {source}", "a folder", f"its files of rows, such as {source}/*.jsonl.gz")
-        beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise RowError(f"--train_data {source}", "no such file", "a file of rows" + nearest(file.name, beside))
+        raise RowError(f"--train_data {source}", "no such file", "a file of rows" + nearest_beside(file))
     with file.open("rb") as stream:
         ending = "".join(file.suffixes[-2:]).lower()  # decides how the bytes are read
         return hashlib.file_digest(stream, "sha256").digest() + ending.encode()

@@ -15,7 +15,7 @@ import yaml
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
 from koir.flags import NOT_OURS
-from koir.manifest import write_json, written_aside
+from koir.manifest import write_json, write_text
 
 SAID = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "seed")  # even by default
 COUNTERS = "counters.json"  # in a checkpoint: what it began with, and what was counted until it
@@ -176,8 +176,7 @@ def write_recipe(folder: Path, groups: dict) -> None:
         if key in SAID or value != defaults.get(key):
             keys[key] = value
     text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
-    with written_aside(folder / "recipe.yaml") as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(folder / "recipe.yaml", text)
 
 
 def keep_lines(file: Path, checkpoint: str | None) -> None:
@@ -192,5 +191,4 @@ def keep_lines(file: Path, checkpoint: str | None) -> None:
                 lines.append(line)
         except ValueError:  # a line cut short by the interruption
             continue
-    with written_aside(file) as aside:
-        aside.write_text("".join(lines), encoding="utf-8")
+    write_text(file, "".join(lines))

@@ -7,7 +7,7 @@ from koir.board.labels import metric_label, words
 from koir.board.rows import OWN, Board
 from koir.board.standing import mark_ties, standings
 from koir.board.tables import as_markdown, facts
-from koir.manifest import written_aside
+from koir.manifest import write_text
 
 METRIC = "ndcg_at_10"
 MARKERS = ("<!-- leaderboard -->", "<!-- /leaderboard -->")
@@ -28,7 +28,7 @@ def write(board: Board, file: str, language: str, readme: Path) -> None:
     if board.broken:
         names = "\n".join(f"- {error}" for error in board.broken)
         parts.append(f"## {word['broken'].format(n=len(board.broken))}\n\n{names}\n")
-    _put(Path(file), "\n".join(parts))
+    write_text(Path(file), "\n".join(parts))
     print(f"{file}: {len(sections)} tables")
     if _between_markers(readme, sections[0][1]):
         print(f"{readme.name}: the table between its markers")
@@ -54,10 +54,5 @@ def _between_markers(readme: Path, table: str) -> bool:
     _, closing, after = rest.partition(MARKERS[1])
     if not opening or not closing:
         return False
-    _put(readme, f"{before}{opening}\n{table}{closing}{after}")
+    write_text(readme, f"{before}{opening}\n{table}{closing}{after}")
     return True
-
-
-def _put(file: Path, text: str) -> None:
-    with written_aside(file) as aside:
-        aside.write_text(text, encoding="utf-8")

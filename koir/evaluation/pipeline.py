@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from koir.errors import FlagError, nearest
+from koir.errors import FlagError, nearest_beside
 from koir.evaluation.metrics import evaluate_run
 from koir.evaluation.results import file_name, result
 from koir.evaluation.significance import interval, paired_p
@@ -61,10 +61,8 @@ class Pipeline:
 
 def read_pipeline(file: str) -> Pipeline:
     """Read pipeline.json. Raises FlagError where it is missing, broken, or holds an unknown key or a wrong value."""
-    folder = Path(file).parent
     if not Path(file).exists():
-        beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        expected = "a pipeline.json that evaluate.py wrote" + nearest(Path(file).name, beside)
+        expected = "a pipeline.json that evaluate.py wrote" + nearest_beside(Path(file))
         raise FlagError(f"--pipeline {file}", "no such file", expected)
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))

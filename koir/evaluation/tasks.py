@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from koir.errors import TaskError, nearest
+from koir.errors import TaskError, nearest_beside
 from koir.evaluation.hub import KOREAN, load_korean
 from koir.manifest import DEMO
 
@@ -48,12 +48,8 @@ def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) 
         return [Task(path, split, *load_korean(path, split, data_root)) for split in there]
     folder = _place(path)
     if not folder.is_dir():
-        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise TaskError(
-            f"task {path}",
-            "no such folder",
-            "a BEIR folder, demo or an mteb task" + nearest(folder.name, [*beside, *KOREAN]),
-        )
+        wanted = "a BEIR folder, demo or an mteb task" + nearest_beside(folder, KOREAN)
+        raise TaskError(f"task {path}", "no such folder", wanted)
     qrels = [_qrels(folder, split) for split in wanted]
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
     corpus = load_corpus(path)
@@ -77,8 +73,7 @@ def load_corpus(path: str) -> dict[str, str]:
     """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text."""
     folder = _place(path)
     if not folder.exists():
-        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest(folder.name, beside)
+        wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest_beside(folder)
         raise TaskError(f"corpus {path}", "no such file or folder", wanted)
     file, corpus = _file(folder, "corpus.jsonl") if folder.is_dir() else folder, {}
     for row in _rows(file):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from koir.errors import SourceError, nearest
+from koir.errors import SourceError, nearest_beside
 from koir.sources.streams import File, bound, gunzipped, joiner, seekable
 
 DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".xlsx", ".parquet")
@@ -30,8 +30,7 @@ def walk(path: Path) -> Iterator[File]:
     of its archive, or one that expands beyond RATIO or EXPANDED.
     """
     if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise SourceError(str(path), "no such file or folder", "a download" + nearest(path.name, beside))
+        raise SourceError(str(path), "no such file or folder", "a download" + nearest_beside(path))
     root = path if path.is_dir() else path.parent
     found = [(clean_name(str(p.relative_to(root))), p) for p in files_below(path)]
     yield from _each([File(name, _readable(str(p)), _opener(p)) for name, p in found], 0)
