@@ -14,6 +14,7 @@ from koir.errors import RunError
 from koir.gather import leave_processes, world_size
 
 RESUME = "--resume_from_checkpoint last"
+CALMER = "finite numbers: nothing was saved at this step; resume from the last checkpoint with a lower --learning_rate"
 
 
 class StopOnSignal(TrainerCallback):
@@ -55,7 +56,7 @@ def refuse_broken_gradient(step: int, model: torch.nn.Module) -> None:
     norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
     if not torch.isfinite(norms).all():
         name = named[int((~torch.isfinite(norms)).nonzero()[0])][0]
-        raise RunError(f"step {step}", f"a gradient of {name} that is not finite", _calmer())
+        raise RunError(f"step {step}", f"a gradient of {name} that is not finite", CALMER)
 
 
 class StopOnBrokenGradient(TrainerCallback):
@@ -69,7 +70,7 @@ class StopOnBrokenGradient(TrainerCallback):
         engine = self.engine()
         norm = None if engine is None or args.fp16 else engine.get_global_grad_norm()
         if norm is not None and not 0 <= float(norm) < float("inf"):  # it says -1 or inf of what is not finite
-            raise RunError(f"step {state.global_step}", "gradients that are not finite", _calmer())
+            raise RunError(f"step {state.global_step}", "gradients that are not finite", CALMER)
 
 
 def refuse_broken(step: int, embeddings: torch.Tensor, chunks: list[dict], tokenizer) -> None:
@@ -80,7 +81,7 @@ def refuse_broken(step: int, embeddings: torch.Tensor, chunks: list[dict], token
     broken = (~torch.isfinite(embeddings.detach()).all(1)).nonzero().flatten().tolist()
     if broken:
         found = f"{len(broken)} embeddings that are not finite; first: {_place(broken[0], chunks, tokenizer)}"
-        raise RunError(f"step {step}", found, _calmer())
+        raise RunError(f"step {step}", found, CALMER)
 
 
 def broken_loss(step: int, loss: float, broken: Sequence[int], what: str, chunks: list[dict], tokenizer) -> RunError:
@@ -91,7 +92,7 @@ def broken_loss(step: int, loss: float, broken: Sequence[int], what: str, chunks
     found = f"a loss of {loss}"
     if broken:
         found += f", of {len(broken)} {what}; first: {_place(broken[0], chunks, tokenizer)}"
-    return RunError(f"step {step}", found, _calmer())
+    return RunError(f"step {step}", found, CALMER)
 
 
 def _place(row: int, chunks: list[dict], tokenizer) -> str:
@@ -102,12 +103,6 @@ def _place(row: int, chunks: list[dict], tokenizer) -> str:
             return f"chunk {number} of {len(chunks)}, text {text[:60]!r}"
         row -= len(chunk["input_ids"])
     return "a repeat that keeps ranks in step"
-
-
-def _calmer() -> str:
-    return (
-        "finite numbers: nothing was saved at this step; resume from the last checkpoint with a lower --learning_rate"
-    )
 
 
 def smaller_budget(folder: Path, chunk_tokens: int, keep_tokens: int, longest: int) -> RunError:

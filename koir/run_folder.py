@@ -109,13 +109,10 @@ def set_aside_later(checkpoint: Path, folder: Path) -> None:
             print(f"note: {later.name} is of a later step; it is kept as {kept}", file=sys.stderr)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [c for c in (folder / "checkpoints").glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", c.name)]
-
-
 def _numbered(folder: Path) -> dict[int, Path]:
     """A run's checkpoints by step, without those whose last file is not whole."""
-    return {int(c.name.partition("-")[2]): c for c in _checkpoints(folder) if step_of(c) is not None}
+    named = [c for c in (folder / "checkpoints").glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", c.name)]
+    return {int(c.name.partition("-")[2]): c for c in named if step_of(c) is not None}
 
 
 def _unfinished(folder: Path) -> bool:

@@ -60,7 +60,7 @@ class EmbeddingTrainer(RunTrainer):
             data.train_max_seq_length,
         )  # fmt: skip
         super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
-        self.sampling, self.texts = data, encoder.tokenizer
+        self.data_arguments, self.tokenizer = data, encoder.tokenizer
         self.queries = self.all_negatives = 0
         self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
 
@@ -70,12 +70,12 @@ class EmbeddingTrainer(RunTrainer):
         Raises RunError, with step, chunk and text, where an embedding or the loss is not finite.
         """
         step = self.state.global_step + 1
-        refuse_broken(step, embeddings, batch["chunks"], self.texts)
+        refuse_broken(step, embeddings, batch["chunks"], self.tokenizer)
         try:
             loss, negatives = self.judged(embeddings, batch)
         except NotFinite as error:
             rows = batch["inverse"][batch["query"][error.rows]].tolist()
-            raise broken_loss(step, error.loss, rows, "queries", batch["chunks"], self.texts) from None
+            raise broken_loss(step, error.loss, rows, "queries", batch["chunks"], self.tokenizer) from None
         self.queries += len(batch["query"])
         self.all_negatives = self.all_negatives + negatives * len(batch["query"])
         self.steps += 1
@@ -100,11 +100,11 @@ class EmbeddingTrainer(RunTrainer):
     def _get_train_sampler(self, train_dataset: object = None) -> RandomOrder:
         rows, epoch = self.train_dataset, lambda: int(self.state.epoch or 0)  # accelerate tells no epoch on resuming
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self.sampling.batch_by == "random":
+        if self.data_arguments.batch_by == "random":
             return RandomOrder(len(rows), seed, epoch)
         batch = self.args.train_batch_size * world_size()
         say = self.is_world_process_zero()
-        return OneSourceBatches(rows["source"], batch, self.sampling.source_alpha, seed, epoch, say)
+        return OneSourceBatches(rows["source"], batch, self.data_arguments.source_alpha, seed, epoch, say)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         encoder, folder = self.accelerator.unwrap_model(self.model), Path(output_dir)

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from koir.reranker import Reranker, load_reranker
 from koir.retrieval.dense import model_fingerprint
 from koir.retrieval.hybrid import FETCH, weighted
 from koir.retrieval.opening import describe
-from koir.retrieval.stages import FirstStage, corpus_fingerprint, first_stage, is_milvus
+from koir.retrieval.stages import FirstStage, corpus_fingerprint, digest, first_stage, is_milvus
 from koir.tokens import some_of
 
 
@@ -66,11 +65,6 @@ class Settings:
     def kept(self, task: Task) -> int:
         """Candidates of each first stage."""
         return max(DEPTH, *self.depths_of(task))
-
-
-def digest(*values: object) -> str:
-    """sha256 of values that JSON can hold: what a result is known by."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class Joint:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytrec_eval
 
+from koir.retrieval.ranking import ranked
+
 KS = (1, 3, 5, 10)
 _TREC = {"ndcg": "ndcg_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
 
@@ -27,8 +29,7 @@ def evaluate_run(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, floa
 
 def _first_right(candidates: dict[str, float], answers: dict[str, int]) -> int | None:
     """The rank, from 1, of the first right answer in trec_eval's order."""
-    order = sorted(candidates, key=lambda document: (np.float32(candidates[document]), document), reverse=True)
-    return next((rank for rank, document in enumerate(order, 1) if answers.get(document, 0) > 0), None)
+    return next((rank for rank, document in enumerate(ranked(candidates), 1) if answers.get(document, 0) > 0), None)
 
 
 def ndcg(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> np.ndarray:

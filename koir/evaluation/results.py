@@ -39,6 +39,7 @@ from pathlib import Path
 from koir.evaluation.metrics import mean_scores
 from koir.evaluation.significance import interval
 from koir.manifest import write_json, written_aside
+from koir.retrieval.ranking import ranked
 
 HEADLINE = ("ndcg_at_10", "recall_at_10", "mrr_at_10")
 
@@ -68,11 +69,12 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
     file = folder / f"{stem}.json"
     with written_aside(folder / f"{stem}.queries.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
         for query, answers in qrels.items():
-            ranked = sorted(run.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:top]
+            found = run.get(query, {})
+            best = ranked(found)[:top]
             row = {"query_id": query, "relevant": sorted(answers)}
             if set(answers.values()) != {1}:
                 row["grades"] = [answers[document] for document in row["relevant"]]
-            row |= {"top": [document for document, _ in ranked], "scores": [score for _, score in ranked]}
+            row |= {"top": best, "scores": [found[document] for document in best]}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_json(file, content)
     return file

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from koir.encoder import Encoder
-from koir.gather import rank, world_size
+from koir.gather import meet, rank, world_size
 from koir.manifest import written_aside
 from koir.retrieval.ranking import as_run, best
 
@@ -36,7 +36,7 @@ class Dense:
     ) -> "Dense":
         """Embed a corpus. parts: a folder for finished shards, from which an interrupted build goes on.
 
-        With `parts` and several processes (torchrun), each embeds every so manieth shard; all return once all are done.
+        With `parts` and several processes (torchrun), they share the shards; all return once all are done.
         """
         ids = sorted(corpus)
         corpus = dict(zip(ids, valid([corpus[document] for document in ids]), strict=True))
@@ -102,8 +102,7 @@ def _shards(encoder: Encoder, texts: list[str], parts: Path, progress: str | Non
             vectors = encoder.encode(texts[start : start + SHARD], "document", progress=label)
             with written_aside(file) as aside, aside.open("wb") as out:
                 np.save(out, vectors)
-    if world_size() > 1:
-        torch.distributed.barrier()
+    meet()
     empty = np.empty((0, encoder.dimensions), dtype=np.float32)
     return np.concatenate([empty, *[np.load(file) for file in files]])
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from koir.encoder import Encoder, load_encoder
 from koir.errors import FlagError, nearest, without_passwords
-from koir.gather import gather_sizes, rank, world_size
+from koir.gather import gather_sizes, meet, rank, world_size
 from koir.manifest import cache_folder, write_json, written_aside
 from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B
 from koir.retrieval.dense import Dense, encoder_fingerprint, valid
@@ -72,8 +72,8 @@ class FirstStage:
         if self.fuses and self.fusion == "weighted" and self.weight is None:
             self.weight = DENSE_SHARE
         versions = map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
-        self._keys = {"bm25": _digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, LEAD_WORDS, *versions), "dense": dense}
-        self.fingerprint = _digest(self.kind, *[self._keys[part] for part in self.part_kinds])
+        self._keys = {"bm25": digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, LEAD_WORDS, *versions), "dense": dense}
+        self.fingerprint = digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property
     def fuses(self) -> bool:
@@ -87,7 +87,7 @@ class FirstStage:
 
     def part_folder(self, part: str, corpus_key: str) -> Path:
         """Where a part's index over a corpus lies."""
-        return self.store / f"{part}-{_digest(self._keys[part], corpus_key)[:16]}"
+        return self.store / f"{part}-{digest(self._keys[part], corpus_key)[:16]}"
 
     def __call__(self, corpus: dict[str, str]):
         """Build what is not yet there, and open it."""
@@ -136,7 +136,7 @@ class FirstStage:
         return parts[0] if len(parts) == 1 else Hybrid(*parts, self.spec, self.fusion, self.weight)
 
     def _collection(self, corpus_key: str) -> str:
-        return f"koir_{_digest(self.fingerprint, corpus_key)[:16]}"
+        return f"koir_{digest(self.fingerprint, corpus_key)[:16]}"
 
     def _milvus_uri(self, corpus_key: str) -> str:
         return self.uri or str(self.store / f"{self._collection(corpus_key)}.db")
@@ -166,8 +166,7 @@ class FirstStage:
                 index.save(aside)
                 facts = {"part": part, "documents": len(corpus), "corpus_fingerprint": key}
                 write_json(aside / "complete.json", facts | {"fingerprint": self._keys[part]})
-        if world_size() > 1:
-            torch.distributed.barrier()  # until here another process may be reading the shards
+        meet()  # until here another process may be reading the shards
         if rank() == 0:
             shutil.rmtree(shards, ignore_errors=True)
 
@@ -180,7 +179,7 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     locks = cache_folder() / "locks"
     locks.mkdir(exist_ok=True)
-    with (locks / _digest(str(folder.resolve()))[:16]).open("w") as lock:
+    with (locks / digest(str(folder.resolve()))[:16]).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -202,7 +201,8 @@ def _milvus():
     return milvus
 
 
-def _digest(*values: object) -> str:
+def digest(*values: object) -> str:
+    """sha256 of values that JSON can hold, none of them a dictionary: what an index or a result is known by."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from koir.errors import SourceError, nearest_beside
-from koir.sources.streams import File, bound, gunzipped, joiner, seekable
+from koir.sources.streams import File, Gunzipped, bound, joiner, seekable
 
 DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 PART = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
@@ -27,7 +27,7 @@ def walk(path: Path) -> Iterator[File]:
     """Data files (and others, which a source ignores) in natural order; a File can be opened until the next is asked.
 
     Raises SourceError for a path that is not there, a broken archive, a missing part, a member whose name climbs out
-    of its archive, or one that expands beyond RATIO or EXPANDED.
+    of its archive, or one that expands beyond what streams.py allows.
     """
     if not path.exists():
         raise SourceError(str(path), "no such file or folder", "a download" + nearest_beside(path))
@@ -124,10 +124,10 @@ def _opened(file: File, depth: int) -> Iterator[File]:
     if depth >= DEPTH:
         raise SourceError(file.place, f"archives within archives, {depth} deep", f"at most {DEPTH}")
     if lower.endswith(".gz") and not lower.endswith(".tar.gz"):
-        yield from _opened(File(file.name[:-3], file.place, lambda: gunzipped(file)), depth + 1)
+        yield from _opened(File(file.name[:-3], file.place, lambda: Gunzipped(file)), depth + 1)
         return
     try:
-        stream = gunzipped(file) if lower.endswith(("gz",)) else file.open()
+        stream = Gunzipped(file) if lower.endswith("gz") else file.open()
         with stream, seekable(stream, file.place) as archive:
             members = _zip_members if lower.endswith(".zip") else _tar_members
             yield from _each(members(file, archive), depth + 1)

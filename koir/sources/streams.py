@@ -36,7 +36,7 @@ def bound(place: str, expanded: int, compressed: int, total: int, members: int) 
 
 def seekable(stream: BinaryIO, place: str) -> BinaryIO:
     """The stream itself where jumping about in it is cheap, else a copy in an unnamed temporary file."""
-    if not isinstance(stream, (_Bounded, zipfile.ZipExtFile)):
+    if not isinstance(stream, (Gunzipped, zipfile.ZipExtFile)):
         return stream
     copy, total = tempfile.TemporaryFile(), 0  # noqa: SIM115 (the caller closes it)
     while block := stream.read(2**20):
@@ -47,13 +47,8 @@ def seekable(stream: BinaryIO, place: str) -> BinaryIO:
     return copy
 
 
-def gunzipped(file: File) -> BinaryIO:
+class Gunzipped(io.BufferedReader):
     """What a gzip file holds. Reading raises SourceError where it expands beyond RATIO or EXPANDED."""
-    return _Bounded(file)
-
-
-class _Bounded(io.BufferedReader):
-    """What a gzip file holds, read only as far as RATIO allows."""
 
     def __init__(self, file: File):
         super().__init__(_Inflating(file), 2**20)
