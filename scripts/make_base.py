@@ -8,8 +8,6 @@ in a minute and written as a transformer; weights in half precision; the same pi
 that are there already are not made again. OUTPUT/base and OUTPUT/reranker are what koir/demo holds under these names.
 """
 
-import gzip
-import json
 import shutil
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.loading import share_weights  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
+from koir.shards import read_rows, write_rows  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 SPECIAL = 5  # the first pieces of the vocabulary are special tokens
@@ -64,11 +63,10 @@ def main(argv: list[str] | None = None) -> Path:
     written = out / "matcher"
     if not file.is_file():
         made = rows.all_rows(data / "raw", data / "beir", settings.seed)
-        with written_aside(file) as aside, gzip.GzipFile(aside, "wb", mtime=0) as stream:
-            stream.writelines((json.dumps(item, ensure_ascii=False) + "\n").encode() for item in made)
+        write_rows(file, made)
         print(f"{file}: {len(made):,} rows")
     if not start.is_dir():
-        _bag(rows.json_lines(file), start, settings)
+        _bag(list(read_rows(file)), start, settings)
     if settings.contrastive and not (run / "run.json").is_file():
         command = [sys.executable, ROOT / "v1.1/train.py", ROOT / "v1.1/recipes/base.yaml"]
         command += ["--model_name_or_path", start, "--train_data", file, "--output_dir", run]

@@ -11,14 +11,13 @@ document_score and hard_negative_score.
 
 import collections
 import dataclasses
-import gzip
 import hashlib
 import itertools
 import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +31,12 @@ import torch
 from koir.bars import progress_bar
 from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.tasks import load_corpus
-from koir.manifest import check_outputs, model_folder, origin, write_json, written_aside
+from koir.manifest import check_outputs, model_folder, origin, write_json
 from koir.mining import Rules, Statistics
 from koir.negatives import Negatives
 from koir.reranker import load_reranker
 from koir.retrieval.stages import corpus_fingerprint
+from koir.shards import write_rows
 from koir.triplets import Triplets, load_triplets, report
 
 MARGIN = 1.0  # logits: the positive is e times likelier by the reranker's odds
@@ -136,16 +136,8 @@ def _records(batch: dict) -> Iterator[dict]:
     return (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
-def write_part(file: Path, rows: Iterable[dict], statistics: Statistics) -> None:
-    """One file of rows, and beside it, last, what was counted meanwhile; both appear whole or not at all."""
-    with written_aside(file) as aside, aside.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    write_json(statistics_file(file), vars(statistics))
-
-
 def statistics_file(part: Path) -> Path:
-    """Where a part's statistics lie; without them the part is not whole."""
+    """Where what was counted for a part lies; it is written last, and without it the part is not whole."""
     return part.with_name(part.name.replace(".jsonl.gz", ".json"))
 
 
@@ -221,7 +213,8 @@ def main(argv: list[str] | None = None) -> dict:
             collections.deque(some, maxlen=0)  # passed over
         else:
             statistics = Statistics()
-            write_part(part, negatives.fill(some, statistics), statistics)
+            write_rows(part, negatives.fill(some, statistics))
+            write_json(statistics_file(part), vars(statistics))
         total.add(Statistics(**json.loads(statistics_file(part).read_text(encoding="utf-8"))))
     content = summary(total)
     show(content)
