@@ -6,6 +6,7 @@ import unicodedata
 
 import pytest
 
+from koir import bars
 from koir.manifest import cache_folder
 from koir.retrieval import bm25
 from koir.retrieval import morphemes as module
@@ -40,6 +41,12 @@ def test_content_words_with_and_without_the_cache(asked):
     assert len(asked) == len(set(TEXTS))
     assert morphemes([unicodedata.normalize("NFD", text) for text in TEXTS]) == WORDS
     assert len(asked) == len(set(TEXTS))
+
+
+def test_an_index_that_takes_long_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(bars, "PAUSE", 0)
+    bm25.BM25({str(number): text for number, text in enumerate(TEXTS)}, progress=True)
+    assert f"morphemes: 100% {len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
 
 
 def test_short_calls_leave_no_trace(monkeypatch):

@@ -49,16 +49,17 @@ class BM25:
 
     Both are counted over the document with its lead once more behind it.
 
-    ids: document ids, sorted. index: bm25s' sparse columns, one a term. vocabulary: term -> column.
+    ids: document ids, sorted. index: bm25s' sparse columns, one a term. vocabulary: term -> column. progress: show how
+    far the documents' morphemes are found, which is most of the work.
     """
 
     name = "bm25"
 
-    def __init__(self, corpus: dict[str, str]):
+    def __init__(self, corpus: dict[str, str], progress: bool = False):
         self.ids = sorted(corpus)
         texts = [corpus[document] for document in self.ids]
         leads = [lead(text) for text in texts]
-        self.vocabulary, self.index = _counted(morphemes(texts), morphemes(leads))
+        self.vocabulary, self.index = _counted(morphemes(texts, "morphemes" if progress else None), morphemes(leads))
         pairs, of_pairs = _counted(map(character_pairs, texts), map(character_pairs, leads))
         self.vocabulary |= {pair: len(self.vocabulary) + column for pair, column in pairs.items()}
         self.index.scores = _side_by_side(self.index.scores, of_pairs.scores)

@@ -40,7 +40,7 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
     """
     keep = _cache() if sum(map(len, texts)) > WORTH_KEEPING else contextlib.nullcontext()
     found, shared = [], {}  # equal words are one object: a corpus of words fits in memory
-    with keep as cache, progress_bar(progress, total=len(texts), unit="text") as bar:
+    with keep as cache, progress_bar(progress, total=len(texts), unit="text", leave=False) as bar:
         for start in range(0, len(texts), CHUNK):
             chunk = [unicodedata.normalize("NFC", t).encode("utf-8", "ignore") for t in texts[start : start + CHUNK]]
             lists = None
@@ -52,6 +52,7 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
                     cache = None
             lists = lists or _tokenised([text.decode() for text in chunk])
             found += [[shared.setdefault(word, word) for word in words] for words in lists]
+            bar.update(len(chunk))
     return found
 
 

@@ -161,7 +161,7 @@ class FirstStage:
             self._say_what_is_cut(corpus)
             index = Dense.build(self.encoder, corpus, self.spec, self.progress, shards)
         if rank() == 0:
-            index = BM25(corpus) if part == "bm25" else index
+            index = BM25(corpus, self.progress) if part == "bm25" else index
             with written_aside(folder) as aside:
                 index.save(aside)
                 facts = {"part": part, "documents": len(corpus), "corpus_fingerprint": key}
