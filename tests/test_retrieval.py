@@ -145,6 +145,22 @@ def test_dense_search_is_exact_and_ties_go_by_id(small):
     assert len(index.search(["임금"], 100)[0]) == 40
 
 
+@pytest.mark.parametrize("depth", [7, 50])
+def test_equal_vectors_tie_wherever_they_stand_and_however_many_queries_there_are(depth):
+    """BLAS rounds the products of wide vectors by their place in a block, and takes part from 20 queries on."""
+    different = np.random.default_rng(0).standard_normal((5, 768)).astype(np.float32)
+    different /= np.linalg.norm(different, axis=1, keepdims=True)
+    index = Dense(None, [f"{n:03}" for n in range(100)], different[np.arange(100) % 5], "dense")
+    queries = np.repeat(different, 40, axis=0)
+    found = index.search([""] * 200, depth, queries)
+    for number, one in enumerate(found):
+        assert list(one)[:20] == [f"{n:03}" for n in range(number // 40, 100, 5)][::-1][:depth]
+        assert len(set(one.values())) == -(-depth // 20)
+    assert [list(index.search([""], depth, queries[n : n + 1])[0]) for n in range(0, 200, 40)] == list(
+        map(list, found[::40])
+    )
+
+
 def test_the_second_build_embeds_nothing(model, tmp_path, monkeypatch):
     built = first_stage(f"dense:{model}", str(tmp_path), progress=False)(LAW)
     assert isinstance(built.vectors, np.memmap) and built.vectors.dtype == np.float32

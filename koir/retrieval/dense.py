@@ -16,6 +16,7 @@ from koir.manifest import written_aside
 from koir.retrieval.ranking import as_run, best
 
 SHARD = 2048  # texts embedded between two files: what a kill can cost
+ROUNDING = 1e-6  # BLAS rounds a product by where it stands, so those of equal vectors differ by less than this
 CUTTING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "post_processor")  # of a tokenizer's JSON
 NO_MATTER = ("_name_or_path", "architectures", "auto_map", "dtype", "sentence_transformers", "transformers_version",
              "use_cache")  # of a configuration: where it lies, who wrote it, what others read  # fmt: skip
@@ -70,9 +71,12 @@ class Dense:
             scores, rows = _nearest(vectors[waiting], self.vectors, wanted)  # [q, wanted] each
             undecided = []
             for query, values, positions in zip(waiting, scores, rows, strict=True):
-                if wanted < len(self.ids) and values[depth - 1] == values[-1]:
+                if wanted < len(self.ids) and values[depth - 1] - values[-1] < ROUNDING:
                     undecided.append(query)
                     continue
+                gaps = -np.diff(values, prepend=np.inf, append=-np.inf)  # [wanted + 1]
+                near = np.minimum(gaps[:-1], gaps[1:]) < ROUNDING  # [wanted]
+                values[near] = np.einsum("nd,d->n", self.vectors[positions[near]], vectors[query])
                 by_id = np.argsort(positions)
                 order = by_id[best(values[by_id], depth)]
                 found[query] = as_run(self.ids, positions[order], values[order])
