@@ -11,7 +11,7 @@ import pytest
 import pytrec_eval
 
 from koir.errors import TaskError
-from koir.evaluation.metrics import KS, evaluate_run, mean_scores
+from koir.evaluation.metrics import KS, evaluate_run, mean_scores, ndcg
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
@@ -100,6 +100,7 @@ def test_queries_without_candidates_score_zero_and_count():
     scores = evaluate_run(qrels, {"있다": {"a": 1.0}, "비었다": {}})
     assert set(scores["비었다"].values()) == set(scores["없다"].values()) == {0.0}
     assert mean_scores(scores)["ndcg_at_10"] == pytest.approx(1 / 3)
+    assert ndcg(qrels, {"있다": {"a": 1.0}, "비었다": {}}).tolist() == [1, 0, 0]
 
 
 def test_queries_that_nobody_judged_are_left_out():
@@ -114,6 +115,7 @@ def test_f1_is_of_mean_precision_and_mean_recall():
     assert (means["precision_at_3"], means["recall_at_3"]) == pytest.approx((precision, recall))
     assert means["f1_at_3"] == pytest.approx(2 * precision * recall / (precision + recall))
     assert mean_scores(evaluate_run(qrels, {}))["f1_at_10"] == 0.0
+    assert mean_scores(evaluate_run({"q": {"a": 1}}, {"q": {"a": 1.0}}))["f1_at_1"] == 1
 
 
 # --- significance ----------------------------------------------------------------------------------------------------
@@ -128,8 +130,9 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time(values):
 
 def test_an_interval_is_as_wide_as_the_normal_one():
     values = np.random.default_rng(3).random(400)
-    low, high = interval(values)
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(400), rel=0.1)
+    low, high = interval(values, samples=5000)
+    for side in (values.mean() - low, high - values.mean()):
+        assert side == pytest.approx(1.96 * values.std() / math.sqrt(400), rel=0.05)
 
 
 def test_p_is_about_uniform_when_nothing_differs():
@@ -146,11 +149,13 @@ def test_p_of_a_clear_difference_is_small_either_way():
 
 def test_p_of_identical_systems_is_one():
     assert paired_p([0.2, 0.4, 1.0], [0.2, 0.4, 1.0]) == 1.0
+    assert paired_p([0.2, 0.4], [0.2, 0.4], samples=1500) == 1.0
 
 
 def test_p_of_few_queries_is_that_of_all_signs():
     assert paired_p([1, 1, 1], [0, 0, 0]) == pytest.approx(2 / 8, abs=0.02)
     assert paired_p([1, 1, 1], [0, 0, 0]) == paired_p([1, 1, 1], [0, 0, 0])
+    assert paired_p([0.1, 0.2, 0.0, 0.1], [0.0, 0.0, 0.3, 0.0]) == 1  # no signs give less than 0.1, but for rounding
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------

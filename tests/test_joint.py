@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import re
 import shutil
 import xml.dom.minidom
@@ -96,7 +97,7 @@ def test_each_pair_is_scored_once_and_only_candidates_are(task):
     assert len(reranker.asked) == len(set(reranker.asked)) == 25 * len(task.queries)
     assert all(set(done.logits[q]) == set(ranked(run[q])[:25]) for q in run)  # no right answer is slipped in
     assert done.pairs == {depth: depth * len(task.queries) for depth in (3, 10, 25)}
-    assert done.seconds[3] <= done.seconds[10] <= done.seconds[25]
+    assert 0 < done.seconds[3] <= done.seconds[10] <= done.seconds[25] < 60
 
 
 def test_a_constant_reranker_gains_nothing_but_the_order_of_ids(task):
@@ -115,6 +116,7 @@ def test_the_mixture_ends_at_both_parts(task):
     assert list(final_run(first, logits, 3, 0.0, "minmax")) == ["a", "b", "c"]
     assert list(final_run(first, logits, 3, 1.0, "z")) == ["c", "b", "a"]
     assert final_run(first, logits, 3, None, "minmax") == {"a": -5.0, "b": 0.0, "c": 5.0}
+    assert final_run(first, logits, 3, 0.25, "raw") == {"a": 1.0, "b": 1.5, "c": 2.0}
 
 
 def test_the_ceiling_is_the_recall_of_the_candidates():
@@ -136,6 +138,17 @@ def test_the_weight_is_the_best_on_the_grid_and_the_smallest_of_equals():
     assert weight == next(w for w in GRID if scores[w] == 1) < 1
     whole = {q: pairs[q].mixed(weight, 10) for q in qrels}
     assert scores[weight] == mean_scores(evaluate_run(qrels, whole))["ndcg_at_10"]
+    assert tuple(step / 20 for step in range(21)) == GRID
+
+
+def test_a_weight_between_two_runs_that_are_each_wrong_is_found():
+    """Of the right answer one run thinks well, the other too, and each better of a wrong one: ten are looked at."""
+    first, second = {"a": 0.8, "b": 1.0, "c": 0.0}, {"a": 0.8, "b": 0.0, "c": 1.0}
+    between = ({"q": {"a": 1}}, {"q": align(first, second, "raw")})
+    weight, scores = choose_weight([between])
+    assert (weight, scores[0.0], scores[1.0]) == (0.25, 1 / math.log2(3), 1 / math.log2(3)) and scores[0.25] == 1
+    tenth = {f"x{number}": 2.0 for number in range(9)} | {"a": 1.0, "b": 0.0}
+    assert choose_weight([({"q": {"a": 1}}, {"q": align(tenth, tenth)})])[1][0.5] == pytest.approx(1 / math.log2(11))
 
 
 def test_a_gain_on_one_task_is_not_paid_for_by_another():
@@ -159,6 +172,17 @@ def test_a_gain_below_one_standard_error_moves_no_first_stage(gained, lost, chos
     weight = 0.55  # the first at which what is right in one run is first in both
     assert choose_weight([(qrels, pairs)])[0] == weight
     assert choose_weight([(qrels, pairs)], harmless=True)[0] == chosen
+
+
+def test_several_tasks_have_the_standard_error_of_their_mean():
+    """One task's 16 queries gain 4 net, which is more than its own error of 3.87; beside it a task that stays."""
+    right, wrong = {"a": 1.0, "b": 0.0, "c": -9.0}, {"a": 0.0, "b": 1.0, "c": -9.0}
+    both = [(wrong, right)] * 10 + [(right, wrong)] * 6
+    qrels = {str(number): {"a": 1} for number in range(16)}
+    moved = qrels, {query: align(*runs) for query, runs in zip(qrels, both, strict=True)}
+    still = qrels, {query: align(right, right) for query in qrels}
+    for tasks in ([moved], [moved, still], [still, moved, still]):
+        assert choose_weight(tasks, harmless=True)[0] == 0.55
 
 
 def test_of_weights_that_a_standard_error_does_not_tell_apart_the_smallest_is_chosen():

@@ -60,6 +60,8 @@ def test_the_best_are_those_of_a_whole_sort_with_ties_by_position(depth):
     for _ in range(50):
         scores = rng.choice(np.float32([0.1, 0.5, 0.5000001, 2]), size=rng.integers(1, 30))
         assert best(scores, depth).tolist() == np.lexsort((np.arange(len(scores)), scores))[::-1][:depth].tolist()
+    scores = rng.permutation(1000).astype(np.float32)  # so many that a partition leaves most in no order
+    assert best(scores, 19 * depth).tolist() == np.argsort(-scores)[: 19 * depth].tolist()
 
 
 def test_ranked_breaks_ties_of_float32_by_id():
@@ -68,7 +70,7 @@ def test_ranked_breaks_ties_of_float32_by_id():
 
 def test_scales():
     assert minmax(np.array([1.0, 3.0, 2.0])).tolist() == [0, 1, 0.5] and minmax(np.array([2.0, 2.0])).tolist() == [1, 1]
-    assert standard(np.array([1.0, 3.0])).tolist() == [-1, 1] and standard(np.array([2.0])).tolist() == [0]
+    assert standard(np.array([1.0, 5.0])).tolist() == [-1, 1] and standard(np.array([2.0])).tolist() == [0]
     assert standard(np.array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]  # whose mean is not 0.1
     assert minmax(np.array([])).tolist() == standard(np.array([])).tolist() == []
 
@@ -80,6 +82,7 @@ def test_mixing_moves_from_one_run_to_the_other():
     assert pair.mixed(0.5, 2) == {"c": 0.5, "a": 0.5}
     assert align(first, {"a": 1.0, "b": 4.0, "c": 5.0}, "raw").mixed(0.5, 3) == {"a": 5.0, "b": 4.5, "c": 3.0}
     assert list(pair.mixed(1.0, 1)) == ["c"]
+    assert list(align({"a": 1 + 1e-12, "b": 1.0}, {}, "raw").mixed(0.0, 2)) == ["b", "a"]  # equal in float32
 
 
 def test_a_weighted_hybrid_keeps_how_sure_bm25_is():
@@ -96,13 +99,16 @@ def test_reciprocal_ranks_count_from_one_and_absence_gives_nothing():
     expected = {"b": 1 / (RRF_K + 2) + 1 / (RRF_K + 1), "a": 1 / (RRF_K + 1)}
     assert list(fused) == ["b", "a"] and fused == pytest.approx(expected)
     assert reciprocal_ranks([{}, {}], 10) == {}
+    for first, second in ("ab", "ba"):  # equal sums go by id
+        assert list(reciprocal_ranks([{first: 2.0, second: 1.0}, {second: 2.0, first: 1.0}], 2)) == ["b", "a"]
 
 
 def test_score_maps_keep_the_order_and_only_exp_normalize_looks_at_the_others():
-    logits = np.array([3.0, -1.0, 0.0, -800.0, 800.0])
+    logits = np.array([3.0, -1.0, 0.5, 0.0, -800.0, 800.0])
     for shown in SCORE_MAPS.values():
         assert (np.diff(shown(np.sort(logits))) >= 0).all() and np.isfinite(shown(logits)).all()
-    assert sigmoid(logits)[:3] == pytest.approx(1 / (1 + np.exp(-logits[:3])))
+    assert sigmoid(logits)[:4] == pytest.approx(1 / (1 + np.exp(-logits[:4])))
+    assert exp_normalize(np.log([1.0, 3.0])) == pytest.approx([0.25, 0.75])
     assert (
         exp_normalize(logits).sum() == pytest.approx(1) and exp_normalize(logits[:3])[0] != exp_normalize(logits[:1])[0]
     )
