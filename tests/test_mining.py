@@ -35,16 +35,19 @@ def test_a_candidate_above_95_percent_of_the_positive_is_a_likely_false_negative
 def test_several_negatives_come_best_first_and_every_candidate_is_accounted_for():
     chosen, statistics = mined(num_negatives=3)
     assert chosen == ["c", "d", "e"]
-    counts = statistics.counts
-    assert counts["all negatives"] == counts["rows"] == 1
-    reasons = ("right answer", "skipped", "likely false negative", "near-equal", "chosen", "not needed")
-    assert sum(counts[reason] for reason in reasons) == counts["candidates"] == 6
+    assert statistics.counts["all negatives"] == statistics.counts["rows"] == 1
+    corpus = CORPUS | {"d": CORPUS["a"] + "!"}
+    for rules in ({}, {"skip_top": 2}, {"skip_top": 9}, {"num_negatives": 3, "corpus": corpus}):
+        counts = mined(**rules)[1].counts
+        reasons = ("right answer", "skipped", "likely false negative", "near-equal", "chosen", "not needed")
+        assert sum(counts[reason] for reason in reasons) == counts["candidates"] == 6
 
 
 def test_a_margin_replaces_the_ratio_where_scores_can_be_negative():
     logits = {"a": -1.0, "b": -1.01, "c": -2.5, "d": -4.0}
     assert mined(logits, margin=2.0)[0] == ["d"]
     assert mined(logits)[0] == ["b"]  # a share of a negative score says nothing: below the positive is enough
+    assert mined(logits | {"b": -0.97})[0] == ["c"] == mined(logits | {"b": -0.97}, margin=0.0)[0]
 
 
 def test_right_answers_of_the_query_are_never_negatives_whatever_row_they_come_from():
@@ -78,6 +81,7 @@ def test_a_passage_that_quotes_the_question_may_be_a_negative():
 def test_negatives_of_one_row_differ_from_each_other():
     chosen, _ = mined(corpus=CORPUS | {"d": CORPUS["c"] + "."}, num_negatives=2)
     assert chosen == ["c", "e"]
+    assert mined(corpus=CORPUS | {"d": CORPUS["c"] + text("z", 200)}, num_negatives=2)[0] == ["c", "e"]
 
 
 def test_skip_top_passes_over_the_best_that_are_not_right_answers():
@@ -89,6 +93,9 @@ def test_skip_top_passes_over_the_best_that_are_not_right_answers():
 def test_random_sampling_depends_on_seed_and_query_alone():
     draws = {seed: tuple(mined(sampling="random", num_negatives=2, seed=seed)[0]) for seed in range(20)}
     assert len(set(draws.values())) > 3
+    assert all(SCORES[first] > SCORES[second] for first, second in draws.values())
+    renamed = {"a": 10.0, "h": 9.0, "g": 8.0, "f": 7.0}
+    assert mined(renamed, sampling="random", num_negatives=3)[0] == ["h", "g", "f"]  # best first, whatever their ids
     turned = dict(reversed(SCORES.items()))
     assert all(tuple(mined(turned, sampling="random", num_negatives=2, seed=s)[0]) == d for s, d in draws.items())
     assert len({tuple(mined(sampling="random", num_negatives=2, query=f"질문 {i}")[0]) for i in range(20)}) > 3

@@ -34,6 +34,8 @@ def test_an_epoch_of_sources_that_fill_no_whole_number_of_batches_repeats_nothin
     assert len(rows) == len(set(rows)) == 3000
     OneSourceBatches(["가"] * 1900 + ["나"] * 1100, 1000, 1.0, 3, lambda: 0)
     assert capsys.readouterr().err == "note: 1,000 rows, other ones each epoch, fill no whole batch of their source\n"
+    rows = order(batch=10, sources=[str(number) for number in range(5) for _ in range(19)] + ["큰"] * 60)
+    assert len(rows) == len(set(rows)) == 110  # a share in proportion would give some of 19 rows two batches
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -68,6 +70,7 @@ def test_alpha_decides_how_often_a_source_comes():
             assert len(set(batch)) == 8
     assert (counts[1.0]["작은"], counts[0.5]["작은"], counts[0.0]["작은"]) == (1, 9, 50)
     assert shares([800**0.5, 8**0.5], 101) == [92, 9] and shares([1, 1, 1], 5) == [2, 2, 1]
+    assert shares([8**0.5, 800**0.5], 101) == [9, 92]
 
 
 def test_small_sources_are_said(capsys):
@@ -75,6 +78,7 @@ def test_small_sources_are_said(capsys):
     assert "1 sources smaller than a batch (3 rows) are left out" in capsys.readouterr().err
     OneSourceBatches(SOURCES, 8, 1.0, 3, lambda: 0)
     assert "2 sources smaller than a batch (9 rows) share batches" in capsys.readouterr().err
+    assert sorted(order(sources=["하나"] * 4 + ["둘"] * 4)) == list(range(8)) and not capsys.readouterr().err
     with pytest.raises(FlagError, match="--batch_by source: found no source with 8 rows"):
         OneSourceBatches(["작은"] * 7, 8, 1.0, 3, lambda: 0)
 
