@@ -98,7 +98,7 @@ def test_where_bm25_begins_to_rank_changes_nothing(monkeypatch, depth):
     generator = random.Random(0)
     words = [f"낱말{number}" for number in range(50)]
     texts = [" ".join(generator.choices(words, weights=range(50, 0, -1), k=20)) for _ in range(300)]
-    monkeypatch.setattr(bm25, "morphemes", lambda texts: [text.split() for text in texts])
+    monkeypatch.setattr(bm25, "morphemes", lambda texts, progress=None: [text.split() for text in texts])
     index = bm25.BM25({str(number): text for number, text in enumerate(texts)})
     queries = [" ".join(generator.sample(words, 4)) for _ in range(30)] + [words[-1], "없음", ""]
     found = index.search(queries, depth)

@@ -5,6 +5,7 @@ import pytest
 from one_step import tiny_encoder
 from test_reranker import PAIRS, tiny_reranker
 
+from koir import passages as cutting
 from koir.passages import passages, strongest
 from koir.reranker import load_reranker
 
@@ -31,6 +32,20 @@ def test_passages_cover_a_text_in_order_and_share_a_quarter(tokens):
             ends = [place + len(part) for place, part in zip(places, parts, strict=True)]
             assert places[0] == 0 and ends[-1] == len(text)
             assert all(start < end for start, end in zip(places[1:], ends, strict=False))
+
+
+def test_parts_by_hand():
+    letters = "abcdefghij"
+    assert cutting._parts(letters, [(n, n + 1) for n in range(10)], 4) == ["abcd", "defg", "ghij"]
+    words = " ab cd ef gh ij "  # what no token holds, at the beginning and the end, is in the first and the last part
+    assert cutting._parts(words, [(n, n + 2) for n in range(1, 16, 3)], 3) == [" ab cd ef", "ef gh ij "]
+
+
+def test_however_many_texts_there_are_each_is_cut(monkeypatch):
+    texts = [numbered(n) for n in range(1, 8)]
+    whole = passages(TOKENS, texts, 20)
+    monkeypatch.setattr(cutting, "BLOCK", 3)
+    assert passages(TOKENS, texts, 20) == whole and min(map(len, whole)) > 1
 
 
 def test_equal_texts_are_cut_once_and_keep_their_places():
