@@ -1,6 +1,7 @@
 """run.json beside every artefact, written last; files and folders that appear complete or not at all."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -63,6 +64,30 @@ def written_aside(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside)
         else:
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder that is there as the one command that writes to it; left empty, it goes.
+
+    doing: what another one would be at. Raises RunError where another process holds it: of a command started twice, or
+    of a finetune.sh that was killed, which leaves its training behind.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if int(os.environ.get("RANK", 0)) == 0:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = f"another process that {doing} there"
+                raise RunError(f"--output_dir {folder}", found, "its end first") from None
+            except OSError:  # a file system that knows no locks
+                pass
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def check_outputs(output_dir: str, json_file: str | None) -> None:

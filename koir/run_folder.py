@@ -1,13 +1,10 @@
 """The folder of a training run: a new one, or the one to resume in; its recipe.yaml, metrics.jsonl and checkpoints."""
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -48,28 +45,6 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
     _refuse_others(folder, numbered if resume is None else {})
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a run folder as the one run that writes there; left empty, it goes. Raises RunError where another holds it.
-
-    finetune.sh that is killed leaves its training behind, and a resumed one would write beside it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if int(os.environ.get("RANK", 0)) == 0:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"--output_dir {folder}", "another process that trains there", "its end first") from None
-            except OSError:  # a file system that knows no locks
-                pass
-        yield
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _of_checkpoint(checkpoint: Path, output_dir: str | None) -> str:

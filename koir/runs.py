@@ -24,9 +24,9 @@ from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
-from koir.manifest import origin, peak_memory_bytes, write_json
+from koir.manifest import alone, origin, peak_memory_bytes, write_json
 from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
-from koir.run_folder import alone, keep_lines, run_folder, write_recipe
+from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.tokens import some_of
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
@@ -75,7 +75,7 @@ def run(
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
     args.output_dir, checkpoint = run_folder(args, f"{name}-{recipe.stem if recipe else 'run'}")
-    with alone(Path(args.output_dir)):
+    with alone(Path(args.output_dir), "trains"):
         return _in_folder(trainer_class, name, kind, groups, checkpoint, started)
 
 

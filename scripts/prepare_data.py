@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from koir.corpus_report import families_table, sources_table, write_report
 from koir.errors import exit_on_user_error
 from koir.flags import parse, require
-from koir.manifest import check_outputs, origin, peak_memory_bytes, write_json
+from koir.manifest import alone, check_outputs, origin, peak_memory_bytes, write_json
 from koir.mining import Rules
 from koir.preparation import Plan, finish, options, prepare
 from koir.sources.registry import find, listing
@@ -101,6 +101,13 @@ def main(argv: list[str] | None = None) -> dict | None:
         return None
     plan, output = _plan(inputs, *rest), rest[-1]
     check_outputs(output.output_dir, output.json)
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    with alone(plan.output_dir, "writes"):
+        return _in_folder(plan, output)
+
+
+def _in_folder(plan: Plan, output: OutputArguments) -> dict | None:
+    """What the command does once it has its folder to itself."""
     started = time.perf_counter()
     done = prepare(plan)
     if done is None:

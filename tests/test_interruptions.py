@@ -23,8 +23,8 @@ from koir.interruptions import (
     refuse_broken_gradient,
     smaller_budget,
 )
+from koir.manifest import alone
 from koir.reranker_training import RerankerTrainer
-from koir.run_folder import alone
 from koir.tokens import pad
 from koir.training import EmbeddingTrainer
 
@@ -373,7 +373,7 @@ def test_the_best_checkpoint_of_a_run_that_was_moved(words, tmp_path, monkeypatc
 def test_two_trainings_in_one_folder(words, tmp_path, capsys):
     flags = words("v1.1", tmp_path / "run")
     (tmp_path / "run").mkdir()
-    with alone(tmp_path / "run"), pytest.raises(SystemExit):
+    with alone(tmp_path / "run", "waits"), pytest.raises(SystemExit):
         trainer_module("v1.1").main(flags)
     said = f"error: --output_dir {tmp_path / 'run'}: found another process that trains there; expected its end first"
     assert said in capsys.readouterr().err

@@ -13,7 +13,7 @@ import datasets
 import pytest
 
 from koir import corpus_report, preparation
-from koir.manifest import DEMO
+from koir.manifest import DEMO, alone
 from koir.preparation import content_key
 from koir.sources import general
 from koir.triplets import load_triplets
@@ -107,6 +107,16 @@ def test_the_same_command_says_that_it_is_done_and_another_is_refused(given, tmp
     for out in (tmp_path, tmp_path / "a" / "b"):
         said = fails("--source", f"triplets={tmp_path}", "--output_dir", out)
         assert f"--output_dir {out}: found a folder below triplets={tmp_path}, which would read it" in said
+
+
+def test_two_at_once_in_one_folder(given, tmp_path):
+    out = tmp_path / "rows"
+    out.mkdir()
+    with alone(out, "waits"):
+        said = fails("--source", *given, "--output_dir", out)
+    assert said == f"error: --output_dir {out}: found another process that writes there; expected its end first\n"
+    assert not out.exists(), "an empty folder is not left behind"
+    run("--source", *given, "--output_dir", out)
 
 
 def test_equal_arguments_give_equal_bytes(given, tmp_path):
