@@ -13,11 +13,13 @@ from koir.duplicates import MinHash, NearDuplicates, digest, normalised, shingle
 from koir.errors import FlagError
 
 GRAM = 13  # words in a row that give away a text of a task (Brown et al. 2020, appendix C)
-# Site furniture: a text that is mostly this says nothing of its subject.
+# Site furniture: a text that is mostly this says nothing of its subject. The words alone are none, since people ask of
+# copyright, of logging in and of JavaScript: a mark, or the sentence's end, tells them apart.
 FURNITURE = re.compile(
-    r"무단\s*(?:전재|복제|배포)[^\n.]*|저작권자[^\n.]*|[ⓒ©][^\n.]*|copyright[^\n.]*|all rights reserved[^\n.]*"
+    r"무단\s*(?:전재|복제|배포)[^\n.?]*금(?:지(?:합니다|됩니다|함)?|합니다)(?![가-힣])|저작권자\s*(?:[ⓒ©:]|\(c\))[^\n.]*|[ⓒ©][^\n.]*"
+    r"|copyrights?\s*(?:[ⓒ©:\d]|\(c\)|by\b)[^\n.]*|all rights reserved(?![가-힣])"
     r"|(?:본문|메뉴|주메뉴)\s*(?:으로)?\s*바로\s*가기|페이지를 찾을 수 없습니다|잘못된 접근입니다"
-    r"|로그인\s*(?:후|이)\s*(?:이용|필요)[^\n.]*|자바스크립트를[^\n.]*",
+    r"|(?:로그인\s*(?:후|이)\s*(?:이용|필요)|자바스크립트를\s*(?:사용|활성|지원|허용|켜))[^\n.?]*(?:니다|세요|시오)(?![가-힣])",
     re.IGNORECASE,
 )
 

@@ -56,6 +56,39 @@ def test_a_bad_text_is_named(bad, reason):
     assert reasons([bad], max_characters=100) == [reason]
 
 
+@pytest.mark.parametrize(
+    "furniture",
+    [
+        "저작권자(c)새벽신문. 무단전재-재배포금지",
+        "<저작권자ⓒ 새벽신문, 무단 전재 및 재배포를 금합니다>",
+        "Copyright ⓒ 2021 새벽신문. All rights reserved. 무단전재 및 재배포 금지합니다.",
+        "Copyright (c) by Dawn News",
+        "로그인 후 이용해 주세요.",
+        "로그인이 필요한 서비스입니다",
+        "자바스크립트를 지원하지 않는 브라우저입니다. 본문 바로가기",
+    ],
+)
+def test_site_furniture(furniture):
+    assert reasons([row(document=furniture)]) == ["boilerplate"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "저작권자의 허락 없이 복제하면 어떤 처벌을 받나요?",
+        "저작권자는 저작물을 공표할지 결정할 권리를 가진다.",
+        "무단 복제를 하면 어떤 처벌을 받나요?",
+        "무단 전재 금지는 어느 법에 나오나요?",
+        "copyright와 저작권은 어떻게 다른가요?",
+        "로그인이 필요한 서비스는 무엇인가요?",
+        "로그인 후 이용 가능한 메뉴",
+        "자바스크립트를 배우려면 무엇부터 해야 하나요?",
+    ],
+)
+def test_questions_about_copyright_and_logging_in_are_no_furniture(asked):
+    assert reasons([row(asked, 1), row(2, asked)]) == [None, None]
+
+
 def test_a_line_of_site_furniture_in_an_article_is_no_boilerplate():
     assert reasons([row(document=text(3, 60) + "\n저작권자 ⓒ 새벽신문, 무단 전재 금지")]) == [None]
 
