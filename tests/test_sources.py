@@ -392,6 +392,22 @@ def test_a_missing_file_of_a_pack_is_noted(tmp_path):
     assert dict(tally.notes) == {f"not in this download: {ending}": 1 for ending in missing}
 
 
+def test_names_in_capitals_mean_the_same(tmp_path):
+    files, rows, dropped = GOLDEN["aihub-mrc"]
+    found, tally = read("aihub-mrc", write(tmp_path, {name.upper(): content for name, content in files.items()}))
+    assert (found, tally.dropped) == (rows, dropped)
+    assert list(tally.notes) == ["not in this download: clue0529_squad"]
+
+
+@pytest.mark.parametrize("name", ["BoolQ.zip", "KoBEST v1.0/BoolQ_1.0/train.zip"])
+def test_a_kobest_task_in_an_archive_of_its_own(name, tmp_path):
+    files, rows, _ = GOLDEN["kobest-boolq"]
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("train.tsv", files["BoolQ/train.tsv"])
+    assert read("kobest-boolq", write(tmp_path, {name: stream.getvalue()}))[0] == rows
+
+
 def test_empty_paragraphs_and_questions_are_dropped(tmp_path):
     blank = RIGHT | {"question": " "}
     _, tally = read("korquad", write(tmp_path, {"KorQuAD_v1.0_dev.json": squad(("  ", RIGHT), (BUS, blank, RIGHT))}))

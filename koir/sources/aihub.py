@@ -22,7 +22,7 @@ LABELS = r"^(?!.*(?:원천데이터|(?:^|/)[TV]S_)).*\.json"  # every JSON but t
 
 
 def _entry(record: dict, place: str, tally: Tally, source: str, answered: bool) -> Iterator[dict]:
-    if "noanswer" in place.rpartition("/")[2]:
+    if "noanswer" in place.rpartition("/")[2].lower():
         for paragraph in record["paragraphs"]:
             for qa in paragraph["qas"]:
                 tally.drop("unanswerable", f"{place}, question {qa.get('id')}")

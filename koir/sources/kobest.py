@@ -52,11 +52,11 @@ def _wic(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 def _read(path: Path, tally: Tally, task: str) -> Iterator[tuple[dict, str]]:
     convert = {"BoolQ": _boolq, "COPA": _copa, "HellaSwag": _hellaswag, "SentiNeg": _sentineg}[task]
-    return converted(walk(path), rf"(^|/|_){task}[^.]*\.tsv|^(train|dev|test)[^/.]*\.tsv", convert, tally)
+    return converted(walk(path), rf"(^|/|_){task}.*\.tsv|^(train|dev|test)[^/.]*\.tsv", convert, tally)
 
 
 def _read_wic(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    found = [*converted(walk(path), r"(^|/|_)WiC[^.]*\.tsv|^(train|dev|test)[^/.]*\.tsv", _wic, tally)]
+    found = [*converted(walk(path), r"(^|/|_)WiC.*\.tsv|^(train|dev|test)[^/.]*\.tsv", _wic, tally)]
     others: dict[tuple[str, str], list[str]] = {}
     for pair, _ in found:
         if not pair["same"]:

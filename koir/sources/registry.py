@@ -89,7 +89,7 @@ def checked_rows(source: Source, path: Path, tally: Tally) -> Iterator[dict]:
         )
     names = [*tally.files, *tally.left_out, *tally.ignored]
     for ending in source.pack:
-        if not any(ending in name for name in names):
+        if not any(ending in name.lower() for name in names):
             tally.notes[f"not in this download: {ending}"] += 1
 
 
