@@ -236,6 +236,13 @@ def test_every_combination_is_scored_against_its_own_first_stage(task, fake, tmp
     assert file["koir"]["comparisons"] and file["scores"] == contents[1]["scores"]
 
 
+def test_what_is_scored_beside_a_milvus_names_no_index_there(task, fake, tmp_path):
+    settings = Settings(["bm25"], ["oracle"], [5], index_uri=str(tmp_path / "law.db"), progress=False)
+    for row in Joint(settings, [], tmp_path).evaluate(task):
+        assert row.content["koir"]["pipeline"]["index_uri"] is None  # it lies in the cache
+    assert not (tmp_path / "law.db").exists()
+
+
 def test_bf16_reaches_the_reranker(task, fake, tmp_path):
     for asked in (True, False):
         settings = Settings(["bm25"], ["oracle"], [5], progress=False, bf16=asked)
@@ -434,6 +441,7 @@ HYBRID = ["--first_stage", "hybrid:demo"]
         (["--first_stage", "bm25", "--fusion", "rrf"], "--fusion"),
         ([*HYBRID, "--weight", "0.5", "--dev_tasks", "demo"], "--dev_tasks"),
         ([*HYBRID, "--tolerance", "3"], "--tolerance"),
+        ([*HYBRID, "--index_uri", "law.db"], "--index_uri law.db"),
         (
             [*HYBRID, "--weight", "auto", "--split", "dev", "--dev_tasks", "demo", "--tasks", "demo"],
             "--split dev --dev",

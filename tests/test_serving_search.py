@@ -264,6 +264,9 @@ def test_what_does_not_fit_together_is_refused(built):
         load(other)
     with pytest.raises(RunError, match="no such file"):
         load(ModelArguments(index_uri=str(built / "nowhere.db"), reranker="none"))
+    for stage in ("bm25", f"hybrid:{built / 'encoder'}"):
+        with pytest.raises(FlagError, match="found a Milvus in --index_uri"):
+            load(ModelArguments(first_stage=stage, index_uri=str(built / "milvus.db"), reranker="none"))
     (built / "bare.json").write_text(json.dumps({"first_stage": "bm25"}), encoding="utf-8")
     (built / "bare.yaml").write_text(json.dumps([{"pipeline": str(built / "bare.json")}]), encoding="utf-8")
     with pytest.raises(FlagError, match="without an index"):

@@ -9,7 +9,7 @@ from koir.manifest import check_outputs
 from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES
 from koir.retrieval.score_maps import SCORE_MAPS
-from koir.retrieval.stages import FUSIONS
+from koir.retrieval.stages import FUSIONS, is_milvus
 
 
 @dataclass
@@ -137,6 +137,9 @@ def check(what: EvaluateArguments, where: TaskArguments) -> None:
     require(what.fusion == "weighted" or what.weight is None, "--weight", str(what.weight), "--fusion weighted with it")
     fused = not what.first_stage or any(spec.startswith(("hybrid:", "milvus:")) for spec in what.first_stage)
     require(fused or what.weight is None, "--weight", str(what.weight), "a hybrid or milvus first stage with it")
+    milvus, uri = any(spec.startswith("milvus:") for spec in what.first_stage), what.index_uri
+    idle = uri is not None and is_milvus(uri) and not (milvus or what.pipeline)
+    require(not idle, f"--index_uri {uri}", "a Milvus", "milvus:PATH in --first_stage with it, or a folder")
     require(min(what.depth, default=0) > 0, "--depth", str(what.depth), "numbers above 0")
     reranked = any(path != "none" for path in what.reranker) or not (what.first_stage or what.reranker)
     require(reranked or what.interpolate is None, "--interpolate", str(what.interpolate), "--reranker with it")

@@ -81,7 +81,7 @@ class Joint:
     def stage(self, spec: str) -> FirstStage:
         """A first stage with its encoder, and its weight where it has one."""
         s = self.settings
-        stage = first_stage(spec, s.index_uri, s.progress, s.fusion, None)
+        stage = first_stage(spec, self._index_uri(spec), s.progress, s.fusion, None)
         if stage.fuses and s.weight is not None:
             stage.weight = self._chosen_hybrid_weight(stage) if s.weight == "auto" else s.weight
         return stage
@@ -103,7 +103,12 @@ class Joint:
         s = self.settings
         for spec in s.first_stages:
             for task in [*tasks, *self.dev_tasks]:
-                first_stage(spec, s.index_uri, s.progress, s.fusion, None)(task.corpus)
+                first_stage(spec, self._index_uri(spec), s.progress, s.fusion, None)(task.corpus)
+
+    def _index_uri(self, spec: str) -> str | None:
+        """Where a first stage's indexes are kept: beside a Milvus, which holds no others' parts, in the cache."""
+        uri = self.settings.index_uri
+        return None if uri and is_milvus(uri) and not spec.startswith("milvus:") else uri
 
     def evaluate(self, task: Task) -> list[Evaluated]:
         """All combinations on one task, written as they are done; the first stages alone among them."""
@@ -133,7 +138,7 @@ class Joint:
         stage, s = self.stage(spec), self.settings
         fusion = s.fusion if stage.fuses else None
         chosen = (self._dev_on if s.weight == "auto" else s.chosen_on) if stage.weight is not None else None
-        pipeline = Pipeline(spec, s.index_uri, fusion, stage.weight, None, s.kept(task), chosen_on=chosen)
+        pipeline = Pipeline(spec, self._index_uri(spec), fusion, stage.weight, None, s.kept(task), chosen_on=chosen)
         made_of = digest(stage.fingerprint, fusion, stage.weight)
         key = digest(stage.fingerprint, fusion, stage.weight, s.kept(task), task_fingerprint(task))
         return self._once(pipeline, task, key, made_of, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))

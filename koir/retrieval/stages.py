@@ -236,8 +236,10 @@ def first_stage(
     if fusion not in FUSIONS:
         raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
     refuse_password(index_uri)
-    encoder = _encoder(path) if path and encoder is None else encoder
     uri = index_uri if index_uri and is_milvus(index_uri) else None
+    if uri and kind != "milvus":
+        raise FlagError(f"{flag} {spec}", f"a Milvus in --index_uri ({uri})", f"milvus:{path or 'PATH'}, or a folder")
+    encoder = _encoder(path) if path and encoder is None else encoder
     store = Path(index_uri) if index_uri and not uri else cache_folder() / "indexes"
     return FirstStage(spec, store, encoder, fusion, weight, progress, uri)
 
