@@ -83,6 +83,12 @@ def test_scores_are_those_of_cross_encoder(client, folders):
     assert np.abs(ours - theirs).max() <= 1e-5
 
 
+def test_null_is_the_default_in_teis_shape(client):
+    body = {"query": QUERY, "texts": DOCUMENTS}
+    nothing = dict.fromkeys(["raw_scores", "return_text", "truncate", "truncation_direction"])
+    assert client.post("/rerank", json=body | nothing).json() == client.post("/rerank", json=body).json()
+
+
 def test_raw_scores_are_the_logits_that_sigmoid_shows(client):
     shown, raw = (by_index(rerank(client, raw_scores=raw)["results"]) for raw in (False, True))
     assert np.abs(sigmoid(raw) - shown).max() < 1e-6
@@ -149,6 +155,7 @@ def test_base64_dimensions_and_token_ids(client, registry):
     send = lambda **body: client.post("/embeddings", json={"input": QUERY} | body).json()["data"][0]["embedding"]  # noqa: E731
     whole = np.array(send(), dtype=np.float32)
     assert (np.frombuffer(base64.b64decode(send(encoding_format="base64")), "<f4") == whole).all()
+    assert send(encoding_format=None, dimensions=None) == whole.tolist()  # as LiteLLM sends what it was not told
     short = np.array(send(dimensions=16))
     assert short == pytest.approx(whole[:16] / np.linalg.norm(whole[:16]), abs=1e-6)
     ids = encoder.tokenizer(QUERY)["input_ids"]

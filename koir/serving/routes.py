@@ -169,7 +169,7 @@ async def embeddings(request: Request, body: schemas.EmbeddingRequest) -> Respon
     return _json(b'{"data":[' + b",".join(parts) + b"]," + json.dumps(rest).encode()[1:], len(answer.truncated))
 
 
-async def _rows(rows: np.ndarray, start: int, encoding: str) -> bytes:
+async def _rows(rows: np.ndarray, start: int, encoding: str | None) -> bytes:
     """Some of the embeddings as JSON; in between, the loop serves others."""
     await asyncio.sleep(0)
     found = []

@@ -95,7 +95,7 @@ class TeiRerankRequest(BaseModel):
     model: str | None = None
     query: Query
     texts: Annotated[list[Text], Field(min_length=1)]
-    raw_scores: bool = Field(False, description="logits in place of 0 to 1")
+    raw_scores: bool | None = Field(None, description="logits in place of 0 to 1")
     return_text: bool | None = Field(None, description="repeat each text")
     truncate: bool | None = Field(None, description="false: refuse what is too long; default: cut it")
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
@@ -166,7 +166,7 @@ class EmbeddingRequest(_Truncation):
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="a text, texts, or token ids of the model's own tokenizer, taken as they are")
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="default, and null: float")
     dimensions: int | None = Field(None, ge=1, description="the first so many, normalised again")
     input_type: str | None = Field(None, description="query or document adds the model's saved prompt; default: none")
     task: str | None = Field(None, description="as input_type (Jina: retrieval.query, retrieval.passage)")
