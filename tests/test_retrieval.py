@@ -16,7 +16,7 @@ from tokenizers.normalizers import NFD
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import load_corpus, load_task
-from koir.retrieval import dense, stages
+from koir.retrieval import dense, opening, stages
 from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
 from koir.retrieval.hybrid import DENSE_SHARE, RRF_K, reciprocal_ranks, weighted
@@ -323,6 +323,21 @@ def test_an_index_of_other_weights_is_not_opened(small, tmp_path):
     stages._encoder.cache_clear()
     with pytest.raises(RunError, match="other weights"):
         open_index(uri)
+
+
+def test_an_index_that_was_killed_as_it_was_described_is_not_described_as_before(tmp_path, monkeypatch):
+    stage, other = first_stage("bm25", str(tmp_path), progress=False), {"휴가": "연차 휴가"}
+    for corpus in (LAW, other):
+        stage(corpus)
+    opening.describe(tmp_path, stage, LAW)
+    monkeypatch.setattr(opening, "write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        opening.describe(tmp_path, stage, LAW)
+    assert open_index(str(tmp_path)).ids == sorted(LAW)
+    with pytest.raises(ZeroDivisionError):
+        opening.describe(tmp_path, stage, other)
+    with pytest.raises(RunError, match="no run.json"):
+        open_index(str(tmp_path))
 
 
 # --- Milvus ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ does so in a folder of each task, `<task>/`, since tasks may share an index fold
     (found,) = index.search(["연차는 며칠?"], 10)   # id -> score, best first
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -24,13 +25,17 @@ def describe(folder: Path, stage: FirstStage, corpus: dict[str, str], **facts: o
 
     folder: the stage's store, or a folder in it. facts: what else run.json is to say.
     """
+    fingerprint = corpus_fingerprint(corpus)
+    with contextlib.suppress(RunError):
+        if read_run(folder).get("corpus_fingerprint") != fingerprint:
+            (folder / "run.json").unlink()  # killed in between, documents.jsonl would be of another corpus than it says
     with written_aside(folder / "documents.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
         for document, text in corpus.items():
             row = {"_id": document, "text": text.encode("utf-8", "ignore").decode()}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     said = {"kind": "index", "first_stage": stage.spec, "documents": len(corpus)}
     said |= {"fusion": stage.fusion, "weight": stage.weight if stage.fuses else None}
-    said |= {"corpus_fingerprint": corpus_fingerprint(corpus), "fingerprint": stage.fingerprint}
+    said |= {"corpus_fingerprint": fingerprint, "fingerprint": stage.fingerprint}
     said["parts"] = os.path.relpath(stage.store, folder)
     write_json(folder / "run.json", said | facts | origin())
 
