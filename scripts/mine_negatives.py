@@ -52,7 +52,7 @@ class MiningArguments:
         default=None, metadata={"help": "folder that keeps the index, or a Milvus URI; default: the cache folder"}
     )
     reranker: str | None = field(
-        default=None, metadata={"help": "PATH: judge candidates by its logits, and write them; default: none"}
+        default=None, metadata={"help": "none, or PATH: judge candidates by its logits, and write them; default: none"}
     )
     output_dir: str = field(default="outputs/mined", metadata={"help": "a new folder, or one to go on with"})
     corpus: list[str] = field(
@@ -86,6 +86,10 @@ class MiningArguments:
     rows_per_part: int = field(default=10_000, metadata={"help": "rows in one file of the output"})
     seed: int = field(default=0, metadata={"help": "of --sampling random"})
     json: str | None = field(default=None, metadata={"help": "also write the report to this file"})
+
+    def __post_init__(self):
+        """none is said as evaluate.py and serve.py have it said."""
+        self.reranker = None if self.reranker == "none" else self.reranker
 
     def rules(self) -> Rules:
         """The flags as rules; FlagError where they contradict each other."""

@@ -155,6 +155,11 @@ def test_a_reranker_judges_and_its_logits_are_written(script, tmp_path, monkeypa
     assert third["hard_negative"] is third["hard_negative_score"] is None  # all others score as the document does
 
 
+def test_reranker_none_is_no_reranker_as_in_evaluation_and_serving(script):
+    asked = script.MiningArguments(reranker="none", max_ratio=0.5)
+    assert asked.reranker is None and asked.rules().margin is None and asked.rules().max_ratio == 0.5
+
+
 def test_scores_that_no_longer_fit_are_left_out_and_counted(script, tmp_path):
     scored = ROWS[1] | {"document_score": 3.5, "hard_negative_score": 1.5}
     flags = ["--train_data", lines(tmp_path / "rows.jsonl", [*ROWS, scored]), "--max_ratio", "10", "--given"]
