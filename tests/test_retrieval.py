@@ -414,6 +414,15 @@ def test_a_milvus_index_that_is_there_says_what_it_was_built_for_last(milvus_is_
         assert open_index(uri).weight == 0.7
 
 
+def test_of_several_processes_the_first_alone_opens_a_milvus(model, tmp_path, monkeypatch):
+    stage = first_stage(f"milvus:{model}", str(tmp_path / "law.db"), progress=False)
+    (tmp_path / "law.db").touch()
+    monkeypatch.setattr(stages, "rank", lambda: 1)
+    monkeypatch.setattr(stages, "gather_sizes", lambda *_: [[1], [0]])  # what the first says of an index, and this one
+    monkeypatch.setattr(stages, "_milvus", None)
+    assert stage(LAW) is None
+
+
 def test_a_milvus_index_is_complete_or_built_again(milvus_is_here, model, tmp_path):
     from koir.retrieval import milvus
 

@@ -92,7 +92,9 @@ class FirstStage:
     def __call__(self, corpus: dict[str, str]):
         """Build what is not yet there, and open it."""
         key = corpus_fingerprint(corpus)
-        if self.kind != "milvus" or not self.is_complete(key):
+        there = self.kind == "milvus" and rank() == 0 and self.is_complete(key)  # a Milvus file opens for one process
+        there = any(number for (number,) in gather_sizes(int(there)))
+        if not there:
             for part in self.part_kinds:
                 folder = self.part_folder(part, key)
                 missing = gather_sizes(int(not (folder / "complete.json").is_file()))  # all decide alike
@@ -100,7 +102,7 @@ class FirstStage:
                     with _alone(folder):
                         if world_size() > 1 or not (folder / "complete.json").is_file():
                             self._build(part, folder, corpus, key)
-        if self.kind == "milvus" and rank() == 0 and not self.is_complete(key):
+        if self.kind == "milvus" and rank() == 0 and not there:
             parts = [self._load(part, self.part_folder(part, key)) for part in self.part_kinds]
             facts = self._facts(corpus, key)
             _milvus().write(_milvus().connect(self._milvus_uri(key)), self._collection(key), *parts, corpus, facts)
