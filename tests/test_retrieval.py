@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import json
 import subprocess
 import sys
@@ -412,6 +413,17 @@ def test_a_milvus_index_that_is_there_says_what_it_was_built_for_last(milvus_is_
             done, facts = build_index(*words, *how), milvus.described(uri)
             assert done.returncode == 0 and (facts["fusion"], facts["weight"]) == said, done.stderr[-2000:]
         assert open_index(uri).weight == 0.7
+
+
+def test_a_milvus_file_that_another_process_holds_is_said_in_one_line(milvus_is_here, tmp_path, capfd):
+    from koir.retrieval import milvus
+
+    (tmp_path / "law.db").mkdir()
+    with (tmp_path / "law.db/LOCK").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="no other process .* holds open"):
+            milvus.connect(str(tmp_path / "law.db"))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_of_several_processes_the_first_alone_opens_a_milvus(model, tmp_path, monkeypatch):

@@ -23,7 +23,8 @@ from koir.retrieval.bm25 import BM25, terms
 from koir.retrieval.dense import Dense, valid
 from koir.retrieval.ranking import as_run, best
 
-logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of what it also raises
+for library in ("pymilvus", "milvus_lite"):  # they log tracebacks of what they also raise
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 COMPLETE = " complete with texts"  # no word begins with a space; its row is written last
 ROWS = 500  # rows an insert
 QUERIES = 64  # queries a search
@@ -45,7 +46,9 @@ def connect(uri: str) -> MilvusClient:
         return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
     except (MilvusException, ConnectionError, OSError) as error:
         raise RunError(
-            f"--index_uri {uri}", f"no Milvus there ({str(error)[:120]})", "a file or a reachable URI"
+            f"--index_uri {uri}",
+            f"no Milvus there ({str(error)[:120]})",
+            "a reachable URI, or a file that no other process (a server, say) holds open",
         ) from None
 
 
