@@ -4,6 +4,11 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
+if [[ "${1:-}" = -* || $# -gt 1 ]]; then  # no run of that name
+  sed -n '2,3s/^# //p' scripts/quickstart.sh >&2
+  if [[ "$*" = --help || "$*" = -h ]]; then exit 0; fi
+  exit 2
+fi
 name="outputs/${1:-quickstart-$(date +%Y%m%d-%H%M%S)}"
 bash scripts/setup.sh
 step() { echo -e "\n== $* ==" >&2; }

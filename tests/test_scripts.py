@@ -426,6 +426,13 @@ def test_quickstart_goes_from_rows_to_a_joint_evaluation(root):
     assert "outputs/첫째-reranker" in root.log.read_text()
 
 
+def test_quickstart_takes_no_flag_for_a_name(root):
+    for words, status in ((["--help"], 0), (["--output_dir", "x"], 2), (["내", "문서"], 2)):
+        done = root.run("scripts/quickstart.sh", *words)
+        assert done.returncode == status and "bash scripts/quickstart.sh [NAME]" in done.stderr
+    assert not root.log.exists()
+
+
 def test_quickstart_stops_at_what_failed(root):
     assert root.run("scripts/quickstart.sh", STUB_EXIT="3").returncode == 3
     assert "scripts/prepare_data.py" in root.called, "nothing goes on without rows"
