@@ -1,8 +1,25 @@
 """koir: Korean information retrieval. Encoder and reranker training, evaluated together."""
 
+import contextlib
 import os
+import signal
 import sys
 from importlib import util
+from pathlib import Path
+
+COMMANDS = ("evaluate.py", "leaderboard.py", "scripts", "v1", "v1.1", "reranker")
+
+
+def _of_a_command() -> bool:
+    main = Path(getattr(sys.modules["__main__"], "__file__", None) or "-").resolve()
+    root = Path(__file__).resolve().parents[1]
+    return main.is_relative_to(root) and main.relative_to(root).parts[0] in COMMANDS
+
+
+# Libraries that load make errors of their own out of Ctrl-C, so until `main` (errors.py) it ends a command at once.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _of_a_command():
+    with contextlib.suppress(ValueError):  # a thread of Streamlit's, which minds Ctrl-C itself
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if util.find_spec("torch") is None:  # every command comes past here
     sys.exit("error: torch is not installed here; run: bash scripts/setup.sh, then use .venv/bin/python")

@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -141,11 +142,14 @@ def end_one_of_several(status: int = 0) -> None:
 def exit_on_user_error(main: Callable) -> Callable:
     """Decorate a command's `main`: a mistake or a refusal of the machine is one line on stderr and exit status 2.
 
-    Ctrl-C is one line and 130. Of several processes, each ends with the command (`end_one_of_several`).
+    Ctrl-C is one line and an end by SIGINT itself: 130 in a shell, whose scripts stop there too and do not take up the
+    next command. Of several processes, each ends with the command (`end_one_of_several`).
     """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so far, for the libraries' sake: see __init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             returned = main(*args, **kwargs)
         except SystemExit as ended:
@@ -153,7 +157,9 @@ def exit_on_user_error(main: Callable) -> Callable:
                 end_one_of_several(ended.code)
             raise
         except KeyboardInterrupt:
-            raise _ended("stopped by the keyboard", 130) from None
+            _ended("stopped by the keyboard", 130)
+            sys.excepthook = lambda *_: None  # all is said
+            raise
         except Exception as error:
             refusal = error if isinstance(error, UserError) else refused_by_machine(error)
             if refusal is None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +62,37 @@ def test_what_counts_as_out_of_memory():
     assert not out_of_memory(ValueError("out of memory"))
 
 
-def test_ctrl_c_is_one_line_and_130(capsys):
-    with pytest.raises(SystemExit) as left:
-        failing(KeyboardInterrupt())()
-    assert left.value.code == 130 and capsys.readouterr().err == "stopped by the keyboard\n"
+INTERRUPTED = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import koir
+from koir.errors import exit_on_user_error
+
+def wait():
+    print("up", flush=True)
+    time.sleep(60)
+
+if sys.argv[2] == "imports":
+    try:
+        wait()
+    except BaseException:
+        raise ImportError("a library's") from None
+exit_on_user_error(wait)()
+"""
+
+
+@pytest.mark.parametrize(("when", "said"), [("imports", ""), ("main", "stopped by the keyboard\n")])
+def test_ctrl_c_is_one_line_at_most_and_ends_by_the_signal(when, said, tmp_path):
+    for name in ("koir/__init__.py", "koir/errors.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "evaluate.py").write_text(INTERRUPTED)
+    words = ["env", "--default-signal=INT", sys.executable, tmp_path / "evaluate.py", tmp_path, when]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == said
+    assert process.returncode == -signal.SIGINT, "130 in a shell, whose script does not go on"
 
 
 def test_our_own_defects_keep_their_traceback():
