@@ -44,6 +44,8 @@ def _pass_on(number: int, _) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run torchrun's command line; the exit status."""
     signal.signal(signal.SIGTERM, _pass_on)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until torchrun has its own
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

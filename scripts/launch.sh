@@ -53,8 +53,9 @@ glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
 }
 
 # run_to_the_end RETRY COMMAND ...: passes SIGTERM on, says when the kernel killed it, and goes on when told to.
+# Ctrl-C reaches the command too: its end is waited for, then this shell ends by SIGINT, as scripts that call it expect.
 run_to_the_end() {
-  local retry="$1" child status flags=() less="a smaller --chunk_tokens, --cache_keep_tokens 0"
+  local retry="$1" child status flags=() less="a smaller --chunk_tokens, --cache_keep_tokens 0" interrupted=""
   shift
   KOIR_FOLDER="$(mktemp 2>/dev/null || true)"  # the training writes its run folder there
   export KOIR_FOLDER
@@ -62,6 +63,7 @@ run_to_the_end() {
     KOIR_RETRY="$(mktemp)"
     export KOIR_RETRY
   fi
+  trap 'interrupted=yes' INT
   while true; do
     status=0
     env --default-signal=INT "$@" ${flags[@]+"${flags[@]}"} &  # a child in the background would ignore Ctrl-C
@@ -70,7 +72,7 @@ run_to_the_end() {
     wait "$child" || status=$?
     while [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null; do status=0; wait "$child" || status=$?; done
     trap - TERM
-    if [ "$status" = 0 ] || [ -z "$retry" ] || [ ! -s "$KOIR_RETRY" ]; then break; fi
+    if [ "$status" = 0 ] || [ -n "$interrupted" ] || [ -z "$retry" ] || [ ! -s "$KOIR_RETRY" ]; then break; fi
     mapfile -t flags < "$KOIR_RETRY"
     : > "$KOIR_RETRY"
     echo "retry: ${flags[*]}" >&2
@@ -82,6 +84,8 @@ run_to_the_end() {
       "$less$(to_resume "$(cat "$KOIR_FOLDER" 2>/dev/null)")" >&2
   fi
   rm -f "$KOIR_FOLDER"
+  trap - INT
+  if [ -n "$interrupted" ] && [ "$status" != 0 ]; then kill -INT "$BASHPID"; fi
   return "$status"
 }
 
