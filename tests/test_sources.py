@@ -604,6 +604,13 @@ def workbook(*sheets, dimension=None):
     return stated.getvalue()
 
 
+def test_the_answers_of_a_faq_are_its_documents_where_it_has_no_others(tmp_path):
+    faq = f"번호,질문,답변\r\n1,대상은?,{BUS}\r\n".encode("cp949")
+    with_text = f"질문,답변,본문\r\n높이는?,18미터,{LAMP}\r\n".encode("utf-8-sig")
+    rows = own(tmp_path, "csv", {"FAQ (최종).csv": faq, "나.csv": with_text})
+    assert [(row["query"], row["document"]) for row in rows] == [("대상은?", BUS), ("높이는?", LAMP)]
+
+
 def test_each_sheet_has_a_header_of_its_own(tmp_path):
     book = workbook(
         [["question", "answer", "doc"], ["대상은?", "노인", BUS]],

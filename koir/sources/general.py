@@ -1,9 +1,10 @@
 """Shapes of users' own data: SQuAD, BGE, CSV, triplets (MS MARCO among them), BEIR folders.
 
 squad: question -> paragraph. bge: {query, pos, neg}. csv: a table with a query and a document column, and perhaps hard
-negatives; ko-reranker's evaluation set (question, answer, doc_id, doc) gives question -> doc. triplets: {query,
-document, hard_negative} as training reads them, or lines of query, document, hard negative divided by tabs. beir:
-queries of the train split -> their right documents (`demo` is the bundled one).
+negatives; ko-reranker's evaluation set (question, answer, doc_id, doc) gives question -> doc, and a FAQ that has
+answers alone question -> answer. triplets: {query, document, hard_negative} as training reads them, or lines of query,
+document, hard negative divided by tabs. beir: queries of the train split -> their right documents (`demo` is the
+bundled one).
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,20 @@ from koir.sources.tally import Tally
 
 COLUMNS = {  # header names, lower case, that mean the same; the first that is there counts
     "query": ("query", "question", "q", "질문", "질의"),
-    "document": ("document", "doc", "positive", "pos", "passage", "context", "text", "문서", "본문", "지문"),
+    "document": (
+        "document",
+        "doc",
+        "positive",
+        "pos",
+        "passage",
+        "context",
+        "text",
+        "문서",
+        "본문",
+        "지문",
+        "answer",
+        "답변",
+    ),
     "hard_negative": ("hard_negative", "negative", "neg"),
 }
 ROWS = r"\.(jsonl|ndjson|json|parquet)"
