@@ -244,7 +244,9 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
         write_rows(folder / f"{number:05}.jsonl.gz", (shape(row) for row in _chained(first, block)))
         number += 1
     if not number:
-        raise RunError(str(plan.output_dir), f"no row left after cleaning ({dict(cleaner.counts)})", "gentler bounds")
+        by_documents = bool(plan.exclude_tasks) and plan.exclude_by == "both"
+        gentler = "gentler bounds" + ", or --exclude_by queries" * by_documents
+        raise RunError(str(plan.output_dir), f"no row left after cleaning ({dict(cleaner.counts)})", gentler)
     write_json(folder / "done.json", {"counts": dict(cleaner.counts), "dropped": dropped})
 
 
@@ -253,13 +255,17 @@ def _cleaner(plan: Plan, exclude: Iterable) -> Cleaner:
 
 
 def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(name, queries, documents) of each split of a task but train; documents: the right ones, none by "queries"."""
+    """(name, queries, documents) of each split of a task but train; documents: the right ones, none by "queries".
+
+    A right one is there twice, the second time without its first line: a title, which rows of the same text may lack.
+    """
     for split in splits(path):
         if split != "train":
             task = load_task(path, split)
             right = {document for answers in task.qrels.values() for document in answers}
             documents = [task.corpus[document] for document in sorted(right)] if by == "both" else []
-            yield f"{task.name}/{split}", list(task.queries.values()), documents
+            untitled = [text.partition("\n")[2] for text in documents]
+            yield f"{task.name}/{split}", list(task.queries.values()), documents + list(filter(None, untitled))
 
 
 def _chained(first: dict, rest: Iterable[dict]) -> Iterator[dict]:

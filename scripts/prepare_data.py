@@ -5,6 +5,7 @@ A killed run goes on when the same command is given again. Train on the result w
 """
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -158,6 +159,8 @@ def _plan(
         name, equals, path = word.partition("=")
         require(bool(equals and path), f"--source {word}", "no path", "NAME=PATH; --list shows the names")
         named.append((find(name), Path(path).expanduser()))
+        whole = not re.search(r"[*?]", path) or named[-1][1].exists()
+        require(whole, f"--source {word}", "a * that the shell left as it is", "a folder, or NAME=PATH for each file")
         inside = named[-1][1].resolve() in (out, *out.parents)
         found = f"a folder below {word}, which would read it"
         require(not inside, f"--output_dir {output.output_dir}", found, "one outside it")

@@ -214,6 +214,22 @@ def test_rows_that_share_text_with_a_task_go(tmp_path):
     )
 
 
+def test_the_text_of_a_titled_document_goes_too(tmp_path):
+    task = tmp_path / "task"
+    (task / "qrels").mkdir(parents=True)
+    titled = {"_id": "1", "title": "강의 안내", "text": FIRST[1]}
+    for name, row in (("queries", {"_id": "1", "text": "무엇인가요"}), ("corpus", titled)):
+        (task / f"{name}.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (task / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
+    source = f"triplets={rows_file(tmp_path / 'rows.jsonl', FIRST)}"
+    assert "--exclude_by queries" in fails(
+        "--source", f"triplets={rows_file(tmp_path / 'one.jsonl', FIRST[1:2])}", "--exclude_tasks", task,
+        "--output_dir", tmp_path / "none",
+    )  # fmt: skip
+    content, _ = run("--source", source, "--exclude_tasks", task, "--output_dir", tmp_path / "rows")
+    assert content["cleaning"] == {"document in task/dev (equal)": 1, "kept": len(FIRST) - 1}
+
+
 def test_nothing_left_after_cleaning_is_an_error(given, tmp_path):
     words = ["--source", given[0], "--output_dir", tmp_path / "rows", "--min_characters", 500]
     assert "no row left after cleaning" in fails(*words)
@@ -261,6 +277,7 @@ def test_one_mined_negative_a_row_is_a_text_as_it_was_given(tmp_path):
         (["--source", "korqad=x", "--output_dir", "o"], "did you mean korquad"),
         (["--source", "korquad", "--output_dir", "o"], "--source korquad: found no path"),
         (["--source", "korquad=nowhere", "--output_dir", "o"], "nowhere: found no such file or folder"),
+        (["--source", "csv=FAQ*.csv", "--output_dir", "o"], "--source csv=FAQ*.csv: found a * that the shell left"),
         (["--source", "beir=demo", "--output_dir", "o", "--splits", "all"], "--splits: found all"),
         (["--source", "beir=demo", "--output_dir", "o", "--window", "5"], "--window: found 5"),
         (["--source", "beir=demo", "--output_dir", "o", "--negatives", "bm52"], "did you mean bm25"),
