@@ -9,6 +9,10 @@ launch() {
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
   shift 2
   if [ $# -gt 0 ] && [[ "$1" != -* ]]; then recipe="$1"; shift; fi
+  if [ ! -e "$recipe" ] && [ -f "$root/$recipe" ]; then
+    recipe="$root/$recipe"
+    echo "recipe:  $recipe" >&2
+  fi
   if [ "$nodes" != 1 ] && [[ " $* " != *" --output"[_-]dir* ]] && ! grep -q '^output_dir:' "$recipe"; then
     echo "error: NNODES=$nodes: found no --output_dir; expected the same folder, given on every machine" >&2
     return 2

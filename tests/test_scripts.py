@@ -398,6 +398,18 @@ def test_scripts_run_from_any_folder(root, tmp_path):
     assert root.called == direct(root, "v1.1", f"{root.folder}/v1.1/recipes/demo.yaml")
 
 
+def test_a_recipe_that_is_not_here_is_looked_for_from_the_root(root, tmp_path):
+    elsewhere = tmp_path / "다른 곳"
+    (elsewhere / "v1/recipes").mkdir(parents=True)
+    root.write("v1/recipes/demo.yaml", "")
+    words = ("v1/scripts/finetune.sh", "v1/recipes/demo.yaml")
+    assert root.run(*words, cwd=elsewhere).stderr == f"recipe:  {root.folder}/v1/recipes/demo.yaml\n"
+    assert root.called == direct(root, "v1", f"{root.folder}/v1/recipes/demo.yaml")
+    (elsewhere / words[1]).touch()
+    assert root.run(*words, cwd=elsewhere).stderr == ""
+    assert root.called == direct(root, "v1", "v1/recipes/demo.yaml"), "what is here comes first"
+
+
 def test_a_root_with_a_space_and_hangul_in_its_name(tmp_path):
     root = Root(tmp_path / "내 문서")
     done = root.run("v1/scripts/finetune.sh", "--seed", "1")
