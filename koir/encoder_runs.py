@@ -132,6 +132,6 @@ ENCODER = Kind(
     longer=_longer,
     compare=_base_against_tuned,
     card=_card,
-    next=".venv/bin/python evaluate.py --first_stage bm25 dense:",
+    next=lambda groups, folder: ["--first_stage", "bm25", f"dense:{folder}"],
     prepare=prepare,
 )

@@ -160,6 +160,6 @@ RERANKER = Kind(
     longer=_longer,
     compare=_first_base_tuned,
     card=_card,
-    next=".venv/bin/python evaluate.py --first_stage bm25 --reranker none ",
+    next=lambda groups, folder: ["--first_stage", groups["evaluation"].first_stage, "--reranker", "none", str(folder)],
     prepare=_prepare,
 )

@@ -24,7 +24,7 @@ from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
-from koir.manifest import alone, origin, peak_memory_bytes, write_json
+from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json
 from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
 from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.tokens import some_of
@@ -39,8 +39,8 @@ class Kind:
     name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
     start, each time the same. saved: loads a model folder, and with trust_remote_code its own code. describe: lines to
     say at the start. longer: what of rows is read at once, and how many of them have more tokens than so many.
-    compare: scores base against tuned and prints the table. card: the model folder's README. next: the command to go on
-    with. prepare: what is done to the start and to the groups once the rows are read.
+    compare: scores base against tuned and prints the table. card: the model folder's README. next: the flags that have
+    evaluate.py score a run. prepare: what is done to the start and to the groups once the rows are read.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Kind:
     longer: Callable[[nn.Module, dict, int], tuple[str, int]]
     compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
     card: Callable[[dict, dict], str]
-    next: str
+    next: Callable[[dict, Path], list[str]]
     prepare: Callable[[nn.Module, Triplets, dict], None]
 
 
@@ -135,7 +135,10 @@ def _in_folder(
         facts["scores"] = kind.compare(load, groups, folder)
         facts |= {"wall_seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
         write_json(folder / "run.json", facts | origin())
-        print(f"\nmodel: {folder / 'model'}\nnext:  {kind.next}{shlex.quote(str(folder))}")
+        tasks, here = groups["evaluation"].eval_tasks, Path() if Path.cwd() == ROOT else ROOT
+        words = [here / ".venv/bin/python", here / "evaluate.py", *kind.next(groups, folder)]
+        words += ["--tasks", *tasks] if tasks else []
+        print(f"\nmodel: {folder / 'model'}\nnext:  {shlex.join(map(str, words))}")
     return folder
 
 

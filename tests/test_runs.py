@@ -69,8 +69,9 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
         *command("v1.1", base, tmp_path / "run", "--eval_tasks", "demo", "--eval_steps", "6", "--max_steps", "6")
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "nDCG@10" in done.stdout and "next:" in done.stdout and "base" in done.stdout
     folder = tmp_path / "run"
+    then = f"next:  .venv/bin/python evaluate.py --first_stage bm25 dense:{folder} --tasks demo\n"
+    assert "nDCG@10" in done.stdout and then in done.stdout and "base" in done.stdout
     manifest = json.loads((folder / "run.json").read_text())
     wanted = {"command", "git", "versions", "hardware", "seed", "data_fingerprint", "rows", "negatives_per_query"}
     assert wanted | {"wall_seconds", "tokens_per_second", "peak_memory_bytes", "scores"} <= manifest.keys()
