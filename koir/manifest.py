@@ -32,9 +32,17 @@ REPORTED = (
 
 
 def cache_folder() -> Path:
-    """Where derived files live: $KOIR_CACHE, else ~/.cache/koir. Safe to delete at any time."""
-    folder = Path(os.environ.get("KOIR_CACHE") or Path.home() / ".cache" / "koir")
-    folder.mkdir(parents=True, exist_ok=True)
+    """Where derived files live: $KOIR_CACHE, else ~/.cache/koir. Safe to delete at any time.
+
+    Raises RunError where none can be made: a service's user may have no home, or one that is not there.
+    """
+    folder = Path(os.environ.get("KOIR_CACHE") or "~/.cache/koir")
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).lower().rstrip(".")
+        raise RunError(f"the cache folder {folder}", why, "KOIR_CACHE=FOLDER, one that may be written") from None
     return folder
 
 
@@ -42,11 +50,14 @@ def cache_folder() -> Path:
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; it takes `path`'s place only if nothing was raised.
 
-    Raises RunError where a file would take the place of a folder.
+    Raises RunError where a file would take the place of a folder, and where no folder can be.
     """
     if not path.name:
         raise RunError(str(path), "a folder", "the name of something to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # what only shows files, as /proc does
+        raise RunError(str(path.parent), "a file system that takes no folders", "a place that may be written") from None
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield aside

@@ -54,6 +54,12 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert everything(tmp_path) == {"model/새것": "새"}
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_that_takes_no_folders_is_refused_in_one_line():
+    with pytest.raises(RunError, match="/proc/koir: found a file system that takes no folders"):
+        write_json(Path("/proc/koir/run.json"), {})
+
+
 @pytest.mark.parametrize("before", [None, "옛"], ids=["nothing before", "something before"])
 @pytest.mark.parametrize("interrupt", [Interrupted, KeyboardInterrupt, SystemExit])
 def test_an_interrupted_file_leaves_what_was_there(tmp_path, before, interrupt):
@@ -122,6 +128,18 @@ def test_what_is_no_json_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "결과.json", {"수": object()})
     assert everything(tmp_path) == {"결과.json": '{\n  "수": 1\n}\n'}
+
+
+def test_a_cache_that_cannot_be_is_one_line_that_names_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(RunError, match="file/cache: found not a directory; expected KOIR_CACHE=FOLDER"):
+        cache_folder()
+    monkeypatch.delenv("KOIR_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a container's user that is a number alone
+    with pytest.raises(RunError, match="~/.cache/koir: found could not determine home directory"):
+        cache_folder()
 
 
 def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
