@@ -28,11 +28,11 @@ class Collator:
         max_hard_negatives: int | None = None,
         guide: Encoder | None = None,
         distillation: bool = False,
-        max_seq_length: int | None = None,
+        longest: int | None = None,
     ):
-        """max_seq_length: tokens of a text here, where fewer than the encoder reads."""
+        """longest: tokens of a text here, where fewer than the encoder reads."""
         self.encoder, self.chunk_tokens, self.max_hard_negatives = encoder, chunk_tokens, max_hard_negatives
-        self.guide, self.distillation, self.longest = guide, distillation, max_seq_length
+        self.guide, self.distillation, self.longest = guide, distillation, longest
 
     def __call__(self, rows: Sequence[dict]) -> dict:
         """b rows of `triplets.SCHEMA` to one batch."""

@@ -89,14 +89,14 @@ def _first_base_tuned(load: Callable[[], Reranker], groups: dict, folder: Path) 
         for name, reranker in ((start, base), ("tuned", tuned)):
             started = time.perf_counter()
             rows[name] = _scored(task, reranked(reranker, task, first, depth, name), spec, depth, name, started)
-        found, lines = _said(task, rows, depth)
+        found, lines = _report(task, rows, depth)
         warnings += lines
         scores[task.name] = found
     print("\n".join(warnings))
     return scores
 
 
-def _said(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, list[str]]:
+def _report(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, list[str]]:
     """Print one task's table; returns its part of run.json, and warnings."""
     first, base, tuned = rows.values()
     ceiling = tuned.content["koir"]["candidate_recall"]

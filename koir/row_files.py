@@ -25,7 +25,7 @@ def is_hub_name(source: str, file: Path) -> bool:
     )
 
 
-def content_key(source: str, file: Path) -> bytes:
+def source_key(source: str, file: Path) -> bytes:
     """What changes when the source's content does. Raises RowError, with the nearest name, where there is no file."""
     if is_hub_name(source, file):
         return hub_revision(source).encode()

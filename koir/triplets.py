@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from koir.errors import RowError
 from koir.manifest import DEMO, cache_folder, write_json, written_aside
-from koir.row_files import content_key, file_records, hub_records, is_hub_name
+from koir.row_files import file_records, hub_records, is_hub_name, source_key
 
 FORMAT = "2"  # part of the cache key: raise it when SCHEMA or a check changes
 FIELDS = {"query", "document", "hard_negative", "document_score", "hard_negative_score", "source", "id"}
@@ -62,7 +62,7 @@ def load_triplets(sources: list[str]) -> Triplets:
     names = [s for s, f in zip(sources, files, strict=True) if not is_hub_name(s, f)]
     key = hashlib.sha256(FORMAT.encode())
     for source, file in zip(sources, files, strict=True):
-        key.update(content_key(source, file))
+        key.update(source_key(source, file))
     path = cache_folder() / f"pairs-{key.hexdigest()[:24]}.arrow"
     if not path.exists():
         readers = (file_records(f) if s in names else hub_records(s) for s, f in zip(sources, files, strict=True))

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if rank() > 0:
         return
     if is_milvus(uri):
-        stage.describe(corpus)
+        stage.describe_in_milvus(corpus)
         print(f"{len(corpus):,} documents: {stage.spec} at {uri} (what it was made from: {cache_folder() / 'indexes'})")
         return
     before = _said_of(Path(uri))

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from koir.errors import FlagError, exit_on_user_error  # noqa: E402
 from koir.flags import parse, require  # noqa: E402
 from koir.serving.app import create_app, run  # noqa: E402
-from koir.serving.door import Rules, read_keys  # noqa: E402
-from koir.serving.loading import ModelArguments, load  # noqa: E402
+from koir.serving.door import DoorRules, read_keys  # noqa: E402
+from koir.serving.loading import ServedArguments, load  # noqa: E402
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -42,9 +42,9 @@ class ServerArguments:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Load what was asked for, then serve until a signal."""
-    models, server = parse([ModelArguments, ServerArguments], argv, __doc__, recipes=False)
+    models, server = parse([ServedArguments, ServerArguments], argv, __doc__, recipes=False)
     require(0 < server.max_body_mb < math.inf, "--max_body_mb", str(server.max_body_mb), "above 0")
-    rules = Rules(read_keys(server.api_key_file), int(server.max_body_mb * 2**20))
+    rules = DoorRules(read_keys(server.api_key_file), int(server.max_body_mb * 2**20))
     _free(server.host, server.port)
     registry = load(models)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")

@@ -48,8 +48,7 @@ from koir.reranker import load_reranker  # noqa: E402
 from koir.retrieval.opening import open_index  # noqa: E402
 from koir.row_files import file_records  # noqa: E402
 from koir.serving.app import create_app  # noqa: E402
-from koir.serving.loading import Loader, _from_file, load  # noqa: E402
-from koir.serving.loading import ModelArguments as Served  # noqa: E402
+from koir.serving.loading import Loader, ServedArguments, _from_file, load  # noqa: E402
 from koir.sources.registry import checked_rows, find  # noqa: E402
 from koir.sources.tally import Tally  # noqa: E402
 from koir.triplets import check_row  # noqa: E402
@@ -301,7 +300,7 @@ def model_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]:
         ("runs: run.json", run / "run.json", read_run_folder),
         ("runs: metrics.jsonl", run / "metrics.jsonl", read_run_folder),
         ("indexes: run.json", index / "run.json", lambda file: open_index(str(file.parent))),
-        ("a server's models", models, lambda file: _from_file(Loader(Served(models=str(file))), file)),
+        ("a server's models", models, lambda file: _from_file(Loader(ServedArguments(models=str(file))), file)),
         *[(f"encoders: {Path(name).name}", encoder / name, read_model(load_encoder)) for name in names],
         ("rerankers: config.json", folder / "models" / "reranker" / "config.json", read_model(load_reranker)),
     ]
@@ -312,7 +311,7 @@ def request_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]
     folder.mkdir()
     tiny_encoder().save(folder / "encoder")
     tiny_reranker(folder / "reranker")
-    app = create_app(load(Served(f"dense:{folder / 'encoder'}", str(folder / "reranker"), dtype="float32")))
+    app = create_app(load(ServedArguments(f"dense:{folder / 'encoder'}", str(folder / "reranker"), dtype="float32")))
     client, found = TestClient(app, raise_server_exceptions=False), []
     query, texts = "수도는?", ["서울", "한강이 흐른다"]
     bodies = {

@@ -11,7 +11,7 @@ from test_reranker import KINDS, PAIRS, tiny_reranker
 import evaluate
 from koir.arguments import TrainingArguments
 from koir.bfloat16 import or_float32
-from koir.serving.loading import Loader, ModelArguments
+from koir.serving.loading import Loader, ServedArguments
 
 CPU = torch.device("cpu")
 SAYS = "found neither AVX512-BF16 nor AMX; float32 is used"
@@ -64,7 +64,7 @@ def test_evaluation_says_so_and_finds_what_float32_left(avx2, tmp_path, capsys):
 
 @pytest.mark.parametrize(("dtype", "said"), [("auto", False), ("bfloat16", True), ("float32", False)])
 def test_serving_says_so_where_it_was_asked_for(avx2, capsys, dtype, said):
-    assert Loader(ModelArguments(None, None, dtype=dtype)).bf16 is False
+    assert Loader(ServedArguments(None, None, dtype=dtype)).bf16 is False
     assert (f"--dtype bfloat16: {SAYS}" in capsys.readouterr().err) is said
 
 

@@ -116,7 +116,7 @@ def test_masks_are_counted():
 
 def test_texts_may_be_shorter_in_training_than_the_model_reads():
     rows = [{"query": "질문", "document": "유산균이 젖산을 만든다. " * 9, "hard_negatives": [], "right_answers": [1]}]
-    wide, narrow = (Collator(tiny_encoder(), 500, max_seq_length=length)(rows) for length in (None, 16))
+    wide, narrow = (Collator(tiny_encoder(), 500, longest=length)(rows) for length in (None, 16))
     assert max(chunk["input_ids"].shape[1] for chunk in narrow["chunks"]) == 16
     assert max(chunk["input_ids"].shape[1] for chunk in wide["chunks"]) > 16
     assert narrow["tokens"] < wide["tokens"]

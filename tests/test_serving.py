@@ -20,8 +20,8 @@ from koir.reranker import load_reranker
 from koir.retrieval.score_maps import exp_normalize, sigmoid
 from koir.retrieval.stages import in_memory
 from koir.serving.app import create_app
-from koir.serving.door import Rules, read_keys
-from koir.serving.loading import ModelArguments, load
+from koir.serving.door import DoorRules, read_keys
+from koir.serving.loading import ServedArguments, load
 from koir.serving.models import ServedEncoder, ServedReranker
 from koir.serving.registry import Registry
 from koir.serving.search import ServedPipeline
@@ -57,12 +57,12 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def registry(folders):
-    return load(ModelArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="float32"))
+    return load(ServedArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="float32"))
 
 
 @pytest.fixture(scope="module")
 def client(registry):
-    with TestClient(create_app(registry, Rules(max_body=4 * 2**20)), raise_server_exceptions=False) as client:
+    with TestClient(create_app(registry, DoorRules(max_body=4 * 2**20)), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -110,7 +110,7 @@ def test_score_map_decides_where_no_logits_are_asked_for(client, registry):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_a_score_does_not_depend_on_its_company(folders, dtype, tolerance):
     fillers = [f"{n}번 " + SENTENCE * (n % 5) + "한라산 " * n for n in range(40)]
-    with TestClient(create_app(load(ModelArguments("dense:demo", folders["reranker"], dtype=dtype)))) as client:
+    with TestClient(create_app(load(ServedArguments("dense:demo", folders["reranker"], dtype=dtype)))) as client:
         alone = np.array([rerank(client, documents=[text])["results"][0]["relevance_score"] for text in DOCUMENTS])
         for texts in (DOCUMENTS, DOCUMENTS + fillers, fillers[:7] + DOCUMENTS + fillers[7:]):
             results, first = rerank(client, documents=texts)["results"], texts.index(DOCUMENTS[0])
@@ -121,7 +121,7 @@ def test_a_score_does_not_depend_on_its_company(folders, dtype, tolerance):
 
 
 def test_bfloat16_stays_within_a_hundredth(folders):
-    registry = load(ModelArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="bfloat16"))
+    registry = load(ServedArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="bfloat16"))
     with TestClient(create_app(registry)) as client:
         ours = by_index(rerank(client)["results"])
         vectors = client.post("/v1/embeddings", json={"input": DOCUMENTS}).json()["data"]
@@ -335,7 +335,7 @@ def test_several_models_are_told_apart_by_name(folders, tmp_path):
     rows = [("one", "reranker"), ("two", "other")]
     lines = [f"- {{name: {name}, reranker: {folders[folder]}}}\n" for name, folder in rows]
     file.write_text("".join(lines) + f"- {{name: e, encoder: {folders['encoder']}}}\n", encoding="utf-8")
-    with TestClient(create_app(load(ModelArguments(models=str(file), dtype="float32")))) as client:
+    with TestClient(create_app(load(ServedArguments(models=str(file), dtype="float32")))) as client:
         one, two = (by_index(rerank(client, model=name, raw_scores=True)["results"]) for name in ("one", "two"))
         assert np.corrcoef(one, two)[0, 1] < -0.9
         answer = client.post("/v1/rerank", json={"model": "tow", "query": "q", "documents": ["a"]})
@@ -360,7 +360,7 @@ def test_one_thread_computes_for_all_models_and_outlives_them(folders, monkeypat
         lay_out(inference)
 
     monkeypatch.setattr(Inference, "_lay_out", watched)
-    flags = ModelArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="float32")
+    flags = ServedArguments(f"dense:{folders['encoder']}", folders["reranker"], dtype="float32")
     first, second = load(flags), load(flags)
     assert len(threads) == 4  # of two encoders and two rerankers
     first.close()
@@ -373,7 +373,7 @@ def test_one_thread_computes_for_all_models_and_outlives_them(folders, monkeypat
 def test_keys(registry, tmp_path):
     file = tmp_path / "keys"
     file.write_text("first\r\n# for the tests\n\nsecond key\n", encoding="utf-8-sig")  # as Windows' editor saves it
-    with TestClient(create_app(registry, Rules(read_keys(str(file))))) as client:
+    with TestClient(create_app(registry, DoorRules(read_keys(str(file))))) as client:
         body = {"query": "q", "documents": ["a"]}
         send = lambda key: client.post("/v1/rerank", json=body, headers={"Authorization": key}).status_code  # noqa: E731
         keys = ("Bearer first", "bearer second key", "Bearer third", "Basic first", "", b"Bearer \xe9")

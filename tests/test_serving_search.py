@@ -18,7 +18,7 @@ from koir.reranker import load_reranker
 from koir.retrieval.score_maps import sigmoid
 from koir.retrieval.stages import _encoder
 from koir.serving.app import create_app
-from koir.serving.loading import ModelArguments, load
+from koir.serving.loading import ServedArguments, load
 from koir.serving.schemas import SearchRequest
 from koir.serving.search import Documents
 
@@ -80,7 +80,7 @@ def test_a_query_that_macos_took_apart_is_put_together():
 
 
 def test_an_index_by_flags(built):
-    flags = ModelArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), dtype="float32")
+    flags = ServedArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), dtype="float32")
     answer, models = search(flags, top_n=3)
     assert {hit["id"]: hit["document"]["text"] for hit in answer["results"]} == TEXTS
     assert models == ["encoder", "reranker", "search"]
@@ -89,7 +89,7 @@ def test_an_index_by_flags(built):
 def test_a_milvus_file_answers_as_the_folder_does(built):
     found = []
     for uri in ("milvus.db", "hybrid"):
-        flags = ModelArguments(index_uri=str(built / uri), reranker=str(built / "reranker"), dtype="float32")
+        flags = ServedArguments(index_uri=str(built / uri), reranker=str(built / "reranker"), dtype="float32")
         for rerank in (True, False):
             answer, models = search(flags, top_n=3, rerank=rerank)
             found.append([(hit["id"], hit["document"]["text"], hit["relevance_score"]) for hit in answer["results"]])
@@ -101,7 +101,7 @@ def test_a_milvus_file_answers_as_the_folder_does(built):
 
 
 def test_a_milvus_that_goes_away_gives_503(built):
-    registry = load(ModelArguments(index_uri=str(built / "milvus.db"), reranker="none"))
+    registry = load(ServedArguments(index_uri=str(built / "milvus.db"), reranker="none"))
     (served,) = registry.by_kind["pipeline"].values()
     served.index.dense.name = served.index.lexical.name = "gone"
     with TestClient(create_app(registry)) as client:
@@ -110,7 +110,7 @@ def test_a_milvus_that_goes_away_gives_503(built):
 
 
 def test_a_pipeline_and_a_models_file_share_what_they_name(built):
-    answer, models = search(ModelArguments(pipeline=str(built / "pipeline.json"), dtype="float32"), top_n=2)
+    answer, models = search(ServedArguments(pipeline=str(built / "pipeline.json"), dtype="float32"), top_n=2)
     assert len(answer["results"]) == 2 and models == ["encoder", "reranker", built.name]
     file = built / "models.yaml"
     rows = [
@@ -118,12 +118,12 @@ def test_a_pipeline_and_a_models_file_share_what_they_name(built):
         {"name": "p", "pipeline": str(built / "pipeline.json")},
     ]
     file.write_text(json.dumps(rows), encoding="utf-8")  # JSON is YAML
-    _, models = search(ModelArguments(models=str(file), dtype="float32"))
+    _, models = search(ServedArguments(models=str(file), dtype="float32"))
     assert models == ["encoder", "ours", "p"]  # the reranker once, by its own name
 
 
 def test_the_encoder_is_loaded_once_and_embeds_the_query_in_its_queue(built):
-    registry = load(ModelArguments(index_uri=str(built / "hybrid"), reranker="none", dtype="float32"))
+    registry = load(ServedArguments(index_uri=str(built / "hybrid"), reranker="none", dtype="float32"))
     encoder, pipeline = registry.find("encoder", None), registry.find("pipeline", None)
     assert pipeline.index.dense.encoder is encoder.model and _encoder.cache_info().currsize == 0
     with TestClient(create_app(registry)) as client:
@@ -138,7 +138,7 @@ def test_the_encoder_is_loaded_once_and_embeds_the_query_in_its_queue(built):
 @pytest.mark.parametrize("kind", ["bm25", "dense"])
 def test_a_part_of_a_hybrid_is_an_index_too_and_its_searches_are_bounded(built, kind):
     spec = kind if kind == "bm25" else f"dense:{built / 'encoder'}"
-    registry = load(ModelArguments(spec, "none", str(built / "hybrid"), max_queue=3))
+    registry = load(ServedArguments(spec, "none", str(built / "hybrid"), max_queue=3))
     pipeline = registry.find("pipeline", None)
     assert pipeline.index.name == spec
     with TestClient(create_app(registry)) as client:
@@ -152,7 +152,7 @@ def test_a_part_of_a_hybrid_is_an_index_too_and_its_searches_are_bounded(built, 
 
 
 def test_what_was_cut_is_said(built, caplog):
-    flags = ModelArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), dtype="float32")
+    flags = ServedArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), dtype="float32")
     with TestClient(create_app(load(flags))) as client, caplog.at_level("INFO", "koir.serving"):
         plain = client.post("/v1/search", json={"query": "휴가"})
         long = client.post("/v1/search", json={"query": "휴가 " * 900, "top_n": 1})
@@ -166,14 +166,14 @@ def test_what_was_cut_is_said(built, caplog):
 
 
 def test_score_map_is_shown_by_a_search_too(built):
-    flags = ModelArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), score_map="exp_normalize")
+    flags = ServedArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), score_map="exp_normalize")
     answer, _ = search(flags, top_n=3)
     assert sum(hit["relevance_score"] for hit in answer["results"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("top_n", "status"), [(-1, 422), (0, 422), (10**9, 200)])
 def test_top_n_of_a_search(built, top_n, status):
-    registry = load(ModelArguments("bm25", "none", str(built / "hybrid")))
+    registry = load(ServedArguments("bm25", "none", str(built / "hybrid")))
     with TestClient(create_app(registry)) as client:
         answer = client.post("/v1/search", json={"query": "휴가", "top_n": top_n})
     assert answer.status_code == status and (status == 422 or len(answer.json()["results"]) == 1)
@@ -198,7 +198,7 @@ def test_what_was_evaluated_is_served(built, tmp_path, capsys, more):
     row = json.loads(next(pipeline.parent.glob("law.queries.jsonl")).open(encoding="utf-8").readline())
     queries = [json.loads(line) for line in (tmp_path / "law/queries.jsonl").open(encoding="utf-8")]
     (query,) = [question["text"] for question in queries if question["_id"] == row["query_id"]]
-    answer, models = search(ModelArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)
+    answer, models = search(ServedArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)
     assert [hit["id"] for hit in answer["results"]] == row["top"][:3] and models[-1] == pipeline.parent.name
     logits = np.array(row["scores"][:3], dtype=np.float32)
     shown = [hit["relevance_score"] for hit in answer["results"]]
@@ -207,22 +207,22 @@ def test_what_was_evaluated_is_served(built, tmp_path, capsys, more):
     shutil.rmtree(tmp_path / "indexes")  # results are on disk, so nothing has to be searched again
     shutil.rmtree(tmp_path / "law")
     evaluated(built, tmp_path, "law", more=more)
-    assert search(ModelArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)[0]["results"]
+    assert search(ServedArguments(pipeline=str(pipeline), dtype="float32"), query=query, top_n=3)[0]["results"]
 
 
 def test_a_folder_of_several_corpora_serves_the_one_that_is_named(built, tmp_path, capsys):
     pipeline = evaluated(built, tmp_path, "law", "news")
-    registry = load(ModelArguments(pipeline=str(pipeline)))
+    registry = load(ServedArguments(pipeline=str(pipeline)))
     assert not registry.by_kind["pipeline"] and registry.by_kind["reranker"] and registry.by_kind["encoder"]
     assert "no search" in (said := capsys.readouterr().err) and "law, news" in said
-    named = ModelArguments(pipeline=str(pipeline), index_uri=str(tmp_path / "indexes/news"))
+    named = ServedArguments(pipeline=str(pipeline), index_uri=str(tmp_path / "indexes/news"))
     assert search(named)[0]["results"]
     for file in tmp_path.glob("indexes/*/run.json"):
         file.unlink()
-    assert not load(ModelArguments(pipeline=str(pipeline))).by_kind["pipeline"]
+    assert not load(ServedArguments(pipeline=str(pipeline))).by_kind["pipeline"]
     assert "scripts/build_index.py" in capsys.readouterr().err
     (words,) = tmp_path.glob("results/bm25+*/pipeline.json")
-    assert list(load(ModelArguments(pipeline=str(words))).by_kind["reranker"]) == ["reranker"]
+    assert list(load(ServedArguments(pipeline=str(words))).by_kind["reranker"]) == ["reranker"]
 
 
 def test_what_an_indexs_folder_is_served_as_is_said_when_it_changes(built, tmp_path, capsys):
@@ -247,32 +247,32 @@ def test_what_an_indexs_folder_is_served_as_is_said_when_it_changes(built, tmp_p
 def test_a_pipeline_without_an_index_says_that_there_is_no_search(built, tmp_path, capsys):
     file = tmp_path / "pipeline.json"
     file.write_text(json.dumps({"first_stage": f"dense:{built / 'encoder'}", "index_uri": None}), encoding="utf-8")
-    answer, models = search(ModelArguments(pipeline=str(file), dtype="float32"))
+    answer, models = search(ServedArguments(pipeline=str(file), dtype="float32"))
     assert "found no index on this server; start it with --index_uri FOLDER" in answer["message"]
     assert "note: there is no /v1/search, since pipeline.json names no index" in capsys.readouterr().err
 
 
 def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answer, models = search(ModelArguments(dtype="float32"), top_n=1, depth=3)
+    answer, models = search(ServedArguments(dtype="float32"), top_n=1, depth=3)
     assert models == ["demo", "demo", "search"] and answer["milliseconds"].keys() == {"first_stage", "reranker"}
 
 
 def test_what_does_not_fit_together_is_refused(built):
-    other = ModelArguments(first_stage="bm25", index_uri=str(built / "index"), reranker="none")
+    other = ServedArguments(first_stage="bm25", index_uri=str(built / "index"), reranker="none")
     with pytest.raises(RunError, match="no index of bm25 .*an index of dense"):
         load(other)
     with pytest.raises(RunError, match="no such file"):
-        load(ModelArguments(index_uri=str(built / "nowhere.db"), reranker="none"))
+        load(ServedArguments(index_uri=str(built / "nowhere.db"), reranker="none"))
     for stage in ("bm25", f"hybrid:{built / 'encoder'}"):
         with pytest.raises(FlagError, match="found a Milvus in --index_uri"):
-            load(ModelArguments(first_stage=stage, index_uri=str(built / "milvus.db"), reranker="none"))
+            load(ServedArguments(first_stage=stage, index_uri=str(built / "milvus.db"), reranker="none"))
     (built / "bare.json").write_text(json.dumps({"first_stage": "bm25"}), encoding="utf-8")
     (built / "bare.yaml").write_text(json.dumps([{"pipeline": str(built / "bare.json")}]), encoding="utf-8")
     with pytest.raises(FlagError, match="without an index"):
-        load(ModelArguments(models=str(built / "bare.yaml")))
+        load(ServedArguments(models=str(built / "bare.yaml")))
     with pytest.raises(FlagError, match="--reranker too"):
-        load(ModelArguments(pipeline=str(built / "pipeline.json"), reranker="none"))
+        load(ServedArguments(pipeline=str(built / "pipeline.json"), reranker="none"))
 
 
 @pytest.mark.parametrize("rows", ["", "5", "[]", "[{name: a}]", "[{encoder: x, reranker: y}]", "[{encoder: 5}]", "{"])
@@ -280,4 +280,4 @@ def test_a_models_file_that_cannot_be(rows, tmp_path):
     file = tmp_path / "models.yaml"
     file.write_text(rows, encoding="utf-8")
     with pytest.raises(FlagError, match="--models"):
-        load(ModelArguments(models=str(file)))
+        load(ServedArguments(models=str(file)))

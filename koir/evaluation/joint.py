@@ -24,7 +24,7 @@ from koir.evaluation.pipeline import (
     task_fingerprint,
 )
 from koir.evaluation.reranking import Reranked, final_run, mixture, rerank
-from koir.evaluation.results import read_result, write_result
+from koir.evaluation.results import kept_result, write_result
 from koir.evaluation.tasks import Task
 from koir.flags import require
 from koir.reranker import Reranker, load_reranker
@@ -201,7 +201,7 @@ class Joint:
     def _once(self, pipeline: Pipeline, task: Task, key: str, made_of: str, make: Callable[[], Evaluated]) -> Evaluated:
         """The result on disk where its key is the same, else a new one, written at once. made_of: its pipeline_key."""
         folder = self.output_dir / pipeline.name
-        if found := read_result(folder, task.name, task.split, key):
+        if found := kept_result(folder, task.name, task.split, key):
             content, run = found
             content["koir"] |= {"pipeline": pipeline.content(), "pipeline_key": made_of}
             return Evaluated(evaluate_run(task.qrels, run), run, content)

@@ -89,7 +89,7 @@ def file_stem(folder: Path, task: str, split: str) -> str:
     return task if split in there else f"{task}.{split}"
 
 
-def read_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, dict[str, dict[str, float]]] | None:
+def kept_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, dict[str, dict[str, float]]] | None:
     """A result's JSON and run as `write_result` left them, where it has this key; None where it is not there, whole."""
     stem = file_stem(folder, task, split)
     try:

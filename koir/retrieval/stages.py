@@ -90,7 +90,7 @@ class FirstStage:
         return self.store / f"{part}-{digest(self._keys[part], corpus_key)[:16]}"
 
     def __call__(self, corpus: dict[str, str]):
-        """Build what is not yet there, and open it."""
+        """Build what is not yet there, and open it; of several processes the first has the index, the others None."""
         key = corpus_fingerprint(corpus)
         there = self.kind == "milvus" and rank() == 0 and self.is_complete(key)  # a Milvus file opens for one process
         there = any(number for (number,) in gather_sizes(int(there)))
@@ -108,8 +108,8 @@ class FirstStage:
             _milvus().write(_milvus().connect(self._milvus_uri(key)), self._collection(key), *parts, corpus, facts)
         return self.open(key) if rank() == 0 else None
 
-    def describe(self, corpus: dict[str, str]) -> None:
-        """Say in Milvus how an index that is there is to be searched, which may have been made for another fusion."""
+    def describe_in_milvus(self, corpus: dict[str, str]) -> None:
+        """Say how an index that is there is to be searched, which may have been made for another fusion."""
         key = corpus_fingerprint(corpus)
         _milvus().describe(_milvus().connect(self._milvus_uri(key)), self._collection(key), self._facts(corpus, key))
 

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from koir.retrieval.score_maps import SCORE_MAPS
-from koir.serving.door import Door, Rules
+from koir.serving.door import Door, DoorRules
 from koir.serving.meters import Meters
 from koir.serving.page import page
 from koir.serving.problems import Problem, from_validation
@@ -26,7 +26,7 @@ LAST_CALLS = 0.5  # seconds in which open connections may still bring a request 
 
 def create_app(
     registry: Registry,
-    rules: Rules | None = None,
+    rules: DoorRules | None = None,
     cors_origins: Sequence[str] = (),
     return_documents: bool = False,
     score_map: str = "sigmoid",
@@ -47,7 +47,7 @@ def create_app(
     app.include_router(router)
     _server_routes(app, meters)
     _handlers(app)
-    app.add_middleware(Door, rules=rules or Rules(), meters=meters, state=app.state)
+    app.add_middleware(Door, rules=rules or DoorRules(), meters=meters, state=app.state)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]

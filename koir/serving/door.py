@@ -21,7 +21,7 @@ log = logging.getLogger("koir.serving")
 
 
 @dataclass(frozen=True)
-class Rules:
+class DoorRules:
     """keys: sha256 of each bearer key; none: everyone may come in. max_body: bytes."""
 
     keys: tuple[bytes, ...] = ()
@@ -45,7 +45,7 @@ def read_keys(file: str | None) -> tuple[bytes, ...]:
 class Door:
     """ASGI middleware. Routes leave what is worth logging in scope["koir"]."""
 
-    def __init__(self, app, rules: Rules, meters: Meters, state):
+    def __init__(self, app, rules: DoorRules, meters: Meters, state):
         self.app, self.rules, self.meters, self.state = app, rules, meters, state
 
     async def __call__(self, scope, receive, send) -> None:

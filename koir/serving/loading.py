@@ -30,7 +30,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass
-class ModelArguments:
+class ServedArguments:
     """What is served."""
 
     first_stage: str | None = field(
@@ -85,7 +85,7 @@ class ModelArguments:
 class Loader:
     """Loads models once each, however many pipelines share them, and puts them in a registry."""
 
-    def __init__(self, arguments: ModelArguments):
+    def __init__(self, arguments: ServedArguments):
         self.arguments, self.registry, self.loaded = arguments, Registry(), {}
         require(
             arguments.dtype in DTYPES, "--dtype", arguments.dtype, ", ".join(DTYPES) + nearest(arguments.dtype, DTYPES)
@@ -153,12 +153,12 @@ def name_of(path: str) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def load(arguments: ModelArguments) -> Registry:
+def load(arguments: ServedArguments) -> Registry:
     """All models that the flags ask for. Says on stderr what was taken by default and what is left out."""
     return on_device(_load, arguments)
 
 
-def _load(arguments: ModelArguments) -> Registry:
+def _load(arguments: ServedArguments) -> Registry:
     loader = Loader(arguments)
     said = {"pipeline": ["first_stage", "reranker"]}  # what the file says already
     said["models"] = [*said["pipeline"], "index_uri", "depth", "pipeline"]
@@ -180,7 +180,7 @@ def _load(arguments: ModelArguments) -> Registry:
     return loader.registry
 
 
-def _from_flags(loader: Loader, arguments: ModelArguments) -> None:
+def _from_flags(loader: Loader, arguments: ServedArguments) -> None:
     spec = arguments.first_stage
     if spec is None and arguments.index_uri:
         spec = described(arguments.index_uri)["first_stage"]
