@@ -11,6 +11,7 @@ import numpy as np
 
 from koir.duplicates import MinHash, NearDuplicates, digest, normalised, shingles, words
 from koir.errors import FlagError
+from koir.triplets import listed
 
 GRAM = 13  # words in a row that give away a text of a task (Brown et al. 2020, appendix C)
 # Site furniture: a text that is mostly this says nothing of its subject. The words alone are none, since people ask of
@@ -76,10 +77,10 @@ class Cleaner:
 
     def keep(self, row: dict) -> str | None:
         """None where the row is kept, else why not; counted in `counts` under the reason, or `kept`."""
-        query, documents = self.facts(row["query"]), [self.document(text) for text in _listed(row["document"])]
+        query, documents = self.facts(row["query"]), [self.document(text) for text in listed(row["document"])]
         reason = (
             next((facts.reason for facts in (query, *documents) if facts.reason), None)
-            or self._equal(query, documents, _listed(row.get("hard_negative")))
+            or self._equal(query, documents, listed(row.get("hard_negative")))
             or self._excluded(query, documents)
             or self._repeated(query, documents)
         )
@@ -173,7 +174,3 @@ def word_grams(of_text: Sequence[str]) -> np.ndarray:
     for place in range(GRAM):
         grams = grams * np.uint64(0x9E3779B97F4A7C15) + hashes[place : place + len(grams)]
     return grams
-
-
-def _listed(texts: str | list[str] | None) -> list[str]:
-    return [] if texts is None else [texts] if isinstance(texts, str) else texts

@@ -18,7 +18,10 @@ MOST_LABELS = 100_000
 
 
 def reach(name: str) -> None:
-    """Ask the hub once for a name that is neither here nor in its cache; every file would else be tried five times."""
+    """Ask the hub once for a name that is neither here nor in its cache; every file would else be tried five times.
+
+    Raises ModelError where it does not answer.
+    """
     if Path(name).exists() or try_to_load_from_cache(name, "config.json"):
         return
     try:
@@ -162,7 +165,7 @@ def _set_dropout(config, flag: str, probability: float | None, names: tuple[str,
 
 
 def json_of(name: str, file: str) -> object:
-    """The content of a JSON file of a model folder or hub name; None where there is no such file."""
+    """The content of a model folder's or hub name's JSON file; None without it. Raises ModelError for a broken one."""
     try:
         found = cached_file(
             name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False

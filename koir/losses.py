@@ -114,7 +114,7 @@ def contrastive_loss(
     Loss and gradients are computed together, strip by strip of rows, so that the [B, N] scores never exist at once:
     a strip has at most TILE_ROWS rows and takes about three times `tile_bytes`. Scores are at least float32 whatever
     comes in: at a temperature of 0.01 half precision has no digits left. Returns the scalar, and the number of
-    negatives in all rows' sums.
+    negatives in all rows' sums. Raises ValueError for one of known and document_hashes without the other.
     """
     if (known is None) != (document_hashes is None):
         raise ValueError("known and document_hashes go together")

@@ -183,7 +183,10 @@ def newest_run(kind: str, outputs: Path = Path("outputs")) -> Path:
 
 
 def model_folder(path: str) -> str:
-    """Turn a PATH flag into what can be loaded: a run folder's model/, a model folder, a hub name, or `demo` itself."""
+    """Turn a PATH flag into what can be loaded: a run folder's model/, a model folder, a hub name, or `demo` itself.
+
+    Raises ModelError, with the nearest name, for what is none of these, RunError for a run that did not finish.
+    """
     folder = Path(path)
     if (folder / "model").is_dir():
         read_run(folder)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from koir.mining import Answers, Query, Rules, Statistics, mine
 from koir.retrieval.stages import first_stage
-from koir.triplets import text_hash
+from koir.triplets import listed, text_hash
 
 BATCH = 2000  # rows searched at once
 
@@ -38,7 +38,7 @@ class Negatives:
         self.answers, self.rules, self.depth = Answers(), rules, depth
         self.given, self.reranker = given, reranker
         for row in rows:
-            documents = _listed(row["document"])
+            documents = listed(row["document"])
             self.texts.update((_id(text), text) for text in documents)
             self.answers.add(row["query"], map(_id, documents))
         self.empty = 0  # passages without a text, as tasks have them: a dense first stage would find them first
@@ -66,7 +66,7 @@ class Negatives:
             for row, own in zip(batch, kept, strict=True):
                 if self._wanted(own):
                     mined = self._mined(row, own, found[row["query"]], logits, statistics, equal[row["query"]])
-                    fit = own + mined == _listed(row.get("hard_negative"))
+                    fit = own + mined == listed(row.get("hard_negative"))
                     row = row | {"hard_negative": own + mined or None}
                     statistics.counts["rows whose scores no longer fit"] += (
                         not fit and row.pop("hard_negative_score", None) is not None
@@ -76,7 +76,7 @@ class Negatives:
                 yield row if logits is None else row | _scored(row, logits)
 
     def _kept(self, row: dict) -> list[str]:
-        return [] if self.given == "replace" else _listed(row.get("hard_negative"))
+        return [] if self.given == "replace" else listed(row.get("hard_negative"))
 
     def _wanted(self, own: list[str]) -> bool:
         return self.given != "keep" or not own
@@ -90,7 +90,7 @@ class Negatives:
         statistics: Statistics,
         equal: dict[str, bool],
     ) -> list[str]:
-        positives = [_id(text) for text in _listed(row["document"])]
+        positives = [_id(text) for text in listed(row["document"])]
         if logits is not None:
             run = {document: logits[row["query"], self.texts[document]] for document in [*run, *positives]}
         query = Query(row["query"], positives, self.answers.of(row["query"]), own, equal)
@@ -100,7 +100,7 @@ class Negatives:
         """(query, text) -> raw logit, for candidates, documents and the hard negatives that stay."""
         pairs = [(query, self.texts[document]) for query, run in found.items() for document in run]
         for row, own in zip(batch, kept, strict=True):
-            pairs += [(row["query"], text) for text in [*_listed(row["document"]), *own]]
+            pairs += [(row["query"], text) for text in [*listed(row["document"]), *own]]
         pairs = list(dict.fromkeys(pairs))
         scores = self.reranker.score(pairs, progress="pairs") if pairs else []
         return {pair: float(score) for pair, score in zip(pairs, scores, strict=True)}
@@ -111,14 +111,10 @@ def _scored(row: dict, logits: dict) -> dict:
     columns = {}
     for name in ("document", "hard_negative"):
         texts = row.get(name)
-        scores = [logits[row["query"], text] for text in _listed(texts)]
+        scores = [logits[row["query"], text] for text in listed(texts)]
         columns[f"{name}_score"] = scores if isinstance(texts, list) else next(iter(scores), None)
     return columns
 
 
 def _id(text: str) -> str:
     return f"{text_hash(text) & 0xFFFFFFFFFFFFFFFF:016x}"
-
-
-def _listed(texts: str | list[str] | None) -> list[str]:
-    return [] if texts is None else [texts] if isinstance(texts, str) else list(texts)

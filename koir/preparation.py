@@ -21,7 +21,8 @@ from koir.row_files import hub_revision
 from koir.shards import Shape, read_rows, write_rows
 from koir.sources.archives import files_below, walk
 from koir.sources.registry import Source, checked_rows
-from koir.sources.tally import Tally
+from koir.sources.tally import WINDOW, Tally
+from koir.triplets import listed
 
 SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
 CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "negatives.py", "preparation.py")
@@ -34,7 +35,7 @@ class Plan:
     inputs: list[tuple[Source, Path]]
     output_dir: Path
     splits: tuple[str, ...] = ("train", "dev", "test")
-    window: int = 1500
+    window: int = WINDOW
     exclude_tasks: tuple[str, ...] = ()
     exclude_by: str = "both"
     cleaning: dict = field(default_factory=dict)  # keyword arguments of Cleaner
@@ -172,8 +173,7 @@ def _counted(rows: Iterable[dict], most: Counter) -> Iterator[dict]:
     for row in rows:
         most["rows"] += 1
         for name in ("document", "hard_negative"):
-            texts = row.get(name)
-            most[name] = max(most[name], len(texts) if isinstance(texts, list) else int(texts is not None))
+            most[name] = max(most[name], len(listed(row.get(name))))
         most["scores"] |= "document_score" in row or "hard_negative_score" in row
         yield row
 

@@ -39,7 +39,7 @@ def source_key(source: str, file: Path) -> bytes:
 
 
 def file_records(file: Path) -> Iterator[tuple[object, str]]:
-    """Raw rows of one file with their places. The ending says what the file is; a file that is not it is refused."""
+    """Raw rows of one file with their places. Raises RowError for what is not as the ending says, or cannot be read."""
     name = file.name.lower()
     with file.open("rb") as stream:
         magic = stream.read(4)

@@ -19,7 +19,7 @@ COUNTERS = "counters.json"  # in a checkpoint: what it began with, and what was 
 
 
 def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
-    """The run folder and the checkpoint to resume from; refuses to mix two runs in one folder.
+    """The run folder and the checkpoint to resume from. Raises RunError rather than mix two runs in one folder.
 
     `last` without --output_dir is the newest unfinished run of that name.
     """

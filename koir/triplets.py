@@ -74,6 +74,11 @@ def load_triplets(sources: list[str]) -> Triplets:
     return Triplets(pairs, counts.pop("fingerprint"), counts)
 
 
+def listed(texts: str | list[str] | None) -> list[str]:
+    """The texts of a row's field: one, several or none."""
+    return [] if texts is None else [texts] if isinstance(texts, str) else texts
+
+
 def report(counts: dict) -> str:
     """What was read and what was dropped, in one line for people."""
     line = f"{counts['rows']:,} rows, {counts['pairs']:,} pairs, {counts['duplicates']:,} exact duplicates dropped"

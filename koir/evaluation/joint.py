@@ -88,7 +88,7 @@ class Joint:
 
     @functools.cache  # noqa: B019
     def reranker(self, path: str) -> tuple[Reranker, str]:
-        """A reranker and the sha256 of all its scores depend on."""
+        """A reranker and the sha256 of all its scores depend on. Raises FlagError for passages too long for it."""
         model = load_reranker(path).to("cuda" if torch.cuda.is_available() else "cpu")
         read_how = [model.max_seq_length, "bf16"] if self.settings.bf16 else [model.max_seq_length]
         if tokens := self.settings.passage_tokens:

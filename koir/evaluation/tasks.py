@@ -41,7 +41,7 @@ def load_task(path: str, split: str = "test", data_root: str | None = None) -> T
 
 
 def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) -> list[Task]:
-    """Several splits of a task, each as `load_task` gives it; a BEIR folder's texts are read once and shared."""
+    """Several splits of a task, each as `load_task` gives it or refuses it; a BEIR folder's texts are read once."""
     if path in KOREAN and not Path(path).is_dir():
         known = KOREAN[path][1]
         there = [split if split in known else known[0] for split in wanted]
@@ -70,7 +70,10 @@ def _split(name: str, split: str, queries: dict, corpus: dict, qrels: dict, fold
 
 
 def load_corpus(path: str) -> dict[str, str]:
-    """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text."""
+    """The corpus of a BEIR folder or `demo`, or a .jsonl[.gz] file of {_id, title, text}: id -> title and text.
+
+    Raises TaskError with file, line and what was expected.
+    """
     folder = _place(path)
     if not folder.exists():
         wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest_beside(folder)
