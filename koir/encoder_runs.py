@@ -37,13 +37,11 @@ def _loader(model: arguments.ModelArguments) -> Callable[[], Encoder]:
 
 
 def _describe(encoder: Encoder, groups: dict) -> list[str]:
-    parameters, rows = sum(p.numel() for p in encoder.parameters()), groups["training"].per_device_train_batch_size
+    args, parameters = groups["training"], sum(p.numel() for p in encoder.parameters())
     size = f"{parameters / 1e6:.1f}M parameters, {encoder.pooling} pooling, at most {encoder.max_seq_length} tokens"
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    args = groups["training"]
-    with torch.autocast(
-        args.device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16
-    ):
+    rows, half = args.per_device_train_batch_size, torch.bfloat16 if args.bf16 else torch.float16
+    with torch.autocast(args.device.type, half, enabled=args.bf16 or args.fp16):
         why = encoder.why_padded(args.device)
     padded = "none: attention gets the real tokens alone" if why is None else f"to a chunk's longest text ({why})"
     adapted = [f"LoRA:    {trained:,} parameters are trained"] if groups["model"].lora_rank is not None else []
