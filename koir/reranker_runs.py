@@ -21,9 +21,10 @@ from koir.reranker_arguments import (
     RankingLossArguments,
     RerankerModelArguments,
     RerankingArguments,
+    check_together,
 )
 from koir.reranker_training import candidates, reranked
-from koir.retrieval.stages import first_stage
+from koir.retrieval.stages import first_stage, kind_and_path
 from koir.runs import Kind
 from koir.triplets import Triplets
 
@@ -52,6 +53,14 @@ def _describe(reranker: Reranker, groups: dict) -> list[str]:
 
 def _longer(reranker: Reranker, rows: dict, most: int) -> tuple[str, int]:
     return "pairs", reranker.too_long(list(zip(rows["query"], rows["document"], strict=True)), most)
+
+
+def _check(groups: dict) -> None:
+    """Raise FlagError for contradictions, and for first stages that there are not."""
+    check_together(groups)
+    if groups["data"].negatives_from != "rows":
+        kind_and_path(groups["data"].negatives_from, "--negatives_from")
+    kind_and_path(groups["evaluation"].first_stage)
 
 
 def _prepare(reranker: Reranker, triplets: Triplets, groups: dict) -> None:
@@ -162,4 +171,5 @@ RERANKER = Kind(
     card=_card,
     next=lambda groups, folder: ["--first_stage", groups["evaluation"].first_stage, "--reranker", "none", str(folder)],
     prepare=_prepare,
+    check=_check,
 )

@@ -17,7 +17,7 @@ from koir.losses import kl_divergence
 from koir.mining import Statistics
 from koir.ranking_losses import POINTWISE, cross_entropy
 from koir.reranker import Reranker
-from koir.reranker_arguments import TAUGHT, check_together
+from koir.reranker_arguments import TAUGHT
 from koir.retrieval.stages import first_stage
 from koir.trainer import RunTrainer
 from koir.triplets import Triplets
@@ -29,7 +29,6 @@ class RerankerTrainer(RunTrainer):
     COUNTED = (*RunTrainer.COUNTED, "queries", "negatives", "filled")
 
     def __init__(self, reranker: Reranker, args: TrainingArguments, triplets: Triplets, groups: dict):
-        check_together(groups)
         self.loss_arguments, self.step_arguments = groups["loss"], groups.get("step")
         self.data_arguments, self.evaluation = groups["data"], groups["evaluation"]
         taught = self.loss_arguments.loss in TAUGHT

@@ -40,7 +40,8 @@ class Kind:
     start, each time the same. saved: loads a model folder, and with trust_remote_code its own code. describe: lines to
     say at the start. longer: what of rows is read at once, and how many of them have more tokens than so many.
     compare: scores base against tuned and prints the table. card: the model folder's README. next: the flags that have
-    evaluate.py score a run. prepare: what is done to the start and to the groups once the rows are read.
+    evaluate.py score a run. prepare: what is done to the start and to the groups once the rows are read. check: refuses
+    what groups of arguments contradict in each other, before anything loads.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Kind:
     card: Callable[[dict, dict], str]
     next: Callable[[dict, Path], list[str]]
     prepare: Callable[[nn.Module, Triplets, dict], None]
+    check: Callable[[dict], None] = lambda _: None
 
 
 def run(
@@ -179,6 +181,7 @@ def _parsed(
     *instances, recipe = parse(list(kinds.values()), argv, description)
     groups = dict(zip(kinds, instances, strict=True))
     check(groups)
+    kind.check(groups)
     return groups, recipe
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,21 @@ def test_contradictions_are_refused(loss, data, said):
     with pytest.raises(FlagError, match=said):
         groups["data"].check()
         check_together(groups)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--loss", "mse", "--negatives_from", "bm25"], "--loss mse"),
+        (["--negatives_from", "bm52"], "--negatives_from bm52: .* did you mean bm25"),
+        (["--first_stage", "dens:x"], "--first_stage dens:x: .* did you mean dense"),
+        (["--eval_depth", "0"], "--eval_depth"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_loads(trainer, tmp_path, flags, said, capsys):
+    with pytest.raises(SystemExit):
+        trainer.main([*flags, "--model_name_or_path", str(tmp_path / "none"), "--output_dir", str(tmp_path / "run")])
+    assert re.match(f"error: {said}", capsys.readouterr().err) and not (tmp_path / "run").exists()
 
 
 def test_rows_without_a_teachers_scores_are_refused(trainer, rows, tmp_path):

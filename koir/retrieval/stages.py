@@ -230,11 +230,7 @@ def first_stage(
     an error calls it. An index has `.name`, `.ids`, `.search(queries, depth)` and, but for a hybrid, `.save(folder)`.
     Raises FlagError for an unknown first stage.
     """
-    kind, _, path = spec.partition(":")
-    if kind not in KINDS or bool(path) == (kind == "bm25"):
-        hint = nearest(kind, KINDS) if kind not in KINDS else ""
-        expected = f"bm25, dense:PATH, hybrid:PATH or milvus:PATH{hint}"
-        raise FlagError(f"{flag} {spec}", "an unknown first stage", expected)
+    kind, path = kind_and_path(spec, flag)
     if fusion not in FUSIONS:
         raise FlagError(f"--fusion {fusion}", "an unknown fusion", " or ".join(FUSIONS) + nearest(fusion, FUSIONS))
     refuse_password(index_uri)
@@ -244,6 +240,16 @@ def first_stage(
     encoder = _encoder(path) if path and encoder is None else encoder
     store = Path(index_uri) if index_uri and not uri else cache_folder() / "indexes"
     return FirstStage(spec, store, encoder, fusion, weight, progress, uri)
+
+
+def kind_and_path(spec: str, flag: str = "--first_stage") -> tuple[str, str]:
+    """One of KINDS and the PATH behind it, empty for bm25. Raises FlagError, in which `flag` was given, for others."""
+    kind, _, path = spec.partition(":")
+    if kind not in KINDS or bool(path) == (kind == "bm25"):
+        hint = nearest(kind, KINDS) if kind not in KINDS else ""
+        expected = f"bm25, dense:PATH, hybrid:PATH or milvus:PATH{hint}"
+        raise FlagError(f"{flag} {spec}", "an unknown first stage", expected)
+    return kind, path
 
 
 def refuse_password(index_uri: str | None) -> None:
