@@ -23,7 +23,7 @@ from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.results import file_stem
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, rank
-from koir.manifest import newest_run, origin, read_run, write_json, write_text
+from koir.manifest import check_outputs, newest_run, origin, read_run, write_json, write_text
 from koir.retrieval.stages import join_processes
 
 
@@ -55,6 +55,7 @@ def _as_the_file_asks(what: EvaluateArguments, where: TaskArguments) -> Iterator
 
 
 def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
+    check_outputs(where.output_dir, where.json)
     cells = {name: reproduction.read_cells(name) for name in filter(None, [where.reproduce, where.check])}
     settings = _settings(what)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

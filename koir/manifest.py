@@ -102,10 +102,14 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
 
 
 def check_outputs(output_dir: str, json_file: str | None) -> None:
-    """Raise FlagError, before any work, where --output_dir names a file or lies below one, or --json names a folder."""
-    for path in (Path(output_dir), *Path(output_dir).parents):
-        if path.exists() and not path.is_dir():
-            raise FlagError(f"--output_dir {output_dir}", f"a file ({path})", "a folder, or a name that is free")
+    """Raise FlagError, before any work, where --output_dir names a file, lies below one or in a folder that may not be
+    written, or --json names a folder."""
+    path = next(path for path in (Path(output_dir), *Path(output_dir).parents) if path.exists())
+    if not path.is_dir():
+        raise FlagError(f"--output_dir {output_dir}", f"a file ({path})", "a folder, or a name that is free")
+    if not os.access(path, os.W_OK):
+        found = f"a folder that may not be written ({path.absolute()})"
+        raise FlagError(f"--output_dir {output_dir}", found, "one that may")
     if json_file and (Path(json_file).is_dir() or not Path(json_file).name):
         raise FlagError(f"--json {json_file}", "a folder", "the name of a file to write")
 

@@ -114,6 +114,9 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, folder, file
         check_outputs(folder, file)
     assert said in str(error.value)
     check_outputs("folder/new", "there")
+    monkeypatch.setattr("os.access", lambda path, how: False)  # root may all, but on a disk that is read-only
+    with pytest.raises(FlagError, match=r"folder/new: found a folder that may not be written \(.*/folder\)"):
+        check_outputs("folder/new", "there")
 
 
 def test_json_keeps_hangul_and_ends_its_last_line(tmp_path):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from koir.evaluation.hub import BENCHMARKS
 from koir.flags import require
-from koir.manifest import check_outputs
 from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES
 from koir.retrieval.score_maps import SCORE_MAPS
@@ -123,7 +122,6 @@ class TaskArguments:
 
 def check(what: EvaluateArguments, where: TaskArguments) -> None:
     """Refuse values that are unknown or do not go together: FlagError, before any work."""
-    check_outputs(where.output_dir, where.json)
     for flag, value, known in (
         ("--fusion", what.fusion, FUSIONS),
         ("--normalise", what.normalise, SCALES),
