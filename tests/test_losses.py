@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from koir.contrast import merged_answers
-from koir.losses import contrastive_loss, info_nce, right_answers
+from koir.losses import Teacher, contrastive_loss, info_nce, right_answers
 
 
 def test_two_by_two_by_hand():
@@ -59,6 +59,36 @@ def test_gradients_are_those_of_the_definition():
     known, hashes = torch.tensor([[1, 3], [5, 6], [7, 0]]), torch.tensor([1, 2, 3, 4, 5, 6, 7])
     target = torch.tensor([0, 4, 6])
     assert torch.autograd.gradcheck(lambda q, d: info_nce(q, d, target, 0.3, known, hashes), (queries, documents))
+
+
+@pytest.mark.parametrize("term", ["kl", "margin_mse"])
+def test_a_teacher_and_several_dimensions_by_hand(term):
+    """The value too, which is what is logged; the first row's document is column 0."""
+    torch.manual_seed(0)
+    queries = torch.nn.functional.normalize(torch.randn(3, 5, dtype=torch.float64), dim=1).requires_grad_()
+    documents = torch.nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1).requires_grad_()
+    target, columns = torch.arange(3), [[0, 3, 4], [1, -1, -1], [2, 5, -1]]
+    told = torch.tensor([[3.0, 1.0, -2.0], [5.0, 0.0, 0.0], [4.0, 0.5, 0.0]], dtype=torch.float64)
+    teacher = Teacher(torch.tensor(columns), told, term, weight=0.7, temperature=2.0)
+
+    def loss(queries, documents):
+        return info_nce(queries, documents, target, 0.3, teacher=teacher, dimensions=[5, 3], weights=[1.0, 0.5])
+
+    expected = 0.0
+    for size, weight in ((5, 2 / 3), (3, 1 / 3)):
+        parts = [torch.nn.functional.normalize(side[:, :size], dim=1) for side in (queries, documents)]
+        scores = parts[0] @ parts[1].T / 0.3
+        expected += weight * torch.nn.functional.cross_entropy(scores, target)
+        for row, own in enumerate(columns):
+            ours = scores[row, [column for column in own if column >= 0]]
+            theirs = told[row, : len(ours)] / 2
+            if term == "kl":
+                said = (theirs.softmax(0) * (theirs.log_softmax(0) - ours.log_softmax(0))).sum()
+            else:
+                said = ((ours[0] - ours[1:]) - (theirs[0] - theirs[1:])).square().sum() / max(len(ours) - 1, 1)
+            expected += weight * 0.7 * said / 3
+    assert loss(queries, documents).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.autograd.gradcheck(loss, (queries, documents))
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 300, 10**9])

@@ -105,8 +105,15 @@ def test_masks_are_counted():
     guide = losses.Guide(torch.eye(4), torch.ones(4, 4) / 2)  # everything as likely as the target: nothing is left out
     _, negatives = losses.contrastive_loss(queries, queries, torch.arange(4), 0.1, guide=guide)
     assert negatives == 12
+    known, hashes = torch.tensor([[1], [2], [3], [3]]), torch.tensor([1, 2, 3, 4])  # the last row's own is no answer
+    _, negatives = losses.contrastive_loss(queries, queries, torch.arange(4), 0.1, known, hashes, guide=guide)
+    assert negatives == 11
     _, negatives = losses.contrastive_loss(queries, queries, torch.arange(4), 0.1, guide=guide._replace(margin=0.1))
     assert negatives == 0
+    near = losses.Guide(torch.eye(4), torch.full((4, 4), 0.42) + 0.08 * torch.eye(4))  # targets at 0.5, others at 0.42
+    for relative, left in ((True, 12), (False, 0)):  # a tenth of 0.5, or 0.1
+        judge = near._replace(margin=0.1, relative=relative)
+        assert losses.contrastive_loss(queries, queries, torch.arange(4), 0.1, guide=judge)[1] == left
     aside = losses.Guide(torch.eye(4), torch.full((4, 4), -0.5) - torch.eye(4) / 10)  # targets at -0.6, others at -0.5
     _, negatives = losses.contrastive_loss(
         queries, queries, torch.arange(4), 0.1, guide=aside._replace(margin=-0.5, relative=True)
