@@ -23,8 +23,8 @@ from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.results import file_stem
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, rank
-from koir.manifest import check_outputs, newest_run, origin, read_run, write_json, write_text
-from koir.retrieval.stages import join_processes
+from koir.manifest import check_outputs, model_folder, newest_run, origin, read_run, write_json, write_text
+from koir.retrieval.stages import join_processes, kind_and_path
 
 
 @exit_on_user_error
@@ -58,6 +58,9 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     check_outputs(where.output_dir, where.json)
     cells = {name: reproduction.read_cells(name) for name in filter(None, [where.reproduce, where.check])}
     settings = _settings(what)
+    for path in [*(kind_and_path(spec)[1] for spec in settings.first_stages), *settings.rerankers]:
+        if path:
+            model_folder(path)  # the last one may be hours away
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings.bf16 = or_float32(where.bf16, device, "--bf16")
     names = BENCHMARKS[where.benchmark] if where.benchmark else where.tasks or ["demo"]

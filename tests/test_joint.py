@@ -442,6 +442,8 @@ HYBRID = ["--first_stage", "hybrid:demo"]
         ([*HYBRID, "--weight", "0.5", "--dev_tasks", "demo"], "--dev_tasks"),
         ([*HYBRID, "--tolerance", "3"], "--tolerance"),
         ([*HYBRID, "--index_uri", "law.db"], "--index_uri law.db"),
+        (["--first_stage", "bm25", "hybird:demo", "--tasks", "없다"], "--first_stage hybird:demo"),
+        (["--first_stage", "bm25", "--reranker", "demo", "./없다", "--tasks", "없다"], "./없다"),
         (
             [*HYBRID, "--weight", "auto", "--split", "dev", "--dev_tasks", "demo", "--tasks", "demo"],
             "--split dev --dev",
