@@ -264,6 +264,9 @@ def test_what_does_not_fit_together_is_refused(built):
         load(other)
     with pytest.raises(RunError, match="no such file"):
         load(ServedArguments(index_uri=str(built / "nowhere.db"), reranker="none"))
+    for stage in ("hybird:demo", "demo"):  # nothing is searched, so no first stage is opened
+        with pytest.raises(FlagError, match=f"--first_stage {stage}: found an unknown first stage"):
+            load(ServedArguments(first_stage=stage, reranker="none"))
     for stage in ("bm25", f"hybrid:{built / 'encoder'}"):
         with pytest.raises(FlagError, match="found a Milvus in --index_uri"):
             load(ServedArguments(first_stage=stage, index_uri=str(built / "milvus.db"), reranker="none"))

@@ -20,7 +20,7 @@ from koir.manifest import newest_run
 from koir.reranker import load_reranker
 from koir.retrieval.opening import described, index_folder, open_index
 from koir.retrieval.score_maps import SCORE_MAPS
-from koir.retrieval.stages import first_stage, is_milvus
+from koir.retrieval.stages import first_stage, is_milvus, kind_and_path
 from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker
 from koir.serving.registry import Registry
@@ -220,7 +220,7 @@ def _searchable(uri: str | None) -> bool:
 
 def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = True) -> None:
     """Serve a pipeline's encoder, its reranker, and its search where there is a corpus."""
-    kind, _, path = pipeline.first_stage.partition(":")
+    kind, path = kind_and_path(pipeline.first_stage)
     encoder = loader.encoder(path) if path else None
     reranker = loader.reranker(pipeline.reranker) if pipeline.reranker else None
     if searched:
