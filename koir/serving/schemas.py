@@ -199,7 +199,7 @@ class SearchRequest(BaseModel):
     model: str | None = Field(None, description="a pipeline's name; any where one is loaded")
     query: Query
     top_n: int = Field(10, ge=1, description="documents returned, at most 1,000")
-    depth: int | None = Field(None, ge=1, le=1000, description="candidates reranked; default: the pipeline's")
+    depth: int | None = Field(None, ge=1, le=1000, description="reranked, at least top_n; default: the pipeline's")
     rerank: bool = Field(True, description="false: the first stage alone")
     return_documents: bool = True
 
