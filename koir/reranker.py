@@ -18,7 +18,7 @@ from koir.loading import configured, json_of, most_tokens, quiet, reach, readabl
 from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.passages import passages, strongest
-from koir.tokens import BLOCK, CPU_CHUNK, GPU_CHUNK, pad, plan_chunks
+from koir.tokens import BLOCK, CPU_CHUNK, GPU_CHUNK, pad, plan_chunks, tokenise_pairs
 
 HEAD_SEED = 20242
 SHOWN = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}  # what CrossEncoder.predict shows
@@ -56,7 +56,7 @@ class Reranker(nn.Module):
         """
         queries, documents = zip(*pairs, strict=True)
         longest = min(longest or self.max_seq_length, self.max_seq_length)
-        coded = self.tokenizer(list(queries), list(documents), truncation=True, max_length=longest)
+        coded = tokenise_pairs(self.tokenizer, queries, documents, longest)
         ids, types = coded["input_ids"], coded.get("token_type_ids")
         if getattr(self.transformer.config, "type_vocab_size", 2) < 2:  # as RoBERTa with BERT's tokenizer
             types = None
@@ -126,7 +126,7 @@ class Reranker(nn.Module):
         if not pairs:
             return 0
         most, sides = most or self.max_seq_length, [list(side) for side in zip(*pairs, strict=True)]
-        coded = self.tokenizer(*sides, truncation=True, max_length=most + 1)["input_ids"]
+        coded = tokenise_pairs(self.tokenizer, *sides, most + 1)["input_ids"]
         return sum(len(ids) > most for ids in coded)
 
     def scored(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Cross-encoders: the same scores as CrossEncoder's and the transformer's own, however they are batched and saved."""
 
+import itertools
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from koir import inference
 from koir.errors import ModelError
 from koir.reranker import load_reranker
+from koir.tokens import tokenise_pairs
 
 PAIRS = [
     ("연차는 며칠인가요?", "1년간 80퍼센트 이상 출근한 근로자에게 15일의 유급휴가를 준다."),
@@ -97,6 +99,25 @@ def test_one_copy_of_the_weights_scores_the_same(tmp_path, kind, bf16):
         assert all(part.weight.dtype == (torch.bfloat16 if bf16 and HAS_BFLOAT16 else torch.float32) for part in own)
     else:
         assert len(own) <= 3  # the head and ELECTRA's projection, which are not laid out
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("longest", [64, 63])
+def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(longest, side):
+    tokenizer = tiny_encoder().tokenizer
+    tokenizer.truncation_side = side
+    texts = [f"{text} " * n for text in ("확정일자를 받으면", "우선변제권이") for n in (1, 10, 11, 40)]
+    texts += ["띄어쓰지않은글" * 30, "띄어쓰지않은글" * 31]
+    queries, documents = zip(*itertools.product(texts, texts), strict=True)
+    ours = tokenise_pairs(tokenizer, queries, documents, longest)
+    theirs = tokenizer(list(queries), list(documents), truncation=True, max_length=longest)
+    assert ours["input_ids"] == theirs["input_ids"]
+    assert [bool(e.overflowing) for e in ours.encodings] == [bool(e.overflowing) for e in theirs.encodings]
+
+
+def test_what_is_cut_off_long_pairs_costs_no_product_of_their_lengths():
+    coded = tokenise_pairs(tiny_encoder().tokenizer, ["가나 다라 " * 2000], ["마바사 " * 2000], 64)
+    assert len(coded.encodings[0].overflowing) < 20
 
 
 def test_products_meet_few_shapes():

@@ -16,7 +16,7 @@ from koir.passages import passages
 from koir.reranker import Reranker
 from koir.serving.batching import Batcher
 from koir.serving.problems import invalid
-from koir.tokens import GPU_CHUNK, pad
+from koir.tokens import GPU_CHUNK, pad, shortened, tokenise_pairs
 
 BLOCK = 64  # texts tokenised before another request gets its turn
 TOKEN_CHARACTERS = 64  # no text worth embedding has more for each of its tokens
@@ -119,7 +119,10 @@ class Served:
         """Texts, or two lists of them as pairs, to (ids, types), and the positions that were cut."""
         columns, beyond = self._within_reach(texts, limits)
         with self._side(limits.side):
-            coded = self.model.tokenizer(*columns, truncation=True, max_length=self._length(limits))
+            if len(columns) == 2:
+                coded = tokenise_pairs(self.model.tokenizer, *columns, self._length(limits))
+            else:
+                coded = self.model.tokenizer(*columns, truncation=True, max_length=self._length(limits))
         second = coded.get("token_type_ids") if types else None
         items = [
             (tuple(ids), tuple(second[i]) if second is not None else None) for i, ids in enumerate(coded["input_ids"])
@@ -152,8 +155,7 @@ class Served:
         for i, offsets in enumerate(coded["offset_mapping"]):
             if len(offsets) > tokens:
                 cut.add(i)
-                left = limits.side == "left"
-                short[i] = texts[i][offsets[-tokens][0] :] if left else texts[i][: offsets[tokens - 1][1]]
+                short[i] = shortened(texts[i], offsets, tokens, limits.side == "left")
         return short, cut
 
 
