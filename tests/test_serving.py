@@ -163,6 +163,12 @@ def test_base64_dimensions_and_token_ids(client, registry):
     assert np.array(send(input=[ids])) == pytest.approx(whole, abs=1e-6)
 
 
+def test_more_texts_than_an_answer_may_hold_are_refused(client):
+    answer = client.post("/v1/embeddings", json={"input": ["가"] * 8193})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "input: found 8,193 texts; expected at most 8,192 in one request"
+
+
 def test_an_answer_has_what_every_client_reads(client):
     answer = rerank(client, model="whatever", top_n=3)
     assert set(answer) == {"id", "object", "created", "model", "results", "usage", "meta"}

@@ -18,6 +18,7 @@ from koir.serving.problems import invalid
 
 router = APIRouter()
 ROWS = 64  # embeddings written as JSON before other requests get their turn
+EMBEDDED = 8192  # texts of one request; the answer of 1,024 numbers each takes 180 MB, and several times that to write
 
 
 def _json(content: object, truncated: int = 0) -> Response:
@@ -152,6 +153,8 @@ async def embeddings(request: Request, body: schemas.EmbeddingRequest) -> Respon
     """OpenAI's shape: unit vectors as floats or as base64 of little-endian float32."""
     encoder, inputs = request.app.state.registry.find("encoder", body.model), body.inputs
     size, most = encoder.model.dimensions, len(encoder.model.tokenizer)
+    if len(inputs) > EMBEDDED:
+        raise invalid("input", f"{len(inputs):,} texts", f"at most {EMBEDDED:,} in one request")
     if body.dimensions and body.dimensions > size:
         raise invalid("dimensions", str(body.dimensions)[:20], f"at most {size}")
     if not isinstance(inputs[0], str) and any(token >= most for ids in inputs for token in ids):
