@@ -111,6 +111,11 @@ def test_the_ceiling_is_what_a_perfect_reranker_would_reach(made):
         (lambda text: text.replace('"ndcg_at_10": 0.', '"ndcg_at_10": 7.'), "from 0 to 1"),
         (lambda text: text.replace('"mrr_at_10": 0.', '"mrr": 0.'), "mrr_at_10"),
         (lambda text: "[]", "list"),
+        (lambda text: "[" * 100_000, "no readable JSON"),
+        (lambda text: text.replace('"candidate_recall": 0.9', '"candidate_recall": "most"'), "candidate_recall"),
+        (lambda text: text.replace('"milliseconds_per_query": 2.0', '"milliseconds_per_query": [2]'), "milliseconds"),
+        (lambda text: text.replace('"depth": 100', '"depth": "100"'), "depth"),
+        (lambda text: text.replace('"task_name": "사내규정"', r'"task_name": "\ud800"'), "a name of another kind"),
     ],
 )
 def test_a_broken_result_is_named_and_left_out(results, damage, said):
@@ -168,6 +173,28 @@ def test_per_query_rows_that_are_cut_short_are_not_used(results):
     assert {one.row.name: one.tested for one in found}["bm25"] is False
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top": 5},
+        {"relevant": "d1"},
+        {"relevant": [1]},
+        {"query_id": "\ud800"},
+        {"grades": [1, 1]},
+        {"grades": ["1"]},
+        {"grades": True},
+        {"grades": [10**30]},
+        {"scores": None},
+    ],
+)
+def test_per_query_rows_of_another_kind_are_not_used(change, results, monkeypatch):
+    file = results / "bm25/사내규정.queries.jsonl"
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | change), *rest]) + "\n", encoding="utf-8")
+    with pytest.raises(ResultError, match="line 1: found nothing readable"):
+        query_rows(read_result(results / "bm25/사내규정.json"))
+
+
 def test_other_data_or_another_split_under_one_name_is_another_task(results):
     for name, change in (("bm25", ("test", "dev")), ("dense-v1.1-demo", ("사내규정", "바뀐자료"))):
         file = results / name / "사내규정.json"
@@ -186,6 +213,18 @@ def test_a_run_that_was_cut_short_is_read_up_to_there(made):
     runs = {run.name: run for run in training_runs(made[0] / "outputs")}
     assert (runs["v1-demo"].skipped, len(runs["v1-demo"].lines), runs["v1-demo"].facts) == (1, 7, {})
     assert runs["v1.1-demo"].facts["negatives_per_query"] == 511
+
+
+def test_a_run_with_odd_numbers_is_shown_without_them(tmp_path, monkeypatch):
+    write_run(tmp_path / "outputs/odd")
+    facts = {"trainer": 5, "negatives_per_query": "many", "tokens_per_second": None}
+    (tmp_path / "outputs/odd/run.json").write_text(json.dumps(facts))
+    with (tmp_path / "outputs/odd/metrics.jsonl").open("a") as out:
+        out.write('{"step": "last", "loss": 1}\n{"step": 7, "loss": 1%s}\n' % ("0" * 400))
+    (run,) = training_runs(tmp_path / "outputs")
+    assert (run.skipped, run.lines[-1]) == (1, {"step": 7})
+    app = page(tmp_path, monkeypatch, view="training")
+    assert lines_of(tables_of(app)[0])[1][:5] == ["odd", "complete", "–", "–", "7"]
 
 
 # --- who stands where ------------------------------------------------------------------------------------------------
@@ -423,6 +462,11 @@ def test_training_runs_stand_side_by_side(made, monkeypatch):
     assert "1 broken lines of v1-demo/metrics.jsonl" in words_of(app)
     app.multiselect(key="run").set_value(["v1.1-demo"]).run()
     assert len(lines_of(tables_of(app)[0])) == 2 and app.query_params["run"] == "v1.1-demo"
+
+
+def test_a_link_to_nothing_is_named_on_the_page(results, monkeypatch):
+    (results / "bm25/gone.json").symlink_to(results / "nothing")
+    assert "gone.json: found no readable JSON" in words_of(page(results.parent, monkeypatch))
 
 
 def test_a_broken_file_is_named_on_the_page(results, monkeypatch):

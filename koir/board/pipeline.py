@@ -139,7 +139,7 @@ def _signed(value: float | None) -> str:
 
 def _depths(page: Page, row: Row, base: Row | None, metric: str) -> None:
     word = page.word
-    family = sorted((r for r in page.board.ours if r.reranker and r.family == row.family), key=lambda r: r.depth or 0)
+    family = sorted((r for r in page.board.ours if r.depth and r.family == row.family), key=lambda r: r.depth)
     if row.reranker is None or len(family) < 2:
         return
     records = []
@@ -148,7 +148,7 @@ def _depths(page: Page, row: Row, base: Row | None, metric: str) -> None:
             at = {"task": task, "depth": one.depth}
             records.append(at | {"stage": word["reranked"], "value": stored.metrics.get(metric)})
             before = base.stored.get(task) if base else None
-            if before and one.depth:
+            if before:
                 ceiling = _ceiling(page, before, one.depth, metric)
                 records.append(at | {"stage": word["ceiling"], "value": ceiling})
     st.subheader(word["depth"])

@@ -17,7 +17,7 @@ def task_of(stored: Stored) -> Task | None:
     try:
         facts = json.loads((stored.file.parent / "run.json").read_text(encoding="utf-8"))
         paths = [path for path in facts["tasks"] if isinstance(path, str)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         paths = []
     for path in dict.fromkeys([*paths, *(["demo"] if stored.task == "demo" else [])]):
         if path == stored.task == "demo" or (Path(path).is_dir() and Path(path).resolve().name == stored.task):

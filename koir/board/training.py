@@ -84,7 +84,8 @@ def _summary(run: TrainingRun) -> dict:
         for key, value in line.items():
             if "/" in key and line.get("step") != 0:
                 best[key] = max(value, best.get(key, value))
-    facts = {key: run.facts.get(key) for key in ("trainer", "negatives_per_query", "tokens_per_second")}
+    kinds = {"trainer": str, "negatives_per_query": (int, float), "tokens_per_second": (int, float)}
+    facts = {key: run.facts.get(key) if isinstance(run.facts.get(key), kind) else None for key, kind in kinds.items()}
     facts["tokens_per_second"] = facts["tokens_per_second"] or last.get("tokens_per_second")
     known = {"run": run.name, "complete": bool(run.facts), "steps": last.get("step"), "loss": last.get("loss")}
     return known | facts | {"best": best}

@@ -63,7 +63,7 @@ def read_published(file: Path) -> Published:
     """One table. Raises ResultError with file and field for what is not as the module's text says."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(str(file), f"no readable JSON ({error})", "a published table") from None
     try:
         models = [_model(file, content, model) for model in content["models"]]

@@ -1,8 +1,8 @@
 """Reads back what evaluation and training left on disk; what is broken or cut short is named, never guessed at."""
 
+import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,11 @@ from koir.evaluation.published import METRIC, Published, read_published
 
 NOT_RESULTS = ("pipeline.json", "run.json")
 SHOWN = max(KS)  # no metric looks at deeper ranks
+NUMBER = (int, float)
+# What the board reads of a result's block and of its pipeline besides names, where it is not null.
+BLOCK = {"queries": int, "milliseconds_per_query": NUMBER, "candidate_recall": NUMBER}
+BLOCK |= {"pipeline_key": str, "task_fingerprint": str}
+PIPELINE = {"reranker": str, "depth": int}
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,44 @@ def read_result(file: Path) -> Stored:
         stage, intervals = block["pipeline"]["first_stage"], block["intervals"]
         bounds = [bound for low, high in intervals.values() for bound in (low, high)]
         name = block.get("name") or file.parent.name
+        odd = _odd(block, BLOCK) + _odd(block["pipeline"], PIPELINE) + _odd_sizes(block.get("parameters"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         expected = "scores of one split and subset, and a koir block with pipeline and intervals"
         raise ResultError(str(file), f"something missing or of another kind ({error!r})", expected) from None
     if lacking or not all(isinstance(text, str) for text in (task, split, stage, name)):
         raise ResultError(str(file), f"no {', '.join(lacking) or 'names'}", "a complete result")
+    if odd or not _encodes([task, split, stage, name]):
+        raise ResultError(
+            str(file), f"{', '.join(odd) or 'a name'} of another kind", "a result as evaluate.py writes it"
+        )
     for number in [*metrics.values(), *bounds]:
         if not isinstance(number, (int, float)) or not 0 <= number <= 1:
             raise ResultError(str(file), f"the score {number!r}", "numbers from 0 to 1")
     return Stored(file, name, task, split, metrics, block)
+
+
+def _odd(values: dict, kinds: dict) -> list[str]:
+    """The names whose value is there and of another kind: text that is none, a number that is not finite."""
+    known = [name for name in kinds if values.get(name) is not None]
+    return [name for name in known if not _of_kind(values[name], kinds[name])]
+
+
+def _odd_sizes(parameters: object) -> list[str]:
+    sizes = parameters.values() if isinstance(parameters, dict) else [parameters]
+    return [] if all(size is None or _finite(size) for size in sizes) else ["parameters"]
+
+
+def _of_kind(value: object, kind: type | tuple) -> bool:
+    return isinstance(value, str) and _encodes([value]) if kind is str else isinstance(value, kind) and _finite(value)
+
+
+def _encodes(texts: list[str]) -> bool:
+    """Whether texts can be shown: JSON lets half of a surrogate pair through."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_results(folder: Path) -> tuple[list[Stored], list[Published], list[ResultError]]:
@@ -92,11 +126,8 @@ def query_rows(stored: Stored) -> list[dict]:
     try:
         with stored.queries_file.open(encoding="utf-8") as lines:
             for line in lines:
-                row = json.loads(line)
-                if len(row["top"]) != len(row["scores"]) or not row["relevant"] or not isinstance(row["query_id"], str):
-                    raise ValueError("top and scores of unequal length, or nothing relevant")
-                rows.append(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+                rows.append(_query_row(line))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         expected = "a line a query: query_id, relevant, top, scores"
         raise ResultError(
             f"{stored.queries_file}, line {len(rows) + 1}", f"nothing readable ({error})", expected
@@ -107,6 +138,25 @@ def query_rows(stored: Stored) -> list[dict]:
     return rows
 
 
+def _query_row(line: str) -> dict:
+    """One line as a row; raises what Python raises for one that is none."""
+    row = json.loads(line)
+    relevant, top, grades = row["relevant"], row["top"], _grades(row)
+    if not all(isinstance(listed, list) for listed in (relevant, top, grades)):
+        raise TypeError("no lists of ids and grades")
+    if len(top) != len(row["scores"]) or not relevant or len(grades) != len(relevant):
+        raise ValueError("top and scores, or relevant and grades, of unequal length, or nothing relevant")
+    if not all(isinstance(grade, int) and abs(grade) < 2**31 for grade in grades):
+        raise ValueError("grades that are no whole numbers")
+    if not _encodes([row["query_id"], *relevant, *top]):  # TypeError where one is no text
+        raise ValueError("half of a surrogate pair in an id")
+    return row
+
+
+def _grades(row: dict) -> list[int]:
+    return row.get("grades") or [1] * len(row["relevant"])
+
+
 def per_query(rows: list[dict], shorter: int | None = None) -> dict[str, dict[str, float]]:
     """query id -> metrics, from per-query rows, by the code that scored them.
 
@@ -115,7 +165,7 @@ def per_query(rows: list[dict], shorter: int | None = None) -> dict[str, dict[st
     qrels, run = {}, {}
     for row in rows:
         query = row["query_id"]
-        qrels[query] = dict(zip(row["relevant"], row.get("grades") or [1] * len(row["relevant"]), strict=True))
+        qrels[query] = dict(zip(row["relevant"], _grades(row), strict=True))
         top = row["top"][: shorter or SHOWN]
         if shorter:
             top = sorted(top, key=lambda document: -qrels[query].get(document, 0))[:SHOWN]
@@ -130,9 +180,9 @@ def training_runs(outputs: Path) -> Iterator[TrainingRun]:
         lines, skipped = [], 0
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                line = json.loads(text)
-                lines.append({name: value for name, value in line.items() if _finite(value)} | {"step": line["step"]})
-            except (ValueError, KeyError, TypeError, AttributeError):
+                line = {name: value for name, value in json.loads(text).items() if _finite(value) and _encodes([name])}
+                lines.append(line | {"step": line["step"]})
+            except (ValueError, KeyError, AttributeError, RecursionError):
                 skipped += 1  # cut short by an interruption
         try:
             facts = _json(file.parent / "run.json")
@@ -147,15 +197,16 @@ def signature(*folders: Path) -> str:
     for folder in folders:
         patterns = ("*/*.json", "*/*.jsonl")
         for file in sorted(path for pattern in patterns for path in Path(folder).glob(pattern)):
-            state = file.stat()
-            found.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+            with contextlib.suppress(OSError):  # a link to nothing
+                state = file.stat()
+                found.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return found.hexdigest()
 
 
 def _json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(str(file), f"no readable JSON ({error})", "one JSON object") from None
     if not isinstance(content, dict):
         raise ResultError(str(file), type(content).__name__, "one JSON object")
@@ -163,4 +214,4 @@ def _json(file: Path) -> dict:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, NUMBER) and not isinstance(value, bool) and abs(value) < 1e300
