@@ -16,6 +16,9 @@ def _of_a_command() -> bool:
     return main.is_relative_to(root) and main.relative_to(root).parts[0] in COMMANDS
 
 
+if _of_a_command() and sys.stdout:  # what a terminal or log cannot show, such as a path in CP949, is no reason to fail
+    sys.stdout.reconfigure(errors="backslashreplace")
+
 # Libraries that load make errors of their own out of Ctrl-C, so until `main` (errors.py) it ends a command at once.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _of_a_command():
     with contextlib.suppress(ValueError):  # a thread of Streamlit's, which minds Ctrl-C itself

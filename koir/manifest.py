@@ -115,9 +115,12 @@ def check_outputs(output_dir: str, json_file: str | None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
+    """Write a text in UTF-8, whole or not at all.
+
+    A byte of a path that is none (a folder named in CP949) is written as \\udcc0, which in JSON means itself.
+    """
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: object) -> None:

@@ -24,7 +24,7 @@ from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
-from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json
+from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json, write_text
 from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
 from koir.run_folder import keep_lines, run_folder, write_recipe
 from koir.tokens import some_of
@@ -133,7 +133,7 @@ def _in_folder(
         facts = {"kind": kind.name, "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
         facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
         facts |= {"rows": triplets.counts, **trained}
-        (folder / "model" / "README.md").write_text(kind.card(facts, groups), encoding="utf-8")
+        write_text(folder / "model" / "README.md", kind.card(facts, groups))
         facts["scores"] = kind.compare(load, groups, folder)
         facts |= {"wall_seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
         write_json(folder / "run.json", facts | origin())

@@ -62,14 +62,14 @@ def test_what_counts_as_out_of_memory():
     assert not out_of_memory(ValueError("out of memory"))
 
 
-INTERRUPTED = """
+INTERRUPTED = r"""
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import koir
 from koir.errors import exit_on_user_error
 
 def wait():
-    print("up", flush=True)
+    print("up", "\udcc0", "가", flush=True)
     time.sleep(60)
 
 if sys.argv[2] == "imports":
@@ -88,8 +88,9 @@ def test_ctrl_c_is_one_line_at_most_and_ends_by_the_signal(when, said, tmp_path)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "evaluate.py").write_text(INTERRUPTED)
     words = ["env", "--default-signal=INT", sys.executable, tmp_path / "evaluate.py", tmp_path, when]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "up\n"
+    ascii_alone = os.environ | {"PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(words, stdout=-1, stderr=-1, text=True, env=ascii_alone) as process:
+        assert process.stdout.readline() == "up \\udcc0 \\uac00\n", "what cannot be shown ends no command"
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == said
     assert process.returncode == -signal.SIGINT, "130 in a shell, whose script does not go on"

@@ -126,6 +126,12 @@ def test_json_keeps_hangul_and_ends_its_last_line(tmp_path):
     assert json.loads(text) == {"이름": "한국어", "수": 1.5}
 
 
+def test_a_path_in_another_encoding_is_written_and_read_back(tmp_path):
+    path = os.fsdecode("자료".encode("cp949"))
+    write_json(tmp_path / "run.json", {"train_data": path})
+    assert read_run(tmp_path)["train_data"] == path
+
+
 def test_what_is_no_json_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "결과.json", {"수": 1})
     with pytest.raises(TypeError):

@@ -33,6 +33,7 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
 
 import hashlib
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def file_name(pipeline: str) -> str:
         folder = Path(path).resolve()
         folder = folder.parent if folder.name == "model" else folder
         name, where = folder.name, "" if folder.parent == outputs and folder.name != "demo" else str(folder)
-    return "-".join(filter(None, [kind, name, where and hashlib.sha256(where.encode()).hexdigest()[:6]]))
+    return "-".join(filter(None, [kind, name, where and hashlib.sha256(os.fsencode(where)).hexdigest()[:6]]))
 
 
 def width(text: str) -> int:

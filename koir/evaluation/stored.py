@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,7 @@ def signature(*folders: Path) -> str:
         for file in sorted(path for pattern in patterns for path in Path(folder).glob(pattern)):
             with contextlib.suppress(OSError):  # a link to nothing
                 state = file.stat()
-                found.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+                found.update(os.fsencode(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n"))
     return found.hexdigest()
 
 
