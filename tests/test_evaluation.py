@@ -12,7 +12,7 @@ import pytrec_eval
 
 from koir.errors import TaskError
 from koir.evaluation.metrics import KS, evaluate_run, mean_scores, ndcg
-from koir.evaluation.pipeline import evaluate_first_stage
+from koir.evaluation.pipeline import Pipeline, evaluate_first_stage
 from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import load_corpus, load_task, splits
@@ -479,6 +479,16 @@ def test_a_run_shares_no_results_with_what_would_be_called_as_it_is(other, run, 
     (tmp_path / "outputs" / run / "model").mkdir(parents=True)
     names = {path: file_name(f"dense:{path}") for path in (other, f"outputs/{run}")}
     assert names[kept] == f"dense-{run}" and len(set(names.values())) == 2
+
+
+def test_a_run_that_is_called_as_a_pipeline_shares_no_results_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in ("run", "run-rrf", "run+r@50"):
+        (tmp_path / "outputs" / run / "model").mkdir(parents=True)
+    fused = Pipeline("hybrid:outputs/run", fusion="rrf").name
+    assert (fused, Pipeline("hybrid:outputs/run").name) == ("hybrid-run-rrf", "hybrid-run")
+    assert Pipeline("hybrid:outputs/run-rrf").name.startswith("hybrid-run-rrf-")
+    assert Pipeline("dense:outputs/run+r@50").name != Pipeline("dense:outputs/run", reranker="r", depth=50).name
 
 
 # --- BM25 ------------------------------------------------------------------------------------------------------------

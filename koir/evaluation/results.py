@@ -34,6 +34,7 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -108,18 +109,19 @@ def kept_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, di
 def file_name(pipeline: str) -> str:
     """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`.
 
-    A folder that lies elsewhere or is called demo, and a hub name that would read as a folder in outputs/, get a piece
-    of a hash, so that two of one name never share results.
+    A folder that lies elsewhere or is called demo, a hub name that would read as a folder in outputs/, and names that
+    end as a pipeline's do (-rrf) or have its @ get a piece of a hash, so that two of one name never share results.
     """
     kind, _, path = pipeline.partition(":")
-    outputs = Path("outputs").resolve()
+    outputs, as_pipeline = Path("outputs").resolve(), re.compile("-rrf$|@")
     if not path or not Path(path).is_dir():
         name = "-".join(part for part in path.split("/") if part not in ("", ".", ".."))
-        where = path if "/" in path and (outputs / name).is_dir() else ""
+        where = path if as_pipeline.search(name) or ("/" in path and (outputs / name).is_dir()) else ""
     else:
         folder = Path(path).resolve()
         folder = folder.parent if folder.name == "model" else folder
-        name, where = folder.name, "" if folder.parent == outputs and folder.name != "demo" else str(folder)
+        name, alone = folder.name, folder.parent == outputs and folder.name != "demo"
+        where = "" if alone and not as_pipeline.search(name) else str(folder)
     return "-".join(filter(None, [kind, name, where and hashlib.sha256(os.fsencode(where)).hexdigest()[:6]]))
 
 
