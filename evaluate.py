@@ -49,6 +49,9 @@ def _as_the_file_asks(what: EvaluateArguments, where: TaskArguments) -> Iterator
             idle, f"--check and --{name}", "both", f"one of them, or --first_stage: {where.check} says what is scored"
         )
     with tempfile.TemporaryDirectory() as folder:
+        if join_processes():  # in one folder, the first's
+            torch.distributed.broadcast_object_list(names := [folder])
+            folder = names[0]
         what.first_stage, where.tasks = asked
         what.index_uri, where.output_dir, where.whole = f"{folder}/indexes", f"{folder}/results", True
         yield

@@ -416,6 +416,14 @@ def test_several_processes_build_and_the_first_goes_on_alone(tmp_path):
     assert (tmp_path / "results/hybrid-demo/run.json").is_file() and done.stdout.count("results: ") == 1
 
 
+def test_several_processes_measure_a_check_in_one_folder(tmp_path):
+    content = json.loads((Path(evaluate.__file__).parent / "results/expected/demo.json").read_text(encoding="utf-8"))
+    cells = [cell for cell in content["cells"] if cell["model"] == "dense-demo"]
+    (tmp_path / "dense.json").write_text(json.dumps(content | {"first_stage": ["dense:demo"], "cells": cells}))
+    done = run_together(Path(evaluate.__file__), 2, "--check", tmp_path / "dense.json")
+    assert done.returncode == 0 and "3 of 3 cells OK" in done.stdout, done.stderr[-2000:]
+
+
 HYBRID = ["--first_stage", "hybrid:demo"]
 
 
