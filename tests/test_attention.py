@@ -72,6 +72,16 @@ def test_outputs_and_gradients_are_those_of_plain_autograd(shape, bound, masked,
         torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound * max(1, theirs.abs().max().item()))
 
 
+@pytest.mark.parametrize(("rows", "length"), [(18, 200), (2, 600)])
+def test_no_text_or_head_shares_a_mask_with_another(rows, length):
+    """Several blocks, of several texts each or of one text that takes several blocks of words: agreement is chance."""
+    share = share_kept(0.5)
+    flat = drawn(torch.empty(1, rows, length, 4), 0.5, 7).view(rows, -1)  # [rows, T * T]
+    assert share == 0.5 and len(attention._blocks(torch.empty(rows, length, 4))) > 1
+    signs = 2 * flat[:, : length**2 // 4096 * 4096].reshape(-1, 4096) - 1  # [pieces, 4096]; words come 2^18 at once
+    assert (signs @ signs.t() / 4096).fill_diagonal_(0).abs().max() < 8 / 4096**0.5
+
+
 def test_its_derivative_is_that_of_its_output():
     parts, mask = inputs(length=4)
 
@@ -86,6 +96,8 @@ def test_without_dropout_it_is_torch_s_own():
     parts, mask = inputs()
     wanted = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2)
     torch.testing.assert_close(attention.attend(*parts, mask, 0.0), wanted)
+    scaled = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(attention.attend(*parts, mask, 0.0, 0.3), scaled)
 
 
 def test_bfloat16_is_near_and_stays_bfloat16():
@@ -118,21 +130,25 @@ def test_models_use_it_for_short_texts_in_training_with_dropout_alone(monkeypatc
 def test_dropout_keeps_its_share_scaled_and_its_gradient_follows():
     layer = nn.Sequential(nn.Dropout(0.1))
     by_bits(layer)
-    values = torch.ones(1000, 999, requires_grad=True)
+    values = torch.ones(1000, 999).mul_(torch.tensor([1.0, -2.0, 4.0]).repeat(333)).requires_grad_()
     torch.manual_seed(2)
     out = layer(values)
     share = share_kept(0.1)
     assert abs(share - 0.9) < 2**-16
-    torch.testing.assert_close(out.unique(), torch.tensor([0, 1 / share]))
-    assert abs((out > 0).double().mean() - share) < 5 * (share * (1 - share) / out.numel()) ** 0.5
+    torch.testing.assert_close((out / values).unique(), torch.tensor([0, 1 / share]), rtol=0, atol=1e-6)
+    assert abs((out != 0).double().mean() - share) < 5 * (share * (1 - share) / out.numel()) ** 0.5
     out.sum().backward()
-    assert torch.equal(values.grad, out.detach())
+    assert torch.equal(values.grad, (out / values).detach())
     torch.manual_seed(2)
     assert torch.equal(layer(values), out)
     assert not torch.equal(layer(values), out)
     assert torch.equal(layer.eval()(values), values)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer.train()(values.bfloat16()).dtype == torch.bfloat16
+    assert layer(values.to("meta")).shape == values.shape  # elsewhere it is torch's
+    for probability, wanted in ((0.0, values), (1.0, torch.zeros(1000, 999))):
+        layer[0].p = probability
+        assert torch.equal(layer(values), wanted)
 
 
 def test_masks_look_like_chance():
