@@ -130,7 +130,7 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time(values):
 
 def test_an_interval_is_as_wide_as_the_normal_one():
     values = np.random.default_rng(3).random(400)
-    low, high = interval(values, samples=5000)
+    low, high = interval(values)
     for side in (values.mean() - low, high - values.mean()):
         assert side == pytest.approx(1.96 * values.std() / math.sqrt(400), rel=0.05)
 

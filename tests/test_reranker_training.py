@@ -27,7 +27,7 @@ from koir.reranker_arguments import (
     RerankingArguments,
     check_together,
 )
-from koir.reranker_runs import _said, _scored
+from koir.reranker_runs import _report, _scored
 from koir.retrieval.stages import first_stage
 from koir.triplets import load_triplets, text_hash
 
@@ -357,7 +357,7 @@ def test_a_tuned_reranker_below_base_and_first_stage_is_said_to_be(capsys):
     for tuned in ("right", "once", "wrong"):
         runs = {"bm25": right, "base": once, "tuned": {"right": right, "once": once, "wrong": wrong}[tuned]}
         rows = {name: _scored(task, run, "bm25", 2, None, 0.0) for name, run in runs.items()}
-        _, lines[tuned] = _said(task, rows, 2)
+        _, lines[tuned] = _report(task, rows, 2)
     assert lines["right"] == []
     assert lines["once"] == ["WARNING: tuned is worse than its own first stage on task (-0.018, p = 1.0000)"]
     called = ["its own first stage", "its base"]
