@@ -415,6 +415,23 @@ def test_a_milvus_index_that_is_there_says_what_it_was_built_for_last(milvus_is_
         assert open_index(uri).weight == 0.7
 
 
+def test_of_several_indexes_in_a_milvus_the_one_of_a_first_stage_is_opened(milvus_is_here, small, model, tmp_path):
+    uri, other = str(tmp_path / "law.db"), tmp_path / "other"
+    small.prompts = small.prompts | {"query": "질문: "}
+    small.save(other)
+    small.prompts = small.prompts | {"query": "query: "}
+    specs = [f"milvus:{model}", f"milvus:{other}"]
+    for spec in specs:
+        first_stage(spec, uri, progress=False)(LAW)
+    assert [open_index(uri, spec=spec).name for spec in specs] == specs
+    with pytest.raises(RunError, match="2 complete indexes;"):
+        open_index(uri)
+    first_stage(specs[0], uri, progress=False)({"휴가": "연차 휴가"})
+    with pytest.raises(RunError, match=f"2 complete indexes of {specs[0]};"):
+        open_index(uri, spec=specs[0])
+    assert open_index(uri, spec=specs[1]).name == specs[1]
+
+
 def test_a_milvus_file_that_another_process_holds_is_said_in_one_line(milvus_is_here, tmp_path, capfd):
     from koir.retrieval import milvus
 

@@ -149,18 +149,22 @@ def _all(client: MilvusClient, name: str, fields: list[str]) -> Iterator[dict]:
     rows.close()
 
 
-def described(uri: str) -> dict:
-    """The facts of the one index at a URI. Raises RunError where there is none or more than one."""
+def described(uri: str, spec: str | None = None) -> dict:
+    """The facts of the one index at a URI, of several the one of a first stage. Raises RunError where it is not one."""
     if "://" not in uri and not Path(uri).exists():
         raise RunError(f"--index_uri {uri}", "no such file", "one that scripts/build_index.py wrote")
     client = connect(uri)
     names = [name for name in client.list_collections() if f"{name}_words" in client.list_collections()]
     complete = [name for name in names if is_complete(client, name)]
-    if len(complete) != 1:
-        found = f"{len(complete)} complete indexes"
+    rows = [row for name in complete for row in client.get(f"{name}_words", [COMPLETE], output_fields=["facts"])]
+    facts = [json.loads(row["facts"]) for row in rows]
+    of_stage = [said for said in facts if said["first_stage"] == spec]
+    if len(facts) > 1 and of_stage:
+        facts = of_stage
+    if len(facts) != 1:
+        found = f"{len(facts)} complete indexes{f' of {spec}' if of_stage else ''}"
         raise RunError(f"--index_uri {uri}", found, "one, by scripts/build_index.py with a URI of its own")
-    (row,) = client.get(f"{complete[0]}_words", [COMPLETE], output_fields=["facts"])
-    return json.loads(row["facts"])
+    return facts[0]
 
 
 @contextlib.contextmanager

@@ -58,16 +58,16 @@ def index_folder(index_uri: str) -> Path:
     return tasks[0]
 
 
-def described(index_uri: str) -> dict:
+def described(index_uri: str, spec: str | None = None) -> dict:
     """What was said of an index: first_stage, fusion, weight, documents, corpus_fingerprint.
 
-    Raises RunError where there is none.
+    spec: a first stage, where a Milvus may have indexes of several. Raises RunError where there is none.
     """
     refuse_password(index_uri)
     if is_milvus(index_uri):
         from koir.retrieval import milvus  # its client takes two seconds to import; most commands never need it
 
-        return milvus.described(index_uri)
+        return milvus.described(index_uri, spec)
     return read_run(index_folder(index_uri), **FACTS)
 
 
@@ -85,7 +85,7 @@ def open_index(
     encoder: the first stage's, where it is loaded already. Raises RunError where there is none, or where the encoder's
     weights have changed since.
     """
-    facts = described(index_uri)
+    facts = described(index_uri, spec)
     if fusion is None:
         fusion, weight = facts["fusion"], facts["weight"]
     store = index_uri if is_milvus(index_uri) else str(index_folder(index_uri) / str(facts.get("parts", "")))
