@@ -8,11 +8,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from test_reranker_training import load_trainer, step  # noqa: E402
+from one_step import trainer_module  # noqa: E402
+from test_reranker_training import step  # noqa: E402
 
 if __name__ == "__main__":
     out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    found, trainer = step(load_trainer(), settings.pop("rows"), out.parent, **settings)
+    found, trainer = step(trainer_module("reranker"), settings.pop("rows"), out.parent, **settings)
     facts, states = trainer.facts(), [None, None]
     torch.distributed.all_gather_object(states, torch.get_rng_state())
     if trainer.args.process_index == 0:

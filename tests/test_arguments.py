@@ -1,11 +1,11 @@
 import ast
 import contextlib
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
+from one_step import trainer_module
 from transformers import TrainingArguments as HfTrainingArguments
 
 from koir import arguments, run_checks, run_folder, runs
@@ -290,13 +290,6 @@ def test_every_flag_of_ours_has_a_help_text(group):
 # --- the recipes that we ship ----------------------------------------------------------------------------------------
 
 
-def train_module(version):
-    spec = importlib.util.spec_from_file_location(f"train_of_{version}", ROOT / version / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Enough(Exception):
     """Stops a command once its arguments are parsed."""
 
@@ -314,7 +307,7 @@ def command(monkeypatch):
 
         monkeypatch.setattr(runs, "parse", parse_and_stop)
         with contextlib.suppress(Enough):
-            train_module(version).main(argv)
+            trainer_module(version).main(argv)
         return seen[0]
 
     return parse_as
@@ -340,7 +333,7 @@ def test_each_version_has_its_demo_recipe():
 def test_compile_is_refused_where_there_is_no_gpu(tmp_path, capsys):
     folder = tmp_path / "run"
     with pytest.raises(SystemExit):
-        train_module("v1.1").main(["--compile", "--use_cpu", "--output_dir", str(folder)])
+        trainer_module("v1.1").main(["--compile", "--use_cpu", "--output_dir", str(folder)])
     assert "--compile: found no GPU" in capsys.readouterr().err and not folder.exists()
 
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from one_step import tiny_encoder, trainer_class
+from one_step import tiny_encoder, trainer_class, trainer_module
 from test_reranker import tiny_reranker
-from test_reranker_training import load_trainer
 
 from koir import runs
 from koir.arguments import CacheArguments
@@ -30,7 +29,7 @@ def test_a_share_of_the_tuned_weights_is_saved_beside_the_starts(kind, more, row
         train, load = encoder_run, load_encoder
     else:
         tiny_reranker(tmp_path / "base")
-        train, load = load_trainer().main, load_reranker
+        train, load = trainer_module("reranker").main, load_reranker
     start, saved = load(str(tmp_path / "base")).state_dict(), {}
     for share in ("1", "0.25"):
         flags = {"model_name_or_path": tmp_path / "base", "train_data": rows, "max_steps": 2, "learning_rate": 0.01,

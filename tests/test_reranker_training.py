@@ -1,6 +1,5 @@
 """Reranker training: groups, exact gradients however a step is cut, and the command from rows to a table."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import saved_by
+from one_step import trainer_module
 from test_reranker import tiny_reranker
 from torch.nn import functional
 from transformers import TrainerCallback
@@ -35,17 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ["cross_entropy", "binary_cross_entropy", "mse", "kl"]
 
 
-def load_trainer():
-    """reranker/train.py, loaded by path as finetune.sh runs it."""
-    spec = importlib.util.spec_from_file_location("train_reranker", ROOT / "reranker" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def trainer():
-    return load_trainer()
+    return trainer_module("reranker")
 
 
 @pytest.fixture(scope="module")
