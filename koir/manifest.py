@@ -50,10 +50,12 @@ def cache_folder() -> Path:
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; it takes `path`'s place only if nothing was raised.
 
-    Raises RunError where a file would take the place of a folder, and where no folder can be.
+    Raises RunError where a file would take the place of a folder or device, and where no folder can be.
     """
     if not path.name:
         raise RunError(str(path), "a folder", "the name of something to write")
+    if _is_device(path):
+        raise RunError(str(path), "a device", "the name of a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:  # what only shows files, as /proc does
@@ -101,9 +103,14 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
             folder.rmdir()
 
 
+def _is_device(path: Path) -> bool:
+    """Whether a name is /dev/null's, /dev/stdout's or a pipe's: a file renamed to it would take its place for all."""
+    return path.absolute().parent == Path("/dev") or (path.exists() and not (path.is_file() or path.is_dir()))
+
+
 def check_outputs(output_dir: str, json_file: str | None) -> None:
     """Raise FlagError, before any work, where --output_dir names a file, lies below one or in a folder that may not be
-    written, or --json names a folder."""
+    written, or --json names a folder or a device."""
     path = next(path for path in (Path(output_dir), *Path(output_dir).parents) if path.exists())
     if not path.is_dir():
         raise FlagError(f"--output_dir {output_dir}", f"a file ({path})", "a folder, or a name that is free")
@@ -112,6 +119,8 @@ def check_outputs(output_dir: str, json_file: str | None) -> None:
         raise FlagError(f"--output_dir {output_dir}", found, "one that may")
     if json_file and (Path(json_file).is_dir() or not Path(json_file).name):
         raise FlagError(f"--json {json_file}", "a folder", "the name of a file to write")
+    if json_file and _is_device(Path(json_file)):
+        raise FlagError(f"--json {json_file}", "a device", "the name of a file to write")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -54,6 +54,14 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert everything(tmp_path) == {"model/새것": "새"}
 
 
+def test_a_file_takes_the_place_of_no_pipe_or_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/koir-is-no-device")):
+        with pytest.raises(RunError, match="found a device"):
+            write_json(path, {})
+    assert (tmp_path / "pipe").is_fifo() and not Path("/dev/koir-is-no-device").exists()
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_place_that_takes_no_folders_is_refused_in_one_line():
     with pytest.raises(RunError, match="/proc/koir: found a file system that takes no folders"):
@@ -104,7 +112,8 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     ("folder", "file", "said"),
     [("there", None, "--output_dir there: found a file"), ("there/below", None, "found a file (there)"),
-     ("new", "folder", "--json folder: found a folder"), ("new", ".", "found a folder")],
+     ("new", "folder", "--json folder: found a folder"), ("new", ".", "found a folder"),
+     ("new", "/dev/stdout", "--json /dev/stdout: found a device")],
 )  # fmt: skip
 def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch, folder, file, said):
     monkeypatch.chdir(tmp_path)
