@@ -75,7 +75,7 @@ def _said_of(folder: Path) -> str | None:
 
 def _check(arguments: IndexArguments) -> None:
     for flag in ("corpus", "index_uri"):
-        require(getattr(arguments, flag) is not None, f"--{flag}", "nothing", "a value; see --help")
+        require(bool(getattr(arguments, flag)), f"--{flag}", "nothing", "a value; see --help")
     require(arguments.fusion in FUSIONS, f"--fusion {arguments.fusion}", "an unknown value", " or ".join(FUSIONS))
     weight = arguments.weight
     require(arguments.fusion == "weighted" or weight is None, "--weight", str(weight), "--fusion weighted with it")

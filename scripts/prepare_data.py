@@ -149,6 +149,7 @@ def _plan(
 ) -> Plan:
     require(bool(inputs.source or inputs.hub), "--source", "nothing to read", "NAME=PATH (see --list), or --hub NAME")
     require(output.output_dir is not None, "--output_dir", "nothing", "the folder to write")
+    require(output.seed >= 0, "--seed", str(output.seed), "0 or more")
     require(negatives.depth > 0, "--depth", str(negatives.depth), "at least 1")
     require(output.shard_rows > 0, "--shard_rows", str(output.shard_rows), "at least 1")
     require(inputs.window >= 100, "--window", str(inputs.window), "at least 100 characters")

@@ -280,6 +280,7 @@ def test_one_mined_negative_a_row_is_a_text_as_it_was_given(tmp_path):
         (["--source", "csv=FAQ*.csv", "--output_dir", "o"], "--source csv=FAQ*.csv: found a * that the shell left"),
         (["--source", "beir=demo", "--output_dir", "o", "--splits", "all"], "--splits: found all"),
         (["--source", "beir=demo", "--output_dir", "o", "--window", "5"], "--window: found 5"),
+        (["--source", "beir=demo", "--output_dir", "o", "--seed", "-1"], "--seed: found -1"),
         (["--source", "beir=demo", "--output_dir", "o", "--negatives", "bm52"], "did you mean bm25"),
         (["--source", "beir=demo", "--output_dir", "o", "--shards", "5"], "--shards"),
         (["--hub", "a/b", "--output_dir", "o"], "no answer from the hub"),
