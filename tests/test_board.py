@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import pytest
 from made_results import TASKS, write_results, write_run
 from streamlit.testing.v1 import AppTest
 
-from koir.board import export
+from koir.board import export, texts
 from koir.board.labels import WORDS, words
 from koir.board.pipeline import first_stage_alone
 from koir.board.rows import read_board
 from koir.board.standing import _indistinct, mark_ties, pareto, standings, values_of
-from koir.board.tables import as_csv, as_markdown, records
+from koir.board.tables import as_csv, as_markdown, records, simple_markdown
 from koir.board.training import _summary
 from koir.errors import ResultError
 from koir.evaluation.significance import paired_p
@@ -454,6 +455,19 @@ def test_two_pipelines_are_compared_query_by_query(made, monkeypatch):
     assert not app.exception and app.query_params["a"] == "bm25"
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_texts_are_found_in_a_folder_whose_name_macos_took_apart(form, results):
+    folder = results.parent / unicodedata.normalize("NFD", "사내규정")
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "출장비는 실비로 준다."}\n', encoding="utf-8")
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "출장비는?"}\n', encoding="utf-8")
+    (folder / "qrels/test.tsv").write_text("q1\td1\t1\n", encoding="utf-8")
+    path = str(folder.with_name(unicodedata.normalize(form, folder.name)))
+    (results / "bm25/run.json").write_text(json.dumps({"tasks": [path]}), encoding="utf-8")
+    known = texts.task_of(read_result(results / "bm25/사내규정.json"))
+    assert known.queries == {"q1": "출장비는?"}
+
+
 def test_training_runs_stand_side_by_side(made, monkeypatch):
     app = page(made, monkeypatch, view="training")
     rows = {row[0]: row for row in lines_of(tables_of(app)[0])[1:]}
@@ -493,6 +507,12 @@ def test_the_markdown_has_as_many_cells_in_every_line(made):
     found, common = standings(board.rows("own"), board.groups["own"], METRIC)
     lines = as_markdown(found, board.groups["own"], common, words("en") | {"name": "a|b"}).splitlines()
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_query_of_several_lines_stays_in_its_cell():
+    assert simple_markdown(["질의", "값"], [["첫 줄\n둘째 줄|셋째", "1"]]).splitlines()[2:] == [
+        r"| 첫 줄 둘째 줄\|셋째 | 1 |"
+    ]
 
 
 def test_every_word_has_both_languages():

@@ -106,7 +106,7 @@ def as_markdown(found: Sequence[Standing], tasks: Sequence[str], common: Sequenc
 
 def simple_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Texts as a Markdown table."""
-    escaped = [[text.replace("|", "\\|") for text in line] for line in (header, *lines)]
+    escaped = [[" ".join(text.split()).replace("|", "\\|") for text in line] for line in (header, *lines)]
     return _piped([escaped[0], ["---"] * len(header), *escaped[1:]])
 
 

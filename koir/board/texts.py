@@ -2,11 +2,11 @@
 
 import functools
 import json
-from pathlib import Path
+import unicodedata
 
 from koir.errors import UserError
 from koir.evaluation.stored import Stored
-from koir.evaluation.tasks import Task, load_task
+from koir.evaluation.tasks import Task, load_task, place_of
 
 SHOWN = 300  # characters of a document
 LARGEST = 200_000_000  # bytes of corpus.jsonl; more would keep the reader waiting
@@ -20,14 +20,16 @@ def task_of(stored: Stored) -> Task | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         paths = []
     for path in dict.fromkeys([*paths, *(["demo"] if stored.task == "demo" else [])]):
-        if path == stored.task == "demo" or (Path(path).is_dir() and Path(path).resolve().name == stored.task):
+        folder = place_of(path)
+        named = "demo" if path == "demo" else unicodedata.normalize("NFC", folder.resolve().name)
+        if named == stored.task and folder.is_dir():
             return _load(path, stored.split)
     return None
 
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, split: str) -> Task | None:
-    if any(file.stat().st_size > LARGEST for file in Path(path).glob("corpus.jsonl*")):
+    if any(file.stat().st_size > LARGEST for file in place_of(path).glob("corpus.jsonl*")):
         return None
     try:
         return load_task(path, split)

@@ -46,7 +46,7 @@ def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) 
         known = KOREAN[path][1]
         there = [split if split in known else known[0] for split in wanted]
         return [Task(path, split, *load_korean(path, split, data_root)) for split in there]
-    folder = _place(path)
+    folder = place_of(path)
     if not folder.is_dir():
         wanted = "a BEIR folder, demo or an mteb task" + nearest_beside(folder, KOREAN)
         raise TaskError(f"task {path}", "no such folder", wanted)
@@ -74,7 +74,7 @@ def load_corpus(path: str) -> dict[str, str]:
 
     Raises TaskError with file, line and what was expected.
     """
-    folder = _place(path)
+    folder = place_of(path)
     if not folder.exists():
         wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest_beside(folder)
         raise TaskError(f"corpus {path}", "no such file or folder", wanted)
@@ -93,11 +93,11 @@ def splits(path: str) -> list[str]:
     """The names of a task's splits."""
     if path in KOREAN and not Path(path).is_dir():
         return KOREAN[path][1]
-    folder = _place(path)
+    folder = place_of(path)
     return sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
 
 
-def _place(path: str) -> Path:
+def place_of(path: str) -> Path:
     """Where a task or corpus lies, its Hangul written as a system writes it: whole (NFC) or in parts (NFD)."""
     if path == "demo":
         return DEMO / "beir"
