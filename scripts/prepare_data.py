@@ -194,6 +194,9 @@ def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:
     print(f"{report['rows']:,} rows, {report['pairs']:,} pairs; {seconds:.1f} s, {memory / 2**20:,.0f} MiB")
     hint = "; --negatives bm25 finds some" if plan.negatives == "none" and report["rows_without_hard_negative"] else ""
     print(f"rows without a hard negative: {report['rows_without_hard_negative']:,}{hint}")
+    for source in report["sources"]:
+        for note in (note for note in source["notes"] if note.startswith(("not in this download", "an archive"))):
+            print(f"note: {source['source']}: {note}")
     tests = sum(source["records"].get("test", 0) for source in report["sources"])
     if tests:
         print(f"note: {tests:,} records come from test files; --splits train leaves such files out")

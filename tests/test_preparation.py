@@ -90,6 +90,18 @@ def test_a_folder_of_rows_its_reports_and_who_reads_it(given, tmp_path):
     assert triplets.counts["sources"] == {"first": 3, "last": 3}
 
 
+def test_what_a_download_lacks_and_what_is_not_opened_is_said(tmp_path):
+    rows_file(tmp_path / "in/rows.jsonl", FIRST)
+    (tmp_path / "in/더.7z").touch()
+    (tmp_path / "in/more.zip.001").touch()
+    content, said = run("--source", f"triplets={tmp_path / 'in'}", "--output_dir", tmp_path / "rows")
+    assert "note: triplets: an archive that is not opened (unpack it): more.zip.001\n" in said
+    assert "an archive that is not opened (unpack it): 더.7z" in (tmp_path / "rows/report.md").read_text(
+        encoding="utf-8"
+    )
+    assert content["rows"] == 3
+
+
 def test_what_is_printed_for_pasting_is_quoted(given, tmp_path):
     said = run("--source", given[0], "--output_dir", tmp_path / "my rows")[1]
     assert said.endswith(f"--train_data '{tmp_path / 'my rows'}'/train-*.jsonl.gz\n")

@@ -21,6 +21,8 @@ KOE5 = {  # rows that KoE5 took from each family; 723,428 in all
     "KoBEST": 2_849,
     "NIKL": 39_919,
 }
+# Archives of other kinds, and parts of such.
+UNOPENED = re.compile(r"\.(7z|rar|alz|egg|bz2|xz|zst|z\d\d|(zip|7z)\.\d{3})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def checked_rows(source: Source, path: Path, tally: Tally) -> Iterator[dict]:
     for ending in source.pack:
         if not any(ending in name.lower() for name in names):
             tally.notes[f"not in this download: {ending}"] += 1
+    for name in filter(UNOPENED.search, tally.ignored):
+        tally.notes[f"an archive that is not opened (unpack it): {name}"] += 1
 
 
 def _composed(row: dict, pairs: list[dict]) -> dict:
