@@ -103,9 +103,9 @@ def test_one_copy_of_the_weights_scores_the_same(tmp_path, kind, bf16):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("longest", [64, 63])
-def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(longest, side):
-    tokenizer = tiny_encoder().tokenizer
-    tokenizer.truncation_side = side
+def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(monkeypatch, longest, side):
+    tokenizer = tiny_encoder().tokenizer  # all tests share it
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
     texts = [f"{text} " * n for text in ("확정일자를 받으면", "우선변제권이") for n in (1, 10, 11, 40)]
     texts += ["띄어쓰지않은글" * 30, "띄어쓰지않은글" * 31]
     queries, documents = zip(*itertools.product(texts, texts), strict=True)
