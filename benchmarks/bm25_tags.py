@@ -64,7 +64,9 @@ class Words:
 def ndcg(task, words: Words, tags: tuple[str, ...], pair_weight: float, lead_words: int) -> float:
     """nDCG@10 of koir's BM25 with words whose tags begin with one of `tags`, such a pair's weight and such leads."""
     bm25.PAIR_WEIGHT, bm25.LEAD_WORDS = pair_weight, lead_words
-    bm25.morphemes = lambda texts: [[w for w, tag in found if tag.startswith(tags)] for found in words.of(texts)]
+    bm25.morphemes = lambda texts, progress=None: [
+        [word for word, tag in found if tag.startswith(tags)] for found in words.of(texts)
+    ]
     index = bm25.BM25(task.corpus)
     return mean_ndcg(task.qrels, dict(zip(task.queries, index.search(list(task.queries.values()), 10), strict=True)))
 

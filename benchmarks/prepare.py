@@ -67,8 +67,8 @@ class Language:
                         + [self.choose.choice(ENDINGS)])  # fmt: skip
 
 
-def nouns(texts: list[str]) -> list[list[str]]:
-    """What a tokeniser would find in `Language`'s texts: words without their last particle."""
+def nouns(texts: list[str], progress: str | None = None) -> list[list[str]]:
+    """What a tokeniser would find in `Language`'s texts: words without their last particle. progress: as there."""
     ends = tuple(sorted(PARTICLES, key=len, reverse=True))
 
     def stem(word: str) -> str:

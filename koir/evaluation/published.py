@@ -10,7 +10,7 @@
 A cell is a number, whose source is its block's, or an object that says more: its own source, a note, and the value as
 it was printed where that one is wrong (value null: no right one is known). `file` in a block is a path below the
 source's URL. comparable: whether the protocol is a pipeline's, every query against the whole corpus. group: whether
-the board offers these tasks as a choice. decimals: how many the source printed (all, where absent).
+the board offers these tasks as a choice.
 """
 
 import json
