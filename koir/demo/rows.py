@@ -52,6 +52,15 @@ def row(query: str, document: str, source: str, hard_negatives: list[str] | None
     return made | ({"hard_negative": hard_negatives} if hard_negatives else {})
 
 
+def as_in_file(cell: str) -> str:
+    """A cell with the quotes that a table puts around quotes: what ships was made of such cells.
+
+    Without them all that is drawn at random afterwards would be drawn anew.
+    """
+    doubled = cell.replace('"', '""')
+    return f'"{doubled}"' if '"' in cell else cell
+
+
 def corpus_rows(raw: Path, rng: random.Random) -> Iterator[dict]:
     """Pairs of the corpora above, as their readers give them. HellaSwag is turned: an ending finds its context."""
     for name, path, share in CORPORA:
@@ -61,7 +70,7 @@ def corpus_rows(raw: Path, rng: random.Random) -> Iterator[dict]:
             query, documents, negatives = found["query"], found["document"], found.get("hard_negative") or []
             negatives = [negatives] if isinstance(negatives, str) else negatives
             if name == "kobest-hellaswag":
-                yield row(documents, query, name)
+                yield row(as_in_file(documents), as_in_file(query), name)
             elif isinstance(documents, str):
                 yield row(query, documents, name, negatives)
             else:  # ten sentences that mean one thing: five pairs of them
