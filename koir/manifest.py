@@ -74,9 +74,10 @@ def written_aside(path: Path) -> Iterator[Path]:
             os.replace(aside, path)
     finally:
         if aside.is_dir():
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # what was raised says more than that its remains cannot go either
         else:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

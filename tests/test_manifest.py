@@ -68,6 +68,20 @@ def test_a_place_that_takes_no_folders_is_refused_in_one_line():
         write_json(Path("/proc/koir/run.json"), {})
 
 
+@pytest.mark.parametrize("folder", [True, False], ids=["a folder", "a file"])
+def test_what_went_wrong_is_told_even_where_its_remains_cannot_be_removed(tmp_path, monkeypatch, folder):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", "half.txt")
+
+    with pytest.raises(OSError, match="No space left"), written_aside(tmp_path / "model") as aside:
+        if folder:
+            aside.mkdir()
+        (aside / "half.txt" if folder else aside).write_text("절반")
+        monkeypatch.setattr(os, "unlink", refused)
+        monkeypatch.setattr(Path, "unlink", refused)
+        raise OSError(28, "No space left on device", str(aside / "model.safetensors"))
+
+
 @pytest.mark.parametrize("before", [None, "옛"], ids=["nothing before", "something before"])
 @pytest.mark.parametrize("interrupt", [Interrupted, KeyboardInterrupt, SystemExit])
 def test_an_interrupted_file_leaves_what_was_there(tmp_path, before, interrupt):
