@@ -1,5 +1,7 @@
 """Attention and dropout of training on CPUs: what plain autograd gives with the same mask, and masks like chance."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from one_step import tiny_encoder
@@ -124,6 +126,12 @@ def test_models_use_it_for_short_texts_in_training_with_dropout_alone(monkeypatc
     for dropout, training, calls in ((0.1, False, 0), (0.0, True, 0), (0.1, True, 2)):
         tiny_encoder(dropout).train(training).embed(chunk)
         assert len(seen) == calls
+    assert seen[0][4:] == (0.1, 16**-0.5)  # two heads of 16
+    monkeypatch.setattr(unpadded, "sdpa_attention_forward", lambda *_, **__: "torch's")
+    parts, mask = inputs()
+    for causal in (True, False):
+        made = unpadded.attention(SimpleNamespace(is_causal=causal), *parts, mask, dropout=0.1)
+        assert (made == "torch's") == causal
     assert seen[0][3].shape[-1] == 5 and not seen[0][3][1, ..., 3:].any()  # padding is never looked at
 
 

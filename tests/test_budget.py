@@ -20,6 +20,57 @@ def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
     return {"training": training, "chunks": ChunkArguments(chunk_tokens=chunk_tokens), "step": step}
 
 
+class Layer(torch.nn.Module):
+    """An encoder whose graph holds one number and 1,000 sums of every token; what it met is remembered."""
+
+    max_seq_length = 4
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.frozen = torch.nn.Parameter(torch.ones(1000)), torch.nn.Parameter(torch.ones(5), False)
+        self.met = set()
+
+    def forward(self, chunks):
+        self.met |= {(self.training, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))}
+        assert chunks[0]["input_ids"].min() > 3 and chunks[0]["attention_mask"].all()
+        tokens = chunks[0]["input_ids"].flatten().float()[:, None]  # [n * T, 1]
+        return (tokens * self.scale).tanh() * self.scale  # holds tokens, the tanh (twice the same) and the weight
+
+
+def test_a_probe_counts_each_tensor_once_and_no_weights():
+    layer = Layer().eval()
+    assert budget.bytes_per_token(layer, torch.device("cpu")) == 4 + 4 * 1000
+    assert [training for training, *_ in layer.met] == [True] and not layer.training
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16", None])
+def test_the_probe_runs_in_the_precision_of_training(half):
+    found, layer = groups(), Layer()
+    setattr(found["training"], str(half), True)
+    budget.settle(found, layer, None)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(half)
+    assert [met[1:] if half else met[1] for met in layer.met] == [(True, dtype) if half else False]
+
+
+def test_what_is_measured_is_this_process_s_share_after_model_and_guide(monkeypatch):
+    asked = []
+    monkeypatch.setattr(budget, "memory_for_training", lambda *given: asked.append(given) or 1e9)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    for guide, parameters in ((None, 1005), (Layer(), 1005 + 251)):  # 16 bytes a weight, of a guide 4
+        budget.settle(groups() | {"guide": guide}, Layer(), None)
+        assert asked.pop() == (parameters, torch.device("cpu"), 3)
+
+
+def test_processes_agree_on_the_smallest_of_their_numbers(monkeypatch):
+    monkeypatch.setattr(budget, "gather_sizes", lambda number, device: [[number + 9], [number], [number + 1]])
+    monkeypatch.setattr(budget, "memory_for_training", lambda *_: 1e9)
+    monkeypatch.setattr(budget, "bytes_per_token", lambda *_: 1e5)
+    found = groups()
+    budget.settle(found, tiny_encoder(), None)
+    assert (found["chunks"].chunk_tokens, found["step"].cache_keep_tokens) == (CPU_CHUNK, 5000)
+
+
 def test_auto_becomes_numbers_and_given_numbers_stay():
     found = groups()
     budget.settle(found, tiny_encoder(), None)
@@ -42,7 +93,13 @@ def test_a_containers_memory_is_what_counts(file, content, total, tmp_path, monk
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert budget.memory_for_training(0, torch.device("cpu"), 2) == (total or machine) / 2
+    assert budget.memory_for_training(1000, torch.device("cpu"), 2) == (total or machine) / 2 - 16_000
+    assert budget.memory_for_training(10**15, torch.device("cpu"), 2) == 0
+
+
+def test_a_gpu_is_one_process_s_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**6))
+    assert budget.memory_for_training(1000, torch.device("cuda"), 4) == 10**6 - 16_000
 
 
 def test_a_resumed_run_keeps_its_plan(tmp_path):
@@ -51,6 +108,12 @@ def test_a_resumed_run_keeps_its_plan(tmp_path):
     found = groups()
     budget.settle(found, tiny_encoder(), recipe)
     assert (found["chunks"].chunk_tokens, found["step"].cache_keep_tokens) == (77, 88)
+    given = groups("100", "0")
+    budget.settle(given, tiny_encoder(), recipe)
+    assert (given["chunks"].chunk_tokens, given["step"].cache_keep_tokens) == (100, 0)
+    recipe.unlink()
+    budget.settle(found := groups(), tiny_encoder(), recipe)
+    assert found["chunks"].chunk_tokens == CPU_CHUNK
 
 
 def test_zero_3_keeps_no_graphs():
@@ -95,3 +158,5 @@ def test_on_a_gpu_what_does_not_grow_with_the_chunk_does_not_count(monkeypatch, 
     assert budget.bytes_per_token(encoder, torch.device("cuda")) == expected
     encoder.max_seq_length = 8192  # one text is more than a probe's tokens
     assert budget.bytes_per_token(encoder, torch.device("cuda")) == 1000 + fixed / 8192
+    monkeypatch.setattr(budget, "_probe", lambda encoder, device, rows: (2 * 8192, fixed))
+    assert budget.bytes_per_token(encoder, torch.device("cuda")) == max(2, fixed / 8192)

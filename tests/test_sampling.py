@@ -55,6 +55,9 @@ def test_every_process_gets_its_part_of_the_same_source(processes):
 def test_the_order_is_the_seeds_and_the_epochs():
     assert order(epoch=1) == order(epoch=1)
     assert order(epoch=1) != order(epoch=0) != order(seed=4)
+    assert set().union(*(order(epoch=epoch) for epoch in range(40))) == set(range(74))  # none is always left over
+    met = [row < 40 for row in order(sources=["큰"] * 40 + ["작은"] * 40)[::8]]
+    assert met != sorted(met) != met[::-1]  # sources come mixed
     shuffled = [list(RandomOrder(20, seed, lambda epoch=epoch: epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     assert all(sorted(rows) == list(range(20)) for rows in shuffled) and len(set(map(tuple, shuffled))) == 3
 
@@ -68,6 +71,8 @@ def test_alpha_decides_how_often_a_source_comes():
         assert len(rows) == 808
         for batch in batches(rows):
             assert len(set(batch)) == 8
+    small = [tuple(batch) for batch in batches(rows) if batch[0] >= 800]
+    assert len(set(small)) > 40  # each time round in a new order
     assert (counts[1.0]["작은"], counts[0.5]["작은"], counts[0.0]["작은"]) == (1, 9, 50)
     assert shares([800**0.5, 8**0.5], 101) == [92, 9] and shares([1, 1, 1], 5) == [2, 2, 1]
     assert shares([8**0.5, 800**0.5], 101) == [9, 92]
@@ -78,6 +83,10 @@ def test_small_sources_are_said(capsys):
     assert "1 sources smaller than a batch (3 rows) are left out" in capsys.readouterr().err
     OneSourceBatches(SOURCES, 8, 1.0, 3, lambda: 0)
     assert "2 sources smaller than a batch (9 rows) share batches" in capsys.readouterr().err
+    OneSourceBatches(["하나"] * 4 + ["둘"] * 4, 8, 1.0, 3, lambda: 0)
+    assert capsys.readouterr().err == "note: 2 sources smaller than a batch (8 rows) share batches\n"
+    OneSourceBatches(["큰"] * 19, 8, 0.5, 3, lambda: 0)
+    assert capsys.readouterr().err == ""  # rows left over are said of one pass alone
     assert sorted(order(sources=["하나"] * 4 + ["둘"] * 4)) == list(range(8)) and not capsys.readouterr().err
     with pytest.raises(FlagError, match="--batch_by source: found no source with 8 rows"):
         OneSourceBatches(["작은"] * 7, 8, 1.0, 3, lambda: 0)

@@ -1,10 +1,14 @@
 """Flattened chunks give what padded ones give; the kernel itself runs on GPUs only, so a loop stands for it here."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from one_step import tiny_encoder
+from transformers import AutoConfig, AutoModel
 
 from koir import unpadded
+from koir.encoder import Encoder
 from koir.tokens import pad
 
 LENGTHS = (9, 5, 5, 2)
@@ -12,7 +16,7 @@ LENGTHS = (9, 5, 5, 2)
 
 def loop_attention(query, key, value, bounds, _, longest, longest_key, scale=None):
     """Attention text by text: what the variable-length kernel computes."""
-    assert longest == longest_key == max(LENGTHS)
+    assert longest == longest_key == max(LENGTHS) and bounds.dtype == torch.int32  # as the kernel asks
     parts = []
     for start, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
         q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
@@ -24,6 +28,17 @@ def loop_attention(query, key, value, bounds, _, longest, longest_key, scale=Non
 def chunk():
     torch.manual_seed(0)
     return pad([torch.randint(5, 900, (length,)).tolist() for length in LENGTHS], pad_token_id=1)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "roberta", "camembert", "bert"])
+def test_every_kind_flattened_counts_positions_as_it_does_padded(chunk, kind, monkeypatch):
+    sizes = {"vocab_size": 900, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(kind, pad_token_id=1, intermediate_size=32, max_position_embeddings=40, **sizes)
+    encoder = Encoder(AutoModel.from_config(config).double(), tiny_encoder().tokenizer, "mean", 30, {}).eval()
+    padded = encoder.embed(chunk)
+    monkeypatch.setattr(unpadded, "why_padded", lambda *_: None)
+    monkeypatch.setattr(unpadded, "varlen_attn", loop_attention)
+    torch.testing.assert_close(encoder.embed(chunk), padded, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -60,9 +75,27 @@ def test_a_saved_folder_does_not_name_our_attention(tmp_path):
     assert unpadded.NAME not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8")
 
 
-def test_why_chunks_stay_padded_is_said():
+def test_only_kinds_known_here_and_torch_s_own_attention_are_replaced():
+    for kind, before, replaced in (("bert", "sdpa", True), ("bert", "eager", False), ("modernbert", "sdpa", False)):
+        asked, config = [], SimpleNamespace(model_type=kind, _attn_implementation=before)
+        unpadded.prepare(SimpleNamespace(config=config, set_attn_implementation=asked.append))
+        assert asked == [unpadded.NAME] * replaced
+
+
+def test_why_chunks_stay_padded_is_said(monkeypatch):
     config = tiny_encoder().transformer.config
     assert unpadded.why_padded(config, torch.device("cpu"), torch.float32) == "no GPU"
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(unpadded, "varlen_attn", loop_attention)
+    bf16, fp16 = torch.bfloat16, torch.float16
+    for capability, dtype, runs in (
+        ((8, 0), bf16, True), ((9, 0), fp16, True), ((7, 5), fp16, False), ((8, 0), torch.float32, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert ("Ampere" in (unpadded.why_padded(config, gpu, dtype) or "")) is not runs
+    assert unpadded.why_padded(tiny_encoder(dropout=0.1).transformer.config, gpu, bf16).startswith("attention dropout")
+    monkeypatch.setattr(unpadded, "varlen_attn", None)
+    assert "no variable-length attention" in unpadded.why_padded(config, gpu, bf16)
     config.model_type, config._attn_implementation = "modernbert", "sdpa"
     assert "modernbert" in unpadded.why_padded(config, torch.device("cpu"), torch.float32)
 
