@@ -12,7 +12,7 @@ from toy import needs_bfloat16
 from koir.encoder import load_encoder
 from koir.errors import ModelError
 from koir.manifest import DEMO
-from koir.tokens import ROWS, chunked, expanded, pad, plan_chunks
+from koir.tokens import ROWS, Plan, chunked, expanded, pad, plan_chunks, shortened, some_of
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
 
@@ -245,3 +245,30 @@ def test_a_chunk_holds_few_bytes_and_says_the_same():
 def test_a_text_beyond_the_budget_gets_a_chunk_of_its_own():
     plan = plan_chunks([3, 40, 3], 16)
     assert plan.chunks == [[1], [0, 2]] and plan.width == [40, 3]
+    assert plan_chunks([3, 0], 3) == Plan([[0], [1]], [3, 0])  # an empty text costs nothing
+    assert Plan([[2, 0], [1]], [4, 3]).inverse().tolist() == [1, 2, 0]
+
+
+def test_widths_are_rounded_up_to_what_is_read_and_rows_fill_multiples():
+    assert plan_chunks([33, 5], 38).width == [33, 5] and plan_chunks([33, 5], 38, 40).width == [34, 5]
+    assert chunked([[5] * 33], 1, 64, 40)[0][0]["input_ids"].shape == (1, 34)
+    assert plan_chunks([4] * 6, 20).chunks == [[0, 1, 2, 3], [4, 5]]  # 16 tokens, not 20
+    assert plan_chunks([8] * 6, 40).chunks == [[0, 1, 2, 3, 4], [5]]
+
+
+def test_padding_stands_on_the_right():
+    for sequences in ([[5, 6], [7]], [np.array([5, 6]), np.array([7])]):
+        padded = pad(sequences, 9, 3)
+        assert padded["input_ids"].tolist() == [[5, 6, 9], [7, 9, 9]]
+        assert padded["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
+        assert pad(sequences, 9, 1)["input_ids"].tolist() == [[5, 6], [7, 9]]
+
+
+def test_a_text_is_shortened_to_whole_tokens_and_left_alone_where_it_has_no_more():
+    text, offsets = " 가나 다라 마 ", [(1, 3), (4, 6), (7, 8)]
+    assert [shortened(text, offsets, 2, left) for left in (False, True)] == [" 가나 다라", "다라 마 "]
+    assert shortened(text, offsets, 3, False) == shortened(text, offsets, 3, True) == text
+
+
+def test_no_more_rows_are_looked_at_than_is_said():
+    assert [len(some_of(range(rows))) for rows in (0, 999, 1000, 1001, 2500)] == [0, 999, 1000, 501, 834]

@@ -7,7 +7,7 @@ import torch
 from commands import saved_by
 from one_step import gradients, tiny_encoder
 
-from koir import dropout, gradcache, unpadded
+from koir import dropout, gather, gradcache, unpadded
 from koir.compiled import compile_layers
 from koir.gradcache import GradientCache, Heap, RandomStates
 from koir.losses import info_nce
@@ -114,6 +114,25 @@ def test_collectives_are_a_fixed_number(two_processes):
         assert two_processes[f"count, {name}"] == a_batch | {"c10d::allreduce_": 1}
     twice = {kind: 2 * number for kind, number in a_batch.items()}
     assert two_processes["count, accumulated"] == twice | {"c10d::allreduce_": 1}
+
+
+def test_gradients_are_averaged_in_buckets_of_one_type_each_once(monkeypatch):
+    """The other process has three times our gradients, and one of a parameter that has none here."""
+    reduced = []
+    monkeypatch.setattr(gather, "world_size", lambda: 2)
+    monkeypatch.setattr(gather, "BUCKET_BYTES", 12)
+    monkeypatch.setattr(gather.dist, "all_reduce", lambda flat: reduced.append(flat.tolist()) or flat.mul_(4).add_(2))
+    large, small, unused, double, frozen = (
+        torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        for shape, dtype in ((3, None), ((1, 1), None), (1, None), ((2, 1), torch.float64), (4, None))
+    )
+    frozen.requires_grad_(False)
+    large.grad, small.grad = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[5.0]])
+    double.grad = torch.tensor([[7.0], [8.0]], dtype=torch.float64)
+    gather.average_gradients([large, small, unused, frozen, double])
+    assert reduced == [[1, 2, 3], [5, 0], [7, 8]]
+    found = [parameter.grad.tolist() for parameter in (large, small, unused, double)]
+    assert found == [[3, 5, 7], [[11]], [1], [[15], [17]]] and frozen.grad is None  # 4 times and 2, halved
 
 
 def test_half_precision_is_as_near_as_it_can_be(rows, tmp_path, any_bfloat16):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -89,9 +90,10 @@ def test_broken_embeddings_are_said_with_chunk_and_text():
         refuse_broken(1, embeddings, chunks, tokenizer)
 
 
+@pytest.mark.parametrize("guide", [None, "self"])
 @pytest.mark.parametrize("symmetric", [0.0, 0.5])
-def test_a_row_whose_loss_is_not_finite_is_found(symmetric):
-    arguments = LossArguments(distillation="margin_mse", symmetric_weight=symmetric)
+def test_a_row_whose_loss_is_not_finite_is_found(symmetric, guide):
+    arguments = LossArguments(distillation="margin_mse", symmetric_weight=symmetric, guide_model_name_or_path=guide)
     batch = {"inverse": torch.arange(6), "query": torch.arange(3), "document": torch.arange(3, 6),
              "target": torch.arange(3), "query_hash": torch.arange(1, 4), "document_hash": torch.arange(4, 7),
              "known": torch.arange(4, 7)[:, None], "teacher_columns": torch.tensor([[0, 1], [1, 2], [2, 0]]),
@@ -99,6 +101,11 @@ def test_a_row_whose_loss_is_not_finite_is_found(symmetric):
     with pytest.raises(NotFinite) as found:
         Contrast(arguments)(torch.nn.functional.normalize(torch.arange(24.0).view(6, 4) + 1), batch)
     assert found.value.rows == [1] and found.value.loss == float("inf")
+    batch |= {"teacher_columns": torch.arange(3)[:, None], "teacher_scores": torch.zeros(3, 1)}
+    endless = torch.tensor([[-1.0, 1], [1, 1], [1, 2], [0, 1], [1, 0], [float("inf"), 1]])
+    with pytest.raises(NotFinite) as found:  # the first row's score there is -inf, the second's left out by a guide
+        Contrast(replace(arguments, symmetric_weight=0.0))(endless, batch)
+    assert found.value.rows == ([2] if guide else [1, 2])
 
 
 def test_a_process_that_is_gone_is_said_in_one_line(monkeypatch):

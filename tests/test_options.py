@@ -1,15 +1,18 @@
 """Equal gradients of every option of the loss: tiled, cached and spread over processes, against whole matrices."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import saved_by
 from one_step import tiny_encoder
-from options import OPTIONS, cached, plain
+from options import GUIDE, OPTIONS, cached, plain
 from test_gradients import assert_equal
 
-from koir import losses
+from koir import contrast, losses
+from koir.arguments import LossArguments
 from koir.batches import Collator, require_scores
 from koir.errors import RowError
 from koir.triplets import load_triplets
@@ -127,3 +130,61 @@ def test_texts_may_be_shorter_in_training_than_the_model_reads():
     assert max(chunk["input_ids"].shape[1] for chunk in narrow["chunks"]) == 16
     assert max(chunk["input_ids"].shape[1] for chunk in wide["chunks"]) > 16
     assert narrow["tokens"] < wide["tokens"]
+
+
+class Letters:
+    """A tokenizer of another model: a token is a letter's number."""
+
+    pad_token_id = 9
+
+    def __call__(self, texts, truncation, max_length):
+        return {"input_ids": [[ord(letter) for letter in text][:max_length] for text in texts]}
+
+
+def test_a_guide_reads_with_its_own_prompts_tokenizer_and_length():
+    guide = tiny_encoder()
+    guide.tokenizer, guide.max_seq_length, guide.prompts = Letters(), 8, {"query": "q", "document": "d"}
+    rows = [{"query": "ab", "document": "abcdefghijkl", "hard_negatives": ["abc"], "right_answers": [1]}]
+    seen = Collator(tiny_encoder(), 500, guide=guide, longest=16)(rows)["guide"]
+    (chunk,), order = seen["chunks"], seen["inverse"].tolist()
+    texts = ["".join(map(chr, ids)) for ids in chunk["input_ids"].tolist()]
+    assert [texts[place] for place in order] == ["qab\t\t\t\t\t", "dabcdefg", "dabc\t\t\t\t"]  # 9 is a tab
+    assert (seen["query"].tolist(), seen["document"].tolist(), seen["tokens"]) == ([0], [1, 2], 3 + 8 + 4)
+
+
+def test_the_second_of_two_processes_by_hand(monkeypatch):
+    """Both have the same two rows: each query meets its own document, twice, and the other one, twice."""
+
+    def gather_rows(groups, counts):
+        sent.append(counts)
+        return [torch.cat([rows, rows]) for rows in groups]
+
+    sent = []
+    monkeypatch.setattr(contrast, "gather_sizes", lambda *sizes, device: [[2, 3, 2], list(sizes)])
+    monkeypatch.setattr(contrast, "gather_rows", gather_rows)
+    monkeypatch.setattr(contrast, "world_size", lambda: 2)
+    monkeypatch.setattr(contrast, "rank", lambda: 1)
+    batch = {"inverse": torch.arange(4), "query": torch.arange(2), "document": torch.arange(2, 4),
+             "target": torch.arange(2), "query_hash": torch.tensor([1, 2]), "document_hash": torch.tensor([3, 4]),
+             "known": torch.tensor([[3], [4]])}  # fmt: skip
+    embeddings = torch.eye(2).repeat(2, 1)
+    for weight in (0.0, 0.5):
+        loss, negatives = contrast.Contrast(LossArguments(temperature=0.5, symmetric_weight=weight))(embeddings, batch)
+        assert negatives == 2  # of four columns, its own and that one's repetition taken away
+        assert sent[-2] == [[2, 2], [2, 2], [6, 6]]  # the other one knows of three answers to a query
+        assert loss.item() == pytest.approx((1 + weight) * (math.log(math.exp(2) + 2) - 2), rel=1e-6)
+
+
+def test_a_guide_makes_no_graph_and_runs_in_the_precision_of_training():
+    seen = []
+
+    def embed(chunk):
+        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return torch.eye(2)
+
+    plan = {"inverse": torch.arange(2), "query": torch.arange(1), "document": torch.arange(1, 2)}
+    batch = plan | {"target": torch.arange(1), "query_hash": torch.tensor([1]), "document_hash": torch.tensor([2]),
+                    "known": torch.tensor([[2]]), "guide": plan | {"chunks": [{}]}}  # fmt: skip
+    judged = contrast.Contrast(LossArguments(**GUIDE), SimpleNamespace(embed=embed), lambda: torch.autocast("cpu"))
+    judged(torch.eye(2), batch)
+    assert seen == [(False, True)]

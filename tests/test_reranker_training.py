@@ -191,14 +191,41 @@ def test_groups_never_hold_a_right_answer_twice_and_are_filled_up(rows):
     assert len(drawn) > 1
 
 
+def test_negatives_are_drawn_anew_for_each_seed_row_and_epoch(scored):
+    pairs = load_triplets([str(scored)]).pairs
+    mined = [[*(f"찾은 글 {number}" for number in range(9)), pairs[0]["document"]]] * 12
+
+    def drawn(seed=1, row=0, epoch=0, early=False):
+        return Groups(pairs, 4, seed, mined)[row, epoch, early]
+
+    for name in ("seed", "row", "epoch"):
+        assert len({tuple(drawn(**{name: number})["documents"][1:]) for number in range(9)}) > 1
+    early = [text for epoch in range(40) for text in drawn(epoch=epoch, early=True)["documents"]]
+    assert set(early) == set(pairs["document"])  # all of them, and nothing that was mined
+    assert not any(pairs[0]["document"] in drawn(epoch=epoch)["documents"][1:] for epoch in range(40))
+    assert drawn()["teacher"] == [pairs[0]["document_score"]]  # what was mined has no scores
+
+
+def test_each_negative_keeps_its_score(scored):
+    pairs = load_triplets([str(scored)]).pairs
+    for number, pair in enumerate(pairs):
+        told = dict(zip(pair["hard_negatives"], pair["hard_negative_scores"], strict=True))
+        for epoch in range(3):
+            group = Groups(pairs, 3, seed=1, fill=False)[number, epoch, False]
+            assert group["teacher"] == [pair["document_score"], *(told[text] for text in group["documents"][1:])]
+
+
 def test_the_curriculum_turns_at_its_share_of_all_rows():
     keys = [key for epoch in (0, 1) for key in Curriculum(10, 7, lambda epoch=epoch: epoch, 0.7, lambda: 20)]
     assert [early for _, _, early in keys] == [True] * 14 + [False] * 6
+    assert [epoch for _, epoch, _ in keys] == [0] * 10 + [1] * 10
     assert sorted(row for row, epoch, _ in keys if epoch == 1) == list(range(10))
     assert list(Curriculum(10, 7, lambda: 0, 0.0, lambda: 20)) != list(Curriculum(10, 8, lambda: 0, 0.0, lambda: 20))
 
 
-def test_negatives_come_from_a_first_stages_candidates(tmp_path):
+def test_negatives_come_from_a_first_stages_candidates(tmp_path, monkeypatch):
+    monkeypatch.setattr("koir.groups.BLOCK", 3)
+    extra = "휴가에 찌개를 끓인다."
     file = tmp_path / "rows.jsonl"
     texts = [
         "연차 휴가는 15일이다.",
@@ -207,14 +234,22 @@ def test_negatives_come_from_a_first_stages_candidates(tmp_path):
         "김치찌개 끓이는 방법",
     ]
     lines = [{"query": "연차 휴가는 15일인가요?", "document": texts[0]}, {"query": "유산균", "document": texts[2]}]
-    lines += [{"query": "양식 내려받기", "document": texts[1]}, {"query": "찌개 끓이는 방법", "document": texts[3]}]
+    lines += [
+        {"query": "양식 내려받기", "document": texts[1]},
+        {"query": "찌개 끓이는 방법", "document": texts[3], "hard_negative": extra},
+    ]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     pairs, statistics = load_triplets([str(file)]).pairs, Statistics()
     stage = first_stage("bm25", index_uri=str(tmp_path / "index"), progress=False)
     mined = mine_groups(pairs, stage, 10, 0.95, statistics)
-    assert mined[:2] == [[texts[1]], []] and statistics.counts["rows"] == 4
+    assert mined[:2] == [[texts[1], extra], []] and len(mined) == statistics.counts["rows"] == 4
+    for depth, ratio in ((1, 0.95), (10, 0.01)):
+        assert mine_groups(pairs, stage, depth, ratio, Statistics())[0] == []
     groups = Groups(pairs, 2, seed=0, mined=mined)
-    assert groups[0, 0, False]["documents"] == [texts[0], texts[1]] and groups[0, 0, False]["filled"] == 0
+    assert (
+        groups[0, 0, False]["documents"] in ([texts[0], texts[1]], [texts[0], extra])
+        and groups[0, 0, False]["filled"] == 0
+    )
     assert groups[1, 0, False]["documents"][0] == texts[2] and groups[1, 0, False]["filled"] == 1
 
 
@@ -234,6 +269,15 @@ def test_the_collator_finds_each_score_again(scored, tmp_path):
     )
     flat = torch.tensor(sum((group["teacher"] for group in chosen), []))
     assert torch.allclose(batch["target"][place[place >= 0]], flat)
+    sizes = torch.tensor([2, 3, 4, 2, 3])
+    assert torch.allclose(batch["weight"][place[place >= 0]], (1 / sizes).repeat_interleave(sizes))
+    assert (batch["negatives"], batch["filled"]) == (9, 0)
+    assert batch["tokens"] == sum(int(chunk["attention_mask"].sum()) for chunk in batch["chunks"])
+    batch = PairCollator(reranker, 90, taught=False)(
+        [Groups(groups.rows, 4, seed=0)[row, 0, False] for row in range(5)]
+    )
+    assert (batch["negatives"], batch["filled"], batch["target"].sum()) == (15, 2 + 1 + 0 + 2 + 1, 5)
+    assert torch.equal(batch["target"][batch["column"][:, 0]], torch.ones(5))
 
 
 def test_training_reads_less_of_a_pair_where_told_and_the_saved_model_does_not(scored, tmp_path):
