@@ -15,7 +15,7 @@ from koir import contrast, losses
 from koir.arguments import LossArguments
 from koir.batches import Collator, require_scores
 from koir.errors import RowError
-from koir.triplets import load_triplets
+from koir.triplets import load_triplets, text_hash
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -70,6 +70,7 @@ def test_a_rows_candidates_carry_their_scores(tmp_path):
     assert batch["teacher_columns"].tolist() == [[0, 3, 4], [1, -1, -1], [2, 5, -1]]
     assert batch["teacher_scores"].tolist() == [[3, 1, -2], [5, 0, 0], [4, 0.5, 0]]
     batch = Collator(tiny_encoder(), 50, max_hard_negatives=1, distillation=True)(pairs)
+    assert batch["document_hash"].tolist() == [text_hash(text) for text in "나바아다자"]  # the first of two negatives
     assert batch["teacher_columns"].tolist() == [[0, 3], [1, -1], [2, 4]]
     assert batch["teacher_scores"].tolist() == [[3, 1], [5, 0], [4, 0.5]]
 
@@ -86,6 +87,8 @@ def test_distillation_without_scores_is_refused_at_the_door(rows, teacher_rows, 
         require_scores(load_triplets([str(rows)]), "--distillation kl")
     with pytest.raises(RowError, match="no hard negatives"):
         require_scores(load_triplets([str(teacher_rows)]), "--distillation kl", max_hard_negatives=0)
+    with pytest.raises(RowError, match="no hard negatives"):
+        require_scores(_triplets(tmp_path, [{"query": "가", "document": "나", "document_score": 1}]), "--loss mse")
     half = [{"query": "가", "document": "나", "document_score": 1, "hard_negative": "다"}]
     with pytest.raises(RowError, match="1 of 1 pairs .* the first of query '가'"):
         require_scores(_triplets(tmp_path, half), "--distillation kl", lone=False)
@@ -96,7 +99,7 @@ def test_a_row_without_hard_negatives_has_no_order_and_needs_no_score(tmp_path):
              "hard_negative": "자", "hard_negative_score": 0.5}]  # fmt: skip
     triplets = _triplets(tmp_path, lines)
     require_scores(triplets, "--distillation kl", lone=False)
-    with pytest.raises(RowError, match="1 of 2 pairs without a teacher's scores, .* in every row"):
+    with pytest.raises(RowError, match="1 of 2 pairs without a teacher's scores, .* query '가'.* in every row"):
         require_scores(triplets, "--loss mse")
     batch = Collator(tiny_encoder(), 50, distillation=True)(list(triplets.pairs))
     assert batch["teacher_columns"].tolist() == [[0, -1], [1, 2]]
@@ -144,8 +147,10 @@ class Letters:
 def test_a_guide_reads_with_its_own_prompts_tokenizer_and_length():
     guide = tiny_encoder()
     guide.tokenizer, guide.max_seq_length, guide.prompts = Letters(), 8, {"query": "q", "document": "d"}
-    rows = [{"query": "ab", "document": "abcdefghijkl", "hard_negatives": ["abc"], "right_answers": [1]}]
-    seen = Collator(tiny_encoder(), 500, guide=guide, longest=16)(rows)["guide"]
+    rows = [{"query": "ab", "document": "abcdefghijkl", "hard_negatives": ["abc"], "right_answers": [5, 6]}]
+    batch = Collator(tiny_encoder(), 500, guide=guide, longest=16)(rows)
+    assert batch["known"].tolist() == [[5, 6]]
+    seen = batch["guide"]
     (chunk,), order = seen["chunks"], seen["inverse"].tolist()
     texts = ["".join(map(chr, ids)) for ids in chunk["input_ids"].tolist()]
     assert [texts[place] for place in order] == ["qab\t\t\t\t\t", "dabcdefg", "dabc\t\t\t\t"]  # 9 is a tab
