@@ -252,6 +252,15 @@ def test_a_pipeline_without_an_index_says_that_there_is_no_search(built, tmp_pat
     assert "note: there is no /v1/search, since pipeline.json names no index" in capsys.readouterr().err
 
 
+def test_a_first_stage_without_an_index_says_that_there_is_no_search(built, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    registry = load(ServedArguments(first_stage=f"hybrid:{built / 'encoder'}", dtype="float32"))
+    said = capsys.readouterr().err
+    assert list(registry.by_kind["encoder"]) == ["encoder"] and not registry.by_kind["pipeline"]
+    assert "note: there is no /v1/search without --index_uri FOLDER" in said
+    assert "default: --reranker none (no complete reranker run): no reranking\n" in said
+
+
 def test_without_flags_or_runs_the_demo_is_served(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer, models = search(ServedArguments(dtype="float32"), top_n=1, depth=3)

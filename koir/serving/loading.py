@@ -47,7 +47,8 @@ class ServedArguments:
         default=None,
         metadata={
             "help": "for /v1/search, what scripts/build_index.py or evaluate.py wrote: a folder, a .db file or a "
-            "Milvus cluster (key: MILVUS_TOKEN); default: the demo's corpus"
+            "Milvus cluster (key: MILVUS_TOKEN); default: the pipeline's, or without both "
+            "--pipeline and --first_stage the demo's corpus"
         },
     )
     depth: int | None = field(
@@ -191,7 +192,7 @@ def _from_flags(loader: Loader, arguments: ServedArguments) -> None:
     if reranker is None:
         untrained = "demo" if spec == "dense:demo" else "none"  # the demo's is no match for somebody's own encoder
         reranker = str(_newest("reranker") or untrained)
-        why = " (no complete reranker run): embeddings and search only" if reranker == "none" else ""
+        why = " (no complete reranker run): no reranking" if reranker == "none" else ""
         _say(f"--reranker {reranker}{why}")
     pipeline = Pipeline(
         spec,
@@ -203,6 +204,8 @@ def _from_flags(loader: Loader, arguments: ServedArguments) -> None:
     if searched and not arguments.index_uri:
         _say("--index_uri: the demo's corpus")
     _pipeline(loader, pipeline, "search", searched)
+    if not searched:
+        print("note: there is no /v1/search without --index_uri FOLDER (scripts/build_index.py)", file=sys.stderr)
 
 
 def _searchable(uri: str | None) -> bool:
