@@ -5,7 +5,7 @@
 
 --results DIR   results of evaluate.py, published tables under DIR/published (default: results)
 --outputs DIR   training runs, for their curves (default: outputs)
---export FILE   write the tables as Markdown, and README.md's between its leaderboard markers
+--export FILE   write the tables as Markdown, and one into README.md where it has <!-- leaderboard --> markers
 --lang en|ko    language of what is exported (default: en)
 """
 
