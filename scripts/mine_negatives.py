@@ -5,8 +5,8 @@
         --reranker outputs/reranker-demo --num_negatives 4 --output_dir outputs/mined-2
 
 Writes part-NNNNN.jsonl.gz (rows; give them to --train_data), report.json and, last, run.json. The same command again
-goes on after the last whole part. With --reranker its raw logits judge the candidates, and are written as
-document_score and hard_negative_score.
+goes on after the last whole part; where all are there it only says so. With --reranker its raw logits judge the
+candidates, and are written as document_score and hard_negative_score.
 """
 
 import collections
@@ -145,11 +145,12 @@ def statistics_file(part: Path) -> Path:
     return part.with_name(part.name.replace(".jsonl.gz", ".json"))
 
 
-def open_folder(folder: Path, plan: dict) -> None:
-    """Begin an output folder, or go on with one of the same plan. Raises RunError where it holds anything else."""
-    if (folder / "run.json").exists():
-        raise RunError(f"--output_dir {folder}", "a complete run", "a new folder")
-    file = folder / "plan.json"
+def open_folder(folder: Path, plan: dict) -> bool:
+    """Begin an output folder, or go on with one of the same plan; True where it is complete already.
+
+    Raises RunError where it holds anything else.
+    """
+    file, complete = folder / "plan.json", (folder / "run.json").exists()
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         differing = [name for name in plan if before.get(name) != plan[name]]
@@ -159,7 +160,9 @@ def open_folder(folder: Path, plan: dict) -> None:
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"--output_dir {folder}", "files of something else", "a new folder")
-    write_json(file, plan)
+    if not complete:
+        write_json(file, plan)
+    return complete
 
 
 def weights_of(path: str | None) -> str | None:
@@ -206,7 +209,12 @@ def main(argv: list[str] | None = None) -> dict:
             "first_stage": negatives.stage.fingerprint, "reranker": weights_of(arguments.reranker),
             "rules": dataclasses.asdict(rules), "given": arguments.given, "depth": arguments.depth,
             "rows_per_part": arguments.rows_per_part}  # fmt: skip
-    open_folder(folder, plan)
+    if open_folder(folder, plan):
+        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        if arguments.json:
+            write_json(Path(arguments.json), content)
+        print(f"complete already: {folder}")
+        return content
     count = sum(1 for _ in rows_of(triplets))
     empty = f", {negatives.empty:,} empty ones left out" if negatives.empty else ""
     print(f"{count:,} rows, {len(negatives.texts):,} passages{empty}")

@@ -200,6 +200,9 @@ def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:
     tests = sum(source["records"].get("test", 0) for source in report["sources"])
     if tests:
         print(f"note: {tests:,} records come from test files; --splits train leaves such files out")
+    reasons = [item for source in report["sources"] for item in source["dropped_in_cleaning"].items()]
+    if shared := sum(count for reason, count in reasons if reason.startswith("document in ")):
+        print(f"note: {shared:,} rows share a document with a task; --exclude_by queries keeps those of new queries")
     print(f"report: {plan.output_dir / 'report.md'}")
     print(f"train:  --train_data {shlex.quote(str(plan.output_dir))}/train-*.jsonl.gz")
 

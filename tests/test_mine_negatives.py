@@ -54,14 +54,20 @@ def test_what_it_writes_is_read_as_training_rows(demo):
     assert len(files) == 3 and load_triplets(files).counts["rows"] == 840
 
 
-def test_a_run_ends_with_run_json_and_is_not_overwritten(demo, script, capsys):
+def test_a_run_ends_with_run_json_and_is_not_overwritten(demo, script, tmp_path, capsys):
     folder, content = demo
     run = json.loads((folder / "run.json").read_text())
     assert (run["kind"], run["rows"], run["arguments"]["num_negatives"]) == ("mining", 840, 2)
     assert json.loads((folder / "report.json").read_text()) == content
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
+    again = ["--num_negatives", "2", "--rows_per_part", "300", "--json", str(tmp_path / "report.json")]
+    assert script.main(["--output_dir", str(folder), *again]) == content
+    assert json.loads((tmp_path / "report.json").read_text()) == content
+    assert capsys.readouterr().out.endswith(f"complete already: {folder}\n")
     with pytest.raises(SystemExit):
         script.main(["--output_dir", str(folder)])
-    assert "a complete run" in capsys.readouterr().err
+    assert "mined with other settings (rules, rows_per_part)" in capsys.readouterr().err
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()} == before
 
 
 def test_a_killed_run_goes_on_to_the_same_files(demo, script, tmp_path, monkeypatch):

@@ -217,10 +217,12 @@ def test_rows_that_share_text_with_a_task_go(tmp_path):
     (task / "qrels").mkdir()
     (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
     source = f"triplets={rows_file(tmp_path / 'rows.jsonl', FIRST)}"
-    content, _ = run("--source", source, "--exclude_tasks", task, "--output_dir", tmp_path / "both")
+    content, said = run("--source", source, "--exclude_tasks", task, "--output_dir", tmp_path / "both")
+    assert "note: 1 rows share a document with a task; --exclude_by queries keeps those" in said
     assert content["rows"] == 1 and sum(content["cleaning"].values()) == 3
     queries = ["--exclude_by", "queries", "--output_dir", tmp_path / "queries"]
-    assert run("--source", source, "--exclude_tasks", task, *queries)[0]["rows"] == 2
+    content, said = run("--source", source, "--exclude_tasks", task, *queries)
+    assert content["rows"] == 2 and "share a document" not in said
     assert "no such folder" in fails(
         "--source", source, "--exclude_tasks", tmp_path / "no", "--output_dir", tmp_path / "c"
     )
