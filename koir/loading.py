@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def quiet(on: bool) -> Iterator[None]:
         yield
     finally:
         transformers.utils.logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def _without_bars(on: bool) -> Iterator[None]:
+    """No bars of transformers inside, where `on`: a file is read or written in a moment, and logs would keep each."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    if on:
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if on and shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -91,14 +105,15 @@ def weights(kind, name: str, config, trust_remote_code: bool) -> tuple[torch.nn.
     Raises ModelError where a folder's config.json asks for other sizes than its weights have.
     """
     _sizes_agree(kind, name, config, trust_remote_code)
-    transformer, told = kind.from_pretrained(
-        name,
-        config=config,
-        trust_remote_code=trust_remote_code,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with _without_bars(Path(name).is_dir()):  # what comes from a hub takes its time
+        transformer, told = kind.from_pretrained(
+            name,
+            config=config,
+            trust_remote_code=trust_remote_code,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     return transformer, told["missing_keys"]
 
 
@@ -126,11 +141,19 @@ def _sizes_agree(kind, name: str, config, trust_remote_code: bool) -> None:
             )
 
 
+def name_accelerator() -> None:
+    """Tell DeepSpeed, where it is installed, that a machine without a GPU has none: it warns of what it has to find."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def write_model(model, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
     """The transformer and tokenizer of an encoder or reranker, as releases of transformers from 4 on read them."""
     if state_dict is not None:
         state_dict = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
-    model.transformer.save_pretrained(folder, state_dict=state_dict)
+    name_accelerator()  # transformers imports DeepSpeed to save
+    with _without_bars(True):
+        model.transformer.save_pretrained(folder, state_dict=state_dict)
     share_weights(folder)
     model.tokenizer.model_max_length = model.max_seq_length
     if words := getattr(model.tokenizer, "backend_tokenizer", None):  # how it cut texts last is no part of the model

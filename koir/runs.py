@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -24,6 +23,7 @@ from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
 from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
+from koir.loading import name_accelerator
 from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json, write_text
 from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
 from koir.run_folder import keep_lines, run_folder, write_recipe
@@ -74,8 +74,7 @@ def run(
     groups, recipe = _parsed(argv, description, kind, step_arguments)
     args = groups["training"]
     transformers.utils.logging.disable_progress_bar()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
+    name_accelerator()
     args.output_dir, checkpoint = run_folder(args, f"{name}-{recipe.stem if recipe else 'run'}")
     with alone(Path(args.output_dir), "trains"):
         return _in_folder(trainer_class, name, kind, groups, checkpoint, started)

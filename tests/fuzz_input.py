@@ -33,9 +33,9 @@ import pyarrow.parquet as pq  # noqa: E402
 from one_step import tiny_encoder  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 from test_reranker import tiny_reranker  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from koir import arguments  # noqa: E402
+from koir.bars import progress_bar  # noqa: E402
 from koir.encoder import load_encoder  # noqa: E402
 from koir.errors import RowError, UserError  # noqa: E402
 from koir.evaluation.pipeline import read_pipeline  # noqa: E402
@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
         for _, file, read in known:  # what is not damaged is read, or is refused as the text of the seed says
             with contextlib.suppress(UserError):
                 read(file)
-        for number in tqdm(range(settings.inputs), desc="damaged", unit="input"):
+        for number in progress_bar("damaged", range(settings.inputs), unit="input"):
             name, file, read = known[number % len(known)]
             good = file.read_bytes()
             file.write_bytes(damaged(good, rng))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from toy import needs_bfloat16
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
-from koir.manifest import DEMO
+from koir.manifest import DEMO, ROOT
 from koir.tokens import ROWS, Plan, chunked, expanded, pad, plan_chunks, shortened, some_of
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
@@ -30,6 +32,13 @@ def test_bf16_moves_cosines_little_and_leaves_float32_as_it_was(training, any_bf
     assert half.dtype == np.float32 and np.abs(np.linalg.norm(half, axis=1) - 1).max() < 1e-5
     assert 0 < np.abs(half @ half.T - exact @ exact.T).max() < 1e-2
     assert np.array_equal(encoder.encode(TEXTS, "query"), exact) and encoder.training is training
+
+
+def test_loading_and_saving_a_model_here_says_nothing(tmp_path, monkeypatch):
+    code = "from koir.encoder import load_encoder as load; load('demo').save('model'); load('model')"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_round_trip_gives_the_same_vectors(folder):
