@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import transformers
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -73,7 +72,6 @@ def run(
     products.keep_few_compiled()
     groups, recipe = _parsed(argv, description, kind, step_arguments)
     args = groups["training"]
-    transformers.utils.logging.disable_progress_bar()
     name_accelerator()
     args.output_dir, checkpoint = run_folder(args, f"{name}-{recipe.stem if recipe else 'run'}")
     with alone(Path(args.output_dir), "trains"):

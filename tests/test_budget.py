@@ -21,7 +21,7 @@ def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
 
 
 class Layer(torch.nn.Module):
-    """An encoder whose graph holds one number and 1,000 sums of every token; what it met is remembered."""
+    """An encoder whose graph holds one number and 1,000 products of every token; what it met is remembered."""
 
     max_seq_length = 4
 
@@ -46,7 +46,8 @@ def test_a_probe_counts_each_tensor_once_and_no_weights():
 @pytest.mark.parametrize("half", ["bf16", "fp16", None])
 def test_the_probe_runs_in_the_precision_of_training(half):
     found, layer = groups(), Layer()
-    setattr(found["training"], str(half), True)
+    if half:
+        setattr(found["training"], half, True)
     budget.settle(found, layer, None)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(half)
     assert [met[1:] if half else met[1] for met in layer.met] == [(True, dtype) if half else False]
