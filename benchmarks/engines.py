@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.encoder import Encoder  # noqa: E402
 from koir.gradcache import GradientCache  # noqa: E402
+from koir.lanes import Twin, pays  # noqa: E402
 from koir.losses import info_nce  # noqa: E402
 from koir.tokens import chunked, pad  # noqa: E402
 
@@ -62,16 +63,23 @@ def contrast(embeddings: torch.Tensor, queries: torch.Tensor, documents: torch.T
     return info_nce(embeddings[queries], embeddings[documents], target, TEMPERATURE)
 
 
+@functools.cache
+def twin_of(encoder: Encoder) -> Twin:
+    """As training makes it, once."""
+    return Twin(encoder)
+
+
 def koir_step(bench: Bench, chunk_tokens: int, keep: float) -> float:
     """Gradient-cached; graphs of a share `keep` of the padded tokens are kept."""
     chunks, queries, documents = bench.chunks(chunk_tokens)
     room = keep * sum(chunk["input_ids"].numel() for chunk in chunks)
 
-    def encode(chunk: dict) -> torch.Tensor:
+    def encode(chunk: dict, encoder: Encoder = bench.encoder) -> torch.Tensor:
         with bench.autocast():
-            return bench.encoder.embed(chunk)
+            return encoder.embed(chunk)
 
-    cache = GradientCache(encode, torch.Tensor.backward, room, bench.compiled)
+    twin = twin_of(bench.encoder).refreshed() if pays(bench.device) else None
+    cache = GradientCache(encode, torch.Tensor.backward, room, bench.compiled, twin)
     return cache(chunks, lambda embeddings: contrast(embeddings, queries, documents)).item()
 
 

@@ -6,12 +6,15 @@
 Each batch runs in a process of its own, so that its peak is its own. The loss stage draws embeddings at random; its
 peak is counted beside the embeddings and their gradients, which any loss needs. Where all strips of rows would take
 hours, --strips runs the first N of them: each strip allocates the same, so the peak is that of all. The encoder stage
-is one step of benchmarks/train_step.py's model (4 layers x 256, real lengths) with no graph kept; its peak is that of
-the process. The CPU's peak is resident memory, the GPU's is torch's.
+takes as many rows as the largest batch has, in steps of B: the same texts for all, since holes in the heap come with
+chunks of new shapes, whatever the batch. It runs benchmarks/train_step.py's model (4 layers x 256, real lengths) with
+no graph kept, under the memory settings of scripts/launch.sh where there are no others; its peak is that of the
+process. The CPU's peak is resident memory, the GPU's is torch's.
 """
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -28,6 +31,9 @@ import train_step  # noqa: E402
 from koir import losses  # noqa: E402
 from koir.manifest import origin, peak_memory_bytes  # noqa: E402
 from koir.tokens import CPU_CHUNK  # noqa: E402
+
+# As scripts/launch.sh sets them for training.
+LAUNCHED = {"hugetlb": 1, "trim_threshold": 1 << 40, "mmap_threshold": 1 << 40, "top_pad": 1 << 26}
 
 
 def one(batch: int, dimensions: int, strips: int) -> dict:
@@ -51,26 +57,30 @@ def one(batch: int, dimensions: int, strips: int) -> dict:
     return facts | {"beside_bytes": peak_memory_bytes() - before - needed}
 
 
-def step(batch: int) -> dict:
-    """One gradient-cached step, nothing kept: the peak of the process and the bytes of its embeddings."""
-    defaults = train_step.parser().parse_args(["--batch", str(batch)])
+def steps(batch: int, count: int) -> dict:
+    """Gradient-cached steps over `count` rows, nothing kept: the peaks of the process and the bytes of embeddings."""
+    defaults = train_step.parser().parse_args(["--batch", str(count)])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = train_step.make_encoder(defaults, device).train()
-    bench = engines.Bench(encoder, train_step.read_rows(defaults, encoder.tokenizer), False, device)
-    started = time.perf_counter()
-    engines.koir_step(bench, CPU_CHUNK, 0.0)
+    rows = train_step.read_rows(defaults, encoder.tokenizer)
+    first, started = None, time.perf_counter()
+    for start in range(0, count, batch):
+        encoder.zero_grad()
+        engines.koir_step(engines.Bench(encoder, rows[start : start + batch], False, device), CPU_CHUNK, 0.0)
+        first = first or peak_memory_bytes()
     embeddings = 3 * batch * encoder.dimensions * 4
-    return {"batch": batch, "embeddings_bytes": embeddings, "peak_bytes": peak_memory_bytes(),
-            "seconds": time.perf_counter() - started}  # fmt: skip
+    return {"batch": batch, "embeddings_bytes": embeddings, "first_step_peak_bytes": first,
+            "peak_bytes": peak_memory_bytes(), "seconds": time.perf_counter() - started}  # fmt: skip
 
 
 def encoder_table(found: list[dict]) -> None:
     """Print the encoder stage's rows, each beside the first."""
-    print(f"{'B':>8} {'embeddings':>11} {'peak of the process':>20} {'to the first':>13} {'seconds':>8}")
+    heads = ("B", "embeddings", "peak, first step", "peak, all rows", "to the first", "seconds")
+    print("{:>8} {:>11} {:>17} {:>15} {:>13} {:>8}".format(*heads))
     for row in found:
-        mib = (f"{row[key] / 2**20:,.0f} MiB" for key in ("embeddings_bytes", "peak_bytes"))
+        mib = (f"{row[key] / 2**20:,.0f} MiB" for key in ("embeddings_bytes", "first_step_peak_bytes", "peak_bytes"))
         change = row["peak_bytes"] / found[0]["peak_bytes"] - 1
-        print("{:>8,} {:>11} {:>20} {:>+13.1%} {:>8.1f}".format(row["batch"], *mib, change, row["seconds"]))
+        print("{:>8,} {:>11} {:>17} {:>15} {:>+13.1%} {:>8.1f}".format(row["batch"], *mib, change, row["seconds"]))
 
 
 def loss_table(found: list[dict]) -> None:
@@ -90,17 +100,21 @@ def main() -> None:
     parser.add_argument("--strips", type=int, default=0, help="strips of rows to run (default 0: all)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     loss_stage = arguments.stage == "loss"
     if arguments.one:
         of_one = (arguments.one, arguments.dimensions, arguments.strips)
-        print(json.dumps(one(*of_one) if loss_stage else step(arguments.one)))
+        print(json.dumps(one(*of_one) if loss_stage else steps(arguments.one, arguments.rows)))
         return
-    found = []
-    for batch in arguments.batches or ([1024, 4096, 16384, 65536] if loss_stage else [256, 1024, 4096]):
+    found, batches = [], arguments.batches or ([1024, 4096, 16384, 65536] if loss_stage else [256, 1024, 4096])
+    for batch in batches:
         words = ["--one", batch, "--stage", arguments.stage, "--dimensions", arguments.dimensions]
-        words += ["--strips", arguments.strips]
-        done = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, text=True)
+        words += ["--strips", arguments.strips, "--rows", max(batches)]
+        command = [sys.executable, __file__, *map(str, words)]
+        launched = ":".join(f"glibc.malloc.{name}={value}" for name, value in LAUNCHED.items())
+        environment = ({} if loss_stage else {"GLIBC_TUNABLES": launched}) | os.environ
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
         if done.returncode:
             sys.exit(f"error: batch {batch} ended with status {done.returncode}")
         found.append(json.loads(done.stdout.splitlines()[-1]))

@@ -4,7 +4,10 @@ Sixteen bits decide about an element, so the probability is the nearest 1/65536,
 that. The seed comes from torch's generator: its saved state gives the same masks again.
 """
 
+import contextlib
 import functools
+import threading
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -32,9 +35,41 @@ def _keys(number: int) -> tuple[int, int]:
     return tuple(word - (1 << 31) for word in (number % (1 << 32), number >> 32 | 1))
 
 
+_thread = threading.local()  # given: iterator over seeds to be used; drawn: list that takes down what was drawn
+
+
 def draw_seed() -> int:
-    """63 bits from torch's CPU generator."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    """63 bits from torch's CPU generator, or the next that `given_seeds` has for this thread."""
+    if (given := getattr(_thread, "given", None)) is not None:
+        if (seed := next(given, None)) is None:
+            raise RuntimeError("more dropout masks are drawn than there are seeds for")
+        return seed
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    if (drawn := getattr(_thread, "drawn", None)) is not None:
+        drawn.append(seed)
+    return seed
+
+
+@contextlib.contextmanager
+def given_seeds(seeds: Sequence[int]) -> Iterator[None]:
+    """A context in which this thread's masks come from these seeds, all of them; torch's generator is left alone."""
+    _thread.given = iter(seeds)
+    try:
+        yield
+        if next(_thread.given, None) is not None:
+            raise RuntimeError(f"fewer than {len(seeds)} dropout masks were drawn")
+    finally:
+        _thread.given = None
+
+
+@contextlib.contextmanager
+def drawn_seeds() -> Iterator[list[int]]:
+    """A context that takes down the seeds that this thread draws in it."""
+    _thread.drawn = []
+    try:
+        yield _thread.drawn
+    finally:
+        _thread.drawn = None
 
 
 def share_kept(probability: float) -> float:

@@ -1,55 +1,16 @@
-"""The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in the memory of one chunk, the same gradients."""
+"""The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in the memory of a chunk or two, the same gradients."""
 
 import contextlib
-import ctypes
-import functools
-import mmap
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-GROWTH = 1 / 4  # of the process at first, before freed memory goes back to the system
+from koir.dropout import draw_seed, drawn_seeds, given_seeds
+from koir.lanes import Twin, side_by_side
+
 CHANGED = 16  # bytes of a random state: more than its counters have
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int]:
-    """glibc's `malloc_trim`; elsewhere nothing."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
-
-
-def _resident() -> int:
-    """Bytes of this process in memory; 0 where Linux does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0
-
-
-class Heap:
-    """Freed memory of a CPU, returned to the system where it would only be held.
-
-    Chunks of one shape go where those before them were; each new shape leaves holes, and a larger batch has more.
-    """
-
-    def __init__(self):
-        self.least = self.room = 0  # bytes: after the last return, and by how much the process may grow from there
-        self.shape = None  # of the last chunk
-
-    def make_room(self, chunk: dict[str, torch.Tensor]) -> None:
-        """To be called before a chunk: return what is free, if its shape is new or the process has grown.
-
-        New is what the last chunk's was not; grown is by GROWTH of the first size since the last return.
-        """
-        if chunk["input_ids"].device.type != "cpu":
-            return
-        shape, self.shape = self.shape, chunk["input_ids"].shape
-        if shape != self.shape or _resident() > self.least + self.room:
-            _malloc_trim()(0)
-            self.least = _resident()
-            self.room = self.room or GROWTH * self.least
 
 
 class RandomStates:
@@ -65,6 +26,7 @@ class RandomStates:
         self.places = torch.zeros(count, CHANGED, dtype=torch.int16)
         self.values = torch.zeros(count, CHANGED, dtype=torch.uint8)
         self.devices: list[tuple] = []
+        self.seeds: list[Sequence[int]] = []  # of each chunk's dropout masks, where nothing else is drawn
 
     def remember(self, chunk: dict[str, torch.Tensor]) -> None:
         """Hold the states as they are now, of the CPU and of the chunk's device."""
@@ -77,6 +39,13 @@ class RandomStates:
         self.values[number] = state[0]  # of place 0, which the rest of `places` names
         self.places[number, : len(changed)], self.values[number, : len(changed)] = changed, state[changed]
         self.devices.append(get_device_states(*chunk.values()))
+
+    def are_seeds_alone(self, seeds: Sequence[int]) -> bool:
+        """Whether a CPU's generator is where it would be had only these been drawn since the first chunk's state."""
+        after = torch.get_rng_state()
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.whole[0])
+            return [draw_seed() for _ in seeds] == seeds and torch.equal(torch.get_rng_state(), after)
 
     @contextlib.contextmanager
     def replay(self, number: int) -> Iterator[None]:
@@ -91,13 +60,16 @@ class RandomStates:
 
 
 class GradientCache:
-    """One optimisation step's gradients over chunks of texts, in the memory of one chunk and of what is kept.
+    """One optimisation step's gradients over chunks of texts, in the memory of one chunk, or two, and of what is kept.
 
     encode: chunk (input_ids, attention_mask, each [n, T]) -> embeddings [n, D], with dropout.
     backward: called once a chunk with a scalar; the caller puts precision scaling and engines there.
     keep_tokens: the graphs of the first chunks, up to so many padded tokens, stay in memory and are not run again.
     one_code: make the first pass's graphs too and drop them, for an encode that is compiled: with and without gradients
     it is other code, which may draw other dropout masks.
+    twin: chunks run two at a time, where koir/dropout.py draws all that is random: the same masks, and the same sums
+    but for their order. Then encode and backward are called in two threads, and in the second as encode(chunk, twin's
+    model).
 
     The steps are `embed`, `loss_gradients`, `replay`; `__call__` does them in turn. Gradients are added to the
     parameters' `.grad`; stepping the optimizer and averaging over processes is left to the caller.
@@ -105,13 +77,15 @@ class GradientCache:
 
     def __init__(
         self,
-        encode: Callable[[dict], torch.Tensor],
+        encode: Callable[..., torch.Tensor],
         backward: Callable[[torch.Tensor], None],
         keep_tokens: int = 0,
         one_code: bool = False,
+        twin: Twin | None = None,
     ):
         self.encode, self.backward, self.keep_tokens, self.one_code = encode, backward, keep_tokens, one_code
-        self.heap = Heap()
+        self.twin = twin
+        self.models = ((), () if twin is None else (twin.model,))  # by lane: what encode is given besides a chunk
 
     def __call__(self, chunks: Sequence[dict], loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Add the gradients of `loss(all embeddings [U, D])` to the parameters; returns the loss, detached."""
@@ -125,18 +99,34 @@ class GradientCache:
     def embed(self, chunks: Sequence[dict]) -> tuple[torch.Tensor, list[torch.Tensor | None], RandomStates]:
         """All outputs, [U, D] or [U]; each chunk's own with its graph where it is kept, else None; random states."""
         sizes = [len(chunk["input_ids"]) for chunk in chunks]
-        embeddings, kept, states, room = None, [], RandomStates(len(chunks)), self.keep_tokens
-        for chunk in chunks:
-            room -= chunk["input_ids"].numel()
-            states.remember(chunk)
-            with torch.set_grad_enabled(self.one_code or room >= 0):
-                output = self.encode(chunk)  # [n, D]
-            if embeddings is None:
-                embeddings = output.new_empty(sum(sizes), *output.shape[1:])  # [U, D], beforehand as random states are
-                rows = iter(embeddings.split(sizes))
-            next(rows).copy_(output.detach())
-            kept.append(output if room >= 0 and output.requires_grad else None)
-            del output
+        kept, states = [None] * len(chunks), RandomStates(len(chunks))
+        padded = list(itertools.accumulate(chunk["input_ids"].numel() for chunk in chunks))  # tokens up to each chunk
+
+        def run(lane: int, number: int) -> torch.Tensor:
+            keep = padded[number] <= self.keep_tokens
+            with torch.set_grad_enabled(self.one_code or keep):
+                output = self.encode(chunks[number], *self.models[lane])  # [n, D]
+            kept[number] = output if keep and output.requires_grad else None
+            return output.detach()
+
+        states.remember(chunks[0])
+        with drawn_seeds() as seeds:
+            first = run(0, 0)  # [n, D]
+        embeddings = first.new_empty(sum(sizes), *first.shape[1:])  # [U, D], beforehand as random states are
+        parts = embeddings.split(sizes)
+        parts[0].copy_(first)
+        if self.twin is not None and len(chunks) > 2 and states.are_seeds_alone(seeds):
+            states.seeds = [seeds, *([draw_seed() for _ in seeds] for _ in chunks[1:])]
+
+            def beside(lane: int, number: int) -> None:
+                with given_seeds(states.seeds[number]):
+                    parts[number].copy_(run(lane, number))
+
+            side_by_side(beside, range(1, len(chunks)))
+            return embeddings, kept, states
+        for number in range(1, len(chunks)):
+            states.remember(chunks[number])
+            parts[number].copy_(run(0, number))
         return embeddings, kept, states
 
     def loss_gradients(self, embeddings: torch.Tensor, loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,13 +144,19 @@ class GradientCache:
         gradients: Sequence[torch.Tensor],
     ) -> None:
         """Push each chunk's cached gradients [n, D] through it, run again with its own dropout masks unless kept."""
-        for number, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
+
+        def run(lane: int, number: int) -> None:
             output, kept[number] = kept[number], None  # a kept graph is freed as soon as it is used
-            again = output is None
-            if again:
-                self.heap.make_room(chunk)
-                with states.replay(number):
-                    output = self.encode(chunk)  # [n, D]
-            self.backward((output * gradient).sum())  # its derivative is gradient . d output / d parameters
-            if again:
-                del output
+            if output is None:
+                again = given_seeds(states.seeds[number]) if states.seeds else states.replay(number)
+                with again:
+                    output = self.encode(chunks[number], *self.models[lane])  # [n, D]
+            # its derivative is gradient . d output / d parameters
+            self.backward((output * gradients[number]).sum())
+
+        if states.seeds:
+            side_by_side(run, range(len(chunks)))
+            self.twin.hand_over()
+            return
+        for number in range(len(chunks)):
+            run(0, number)

@@ -18,6 +18,7 @@ from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import Task
 from koir.gather import average_gradients, gather_sizes, meet, world_size
 from koir.interruptions import refuse_broken_gradient
+from koir.lanes import Twin, pays
 from koir.progress import Progress
 from koir.run_folder import read_counters, set_aside_later, write_counters
 
@@ -47,6 +48,7 @@ class RunTrainer(Trainer):
         self.progress = Progress()
         self.add_callback(self.progress)
         self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
+        self._twin: Twin | None = None
         self.began: dict[str, object] = {}
         self._late = False  # whether the first scores are those that a signal cut off
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
@@ -123,6 +125,17 @@ class RunTrainer(Trainer):
             self._reduction.close()
             self._reduction = None
             model.step()
+
+    def twin(self) -> Twin | None:
+        """For GradientCache on a CPU with two cores or more.
+
+        None under DeepSpeed, which hangs on its own model, and with activation checkpointing, whose second forward
+        takes its dropout masks from torch's generator.
+        """
+        if self.is_deepspeed_enabled or self.args.activation_checkpointing or not pays(self.args.device):
+            return None
+        self._twin = self._twin or Twin(self.accelerator.unwrap_model(self.model))
+        return self._twin.refreshed()
 
     def same_number_of_chunks(self, chunks: list[dict]) -> list[dict]:
         """Chunks, and under ZeRO 3, where every forward is a collective, as many one-text repeats as other ranks need.

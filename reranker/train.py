@@ -34,7 +34,13 @@ class ChunkedTrainer(RerankerTrainer):
                     loss, start = loss + part.detach(), start + len(scores)
             else:
                 step = self.step_arguments
-                cache = GradientCache(lambda chunk: reranker([chunk]), backward, step.cache_keep_tokens, step.compile)
+                cache = GradientCache(
+                    lambda chunk, reranker=reranker: reranker([chunk]),
+                    backward,
+                    step.cache_keep_tokens,
+                    step.compile,
+                    self.twin(),
+                )
                 loss = cache(chunks, lambda scores: self.judge(scores, batch) / accumulated)
             self.account(loss, batch)
         return loss

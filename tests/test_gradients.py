@@ -7,9 +7,9 @@ import torch
 from commands import saved_by
 from one_step import gradients, tiny_encoder
 
-from koir import dropout, gather, gradcache, unpadded
+from koir import dropout, gather, unpadded
 from koir.compiled import compile_layers
-from koir.gradcache import GradientCache, Heap, RandomStates
+from koir.gradcache import GradientCache, RandomStates
 from koir.losses import info_nce
 from koir.tokens import pad
 
@@ -281,35 +281,3 @@ def test_replay_draws_the_same_masks_and_leaves_the_generator_alone():
         runs.append((seen[0], torch.rand(3)))
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
-
-
-def test_freed_memory_goes_back_where_the_process_has_grown_by_a_quarter_of_its_first_size(monkeypatch):
-    sizes, returned = iter([800, 850, 999, 1001, 820, 1010, 1022, 700]), []
-    monkeypatch.setattr(gradcache, "_resident", lambda: next(sizes))
-    monkeypatch.setattr(gradcache, "_malloc_trim", lambda: returned.append)
-    heap, chunk = Heap(), pad([[0, 5, 2]], 1)
-    for expected in (1, 1, 1, 2, 2, 3):  # the first chunk's return is where growth is counted from
-        heap.make_room(chunk)
-        assert len(returned) == expected
-    heap.make_room({"input_ids": torch.zeros(1, device="meta")})
-    assert len(returned) == 3 and heap.least == 700
-
-
-def test_freed_memory_goes_back_where_the_shape_changes(monkeypatch):
-    returned = []
-    monkeypatch.setattr(gradcache, "_resident", lambda: 800)
-    monkeypatch.setattr(gradcache, "_malloc_trim", lambda: returned.append)
-    heap, seen = Heap(), []
-    for tokens in [9] * 20 + [8, 7, 6, 6, 5]:
-        heap.make_room(pad([[0] * tokens], 1))
-        seen.append(len(returned))
-    assert seen == [1] * 20 + [2, 3, 4, 4, 5]
-
-
-def test_room_is_made_before_each_chunk_that_runs_again_and_no_other(monkeypatch):
-    encoder, asked = tiny_encoder(), []
-    chunks = [pad([[0, 5, 6, 2]], 1), pad([[0, 7, 2], [0, 9, 2]], 1), pad([[0, 8, 2]], 1)]
-    monkeypatch.setattr(Heap, "make_room", lambda heap, chunk: asked.append(chunk["input_ids"].shape))
-    cache = GradientCache(lambda chunk: encoder([chunk]), lambda value: value.backward(), 4)  # the first is kept
-    cache(chunks, lambda embeddings: embeddings.sum())
-    assert asked == [chunk["input_ids"].shape for chunk in chunks[1:]]

@@ -39,6 +39,7 @@ ORDER = [
     "ranking_losses",
     "gather",
     "contrast",
+    "lanes",
     "gradcache",
     "compiled",
     "budget",

@@ -1,4 +1,4 @@
-"""v1.1: the same InfoNCE, gradient-cached. One chunk's graph is held at a time, so patience bounds the batch."""
+"""v1.1: the same InfoNCE, gradient-cached. Few chunks' graphs are held at a time, so patience bounds the batch."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,13 @@ class GradCacheTrainer(EmbeddingTrainer):
         chunks = self.same_number_of_chunks(batch["chunks"])
         step, accumulated = self.step_arguments, self.current_gradient_accumulation_steps
         with self.one_reduction(model) as backward:
-            cache = GradientCache(lambda chunk: encoder([chunk]), backward, step.cache_keep_tokens, step.compile)
+            cache = GradientCache(
+                lambda chunk, encoder=encoder: encoder([chunk]),
+                backward,
+                step.cache_keep_tokens,
+                step.compile,
+                self.twin(),
+            )
             loss = cache(chunks, lambda embeddings: self.contrast(embeddings, batch) / accumulated)
         return loss
 
