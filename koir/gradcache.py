@@ -1,4 +1,4 @@
-"""The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in the memory of a chunk or two, the same gradients."""
+"""The cached step (Gao et al. 2021, arXiv:2101.06983): any batch in a chunk or two of memory, the same gradients."""
 
 import contextlib
 import itertools
