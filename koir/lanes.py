@@ -53,11 +53,10 @@ def side_by_side(work: Callable[[int, int], None], numbers: Iterable[int]) -> No
     So sums over a lane's numbers are the same each time. What one of them raises ends the other after the call it is
     in, and is raised here. `work` brings its own autocast and grad mode.
     """
-    cores, cached, ended = torch.get_num_threads(), torch.is_autocast_cache_enabled(), threading.Event()
+    cores, ended = torch.get_num_threads(), threading.Event()
 
     def run(lane: int) -> None:
         torch.set_num_threads(cores // LANES)  # of this thread
-        torch.set_autocast_cache_enabled(False)  # it is one for all threads, with graph or without
         try:
             for number in numbers:
                 if number % LANES == lane and not ended.is_set():
@@ -73,4 +72,3 @@ def side_by_side(work: Callable[[int, int], None], numbers: Iterable[int]) -> No
         other.result()
     finally:
         torch.set_num_threads(cores)
-        torch.set_autocast_cache_enabled(cached)

@@ -1,7 +1,6 @@
-"""The Hugging Face Trainer as every run uses it: one reduction a step, dev scores, metrics.jsonl, checkpoints."""
+"""The Hugging Face Trainer as every run uses it: dev scores, metrics.jsonl, checkpoints."""
 
 import contextlib
-import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,20 +9,19 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import ProgressCallback, Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from koir.arguments import TrainingArguments
+from koir.chunked_steps import ChunkedSteps
 from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import Task
-from koir.gather import average_gradients, gather_sizes, meet, world_size
+from koir.gather import meet, world_size
 from koir.interruptions import refuse_broken_gradient
-from koir.lanes import Twin, pays
 from koir.progress import Progress
 from koir.run_folder import read_counters, set_aside_later, write_counters
 
 
-class RunTrainer(Trainer):
+class RunTrainer(ChunkedSteps, Trainer):
     """What encoders and rerankers share. A subclass has the loss, counts `tokens` and `steps`, and has `dev_scores`.
 
     model: an Encoder or Reranker: a module with `transformer`, `tokenizer` and `save`. rows: what the collator is given
@@ -47,8 +45,6 @@ class RunTrainer(Trainer):
             self.remove_callback(callback)
         self.progress = Progress()
         self.add_callback(self.progress)
-        self._reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
-        self._twin: Twin | None = None
         self.began: dict[str, object] = {}
         self._late = False  # whether the first scores are those that a signal cut off
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
@@ -103,50 +99,6 @@ class RunTrainer(Trainer):
             for line in state.log_history
         )
         return state.global_step % state.eval_steps == 0 and not scored
-
-    @contextlib.contextmanager
-    def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
-        """Yields a backward to be called any number of times; gradients meet other processes' once, at the step's end.
-
-        Inside, gradients only add up locally, over accumulated batches too. At the end of the last of them they are
-        averaged bucket by bucket, or, under DeepSpeed, reduced and partitioned in one pass before its step.
-        """
-        if not self.is_deepspeed_enabled:
-            yield self.accelerator.backward
-            if self.accelerator.sync_gradients:
-                average_gradients(list(self.model.parameters()))
-            return
-        if self._reduction is None:
-            self._reduction = contextlib.ExitStack()
-            model.set_gradient_accumulation_boundary(True)  # we call its step at boundaries only
-            self._reduction.enter_context(model.coalesce_grad_reduction())
-        yield functools.partial(model.backward, scale_wrt_gas=False)
-        if self.accelerator.sync_gradients:
-            self._reduction.close()
-            self._reduction = None
-            model.step()
-
-    def twin(self) -> Twin | None:
-        """For GradientCache on a CPU with two cores or more.
-
-        None under DeepSpeed, which hangs on its own model, and with activation checkpointing, whose second forward
-        takes its dropout masks from torch's generator.
-        """
-        if self.is_deepspeed_enabled or self.args.activation_checkpointing or not pays(self.args.device):
-            return None
-        self._twin = self._twin or Twin(self.accelerator.unwrap_model(self.model))
-        return self._twin.refreshed()
-
-    def same_number_of_chunks(self, chunks: list[dict]) -> list[dict]:
-        """Chunks, and under ZeRO 3, where every forward is a collective, as many one-text repeats as other ranks need.
-
-        The loss never sees the repeats, so their gradient is zero.
-        """
-        if not is_deepspeed_zero3_enabled():
-            return chunks
-        most = max(count for (count,) in gather_sizes(len(chunks), device=self.args.device))
-        filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
-        return chunks + [filler] * (most - len(chunks))
 
     def facts(self) -> dict:
         """What run.json says of the training itself."""

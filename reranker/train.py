@@ -7,7 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.arguments import CacheArguments
 from koir.errors import exit_on_user_error
-from koir.gradcache import GradientCache
 from koir.ranking_losses import POINTWISE
 from koir.reranker_runs import RERANKER
 from koir.reranker_training import RerankerTrainer
@@ -33,14 +32,7 @@ class ChunkedTrainer(RerankerTrainer):
                     backward(part)
                     loss, start = loss + part.detach(), start + len(scores)
             else:
-                step = self.step_arguments
-                cache = GradientCache(
-                    lambda chunk, reranker=reranker: reranker([chunk]),
-                    backward,
-                    step.cache_keep_tokens,
-                    step.compile,
-                    self.twin(),
-                )
+                cache = self.gradient_cache(backward)
                 loss = cache(chunks, lambda scores: self.judge(scores, batch) / accumulated)
             self.account(loss, batch)
         return loss

@@ -82,6 +82,7 @@ ORDER = [
     "interruptions",
     "run_folder",
     "progress",
+    "chunked_steps",
     "trainer",
     "evaluation.fitting",
     "evaluation.reranking",

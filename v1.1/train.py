@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from koir.arguments import CacheArguments
 from koir.encoder_runs import ENCODER
 from koir.errors import exit_on_user_error
-from koir.gradcache import GradientCache
 from koir.runs import run
 from koir.training import EmbeddingTrainer
 
@@ -20,17 +19,10 @@ class GradCacheTrainer(EmbeddingTrainer):
         """Adds the whole batch's gradients to the parameters; returns the loss, detached."""
         model.train()
         batch = self._prepare_inputs(batch)
-        encoder = self.accelerator.unwrap_model(model)
         chunks = self.same_number_of_chunks(batch["chunks"])
-        step, accumulated = self.step_arguments, self.current_gradient_accumulation_steps
+        accumulated = self.current_gradient_accumulation_steps
         with self.one_reduction(model) as backward:
-            cache = GradientCache(
-                lambda chunk, encoder=encoder: encoder([chunk]),
-                backward,
-                step.cache_keep_tokens,
-                step.compile,
-                self.twin(),
-            )
+            cache = self.gradient_cache(backward)
             loss = cache(chunks, lambda embeddings: self.contrast(embeddings, batch) / accumulated)
         return loss
 
