@@ -14,7 +14,6 @@ process. The CPU's peak is resident memory, the GPU's is torch's.
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -29,11 +28,10 @@ import engines  # noqa: E402
 import train_step  # noqa: E402
 
 from koir import losses  # noqa: E402
-from koir.manifest import origin, peak_memory_bytes  # noqa: E402
+from koir.manifest import ROOT, origin, peak_memory_bytes  # noqa: E402
 from koir.tokens import CPU_CHUNK  # noqa: E402
 
-# As scripts/launch.sh sets them for training.
-LAUNCHED = {"hugetlb": 1, "trim_threshold": 1 << 40, "mmap_threshold": 1 << 40, "top_pad": 1 << 26}
+AS_LAUNCHED = ["bash", "-c", 'source "$0" && keep_memory && exec "$@"', str(ROOT / "scripts" / "launch.sh")]
 
 
 def one(batch: int, dimensions: int, strips: int) -> dict:
@@ -111,10 +109,8 @@ def main() -> None:
     for batch in batches:
         words = ["--one", batch, "--stage", arguments.stage, "--dimensions", arguments.dimensions]
         words += ["--strips", arguments.strips, "--rows", max(batches)]
-        command = [sys.executable, __file__, *map(str, words)]
-        launched = ":".join(f"glibc.malloc.{name}={value}" for name, value in LAUNCHED.items())
-        environment = ({} if loss_stage else {"GLIBC_TUNABLES": launched}) | os.environ
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+        command = [*([] if loss_stage else AS_LAUNCHED), sys.executable, __file__, *map(str, words)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"error: batch {batch} ended with status {done.returncode}")
         found.append(json.loads(done.stdout.splitlines()[-1]))

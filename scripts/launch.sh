@@ -36,9 +36,7 @@ launch() {
     echo "error: NPROC_PER_NODE: found $processes; expected a number of processes, at least 1" >&2
     return 2
   fi
-  # Memory of one step is kept for the next, in large pages: a step on a CPU is a tenth faster for it.
-  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=$((1 << 40)):\
-glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
+  keep_memory
   KOIR_STARTED="$(date +%Y%m%d-%H%M%S)"
   export KOIR_STARTED
   if [ "$processes" = 1 ] && [ "$nodes" = 1 ]; then
@@ -54,6 +52,12 @@ glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
     fi
   fi
   run_to_the_end "$retry" "${command[@]}" "$train" "$recipe" ${words[@]+"${words[@]}"}
+}
+
+# keep_memory: one step's memory is kept for the next, in large pages; a step on a CPU is a tenth faster for it.
+keep_memory() {
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=$((1 << 40)):\
+glibc.malloc.mmap_threshold=$((1 << 40)):glibc.malloc.top_pad=$((1 << 26))}"
 }
 
 # run_to_the_end RETRY COMMAND ...: passes SIGTERM on, says when the kernel killed it, and goes on when told to.
