@@ -70,9 +70,9 @@ def run(script, *words, env=None, cwd=ROOT, seconds=300):
         return finished([start(script, *words, env=env, cwd=cwd, out=files[0], err=files[1])], files, seconds)
 
 
-def run_together(script, processes, *words, seconds=400):
-    """A command in several processes that find each other as torchrun's do."""
-    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+def run_together(script, processes, *words, seconds=400, threads=1):
+    """A command in several processes, of so many threads each, that find each other as torchrun's do."""
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": str(threads)}
     there |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
     ours = [os.environ | there | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
     with tempfile.TemporaryDirectory() as folder:
@@ -80,8 +80,8 @@ def run_together(script, processes, *words, seconds=400):
         return finished([start(script, *words, env=env, out=files[0], err=files[1]) for env in ours], files, seconds)
 
 
-def saved_by(script, processes, out, settings):
+def saved_by(script, processes, out, settings, threads=1):
     """Run tests/<script> OUT SETTINGS in several gloo processes; what rank 0 saved."""
-    done = run_together(HERE / script, processes, out, json.dumps(settings))
+    done = run_together(HERE / script, processes, out, json.dumps(settings), threads=threads)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out, weights_only=True)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from commands import saved_by
 from one_step import gradients, tiny_encoder
 from test_gradients import assert_equal
 
@@ -175,3 +176,10 @@ def test_training_takes_a_second_thread_where_it_can(rows, tmp_path, monkeypatch
     torch.set_num_threads(1)
     assert_equal(found, gradients("v1.1", folder=tmp_path / "one", **same), double=True)
     assert not seen
+
+
+def test_two_processes_of_two_threads_equal_one_on_the_joined_batch(teacher_rows, tmp_path):
+    setting = {"version": "v1.1", "rows": str(teacher_rows), "chunk_tokens": 24, "keep": 50, "double": True}
+    (found,) = saved_by("one_step.py", 2, tmp_path / "out.pt", [setting | {"batch": 4}], threads=2)
+    torch.set_num_threads(1)
+    assert_equal(found, gradients(folder=tmp_path / "one", **setting | {"batch": 8}), double=True)
