@@ -434,6 +434,19 @@ def test_quickstart_goes_from_rows_to_a_joint_evaluation(root):
     assert "outputs/첫째-reranker" in root.log.read_text()
 
 
+def test_quickstart_given_again_does_no_training_twice_and_resumes_the_one_that_was_killed(root):
+    root.write(".venv/bin/python", STUB.replace('> "$STUB_LOG"', '>> "$STUB_LOG"'))
+    root.write("outputs/내-encoder/run.json", "{}")
+    root.write("outputs/내-reranker/checkpoints/checkpoint-2/trainer_state.json", "{\n}\n")
+    root.write("outputs/내-reranker/checkpoints/checkpoint-4/trainer_state.json", "{")
+    done = root.run("scripts/quickstart.sh", "내")
+    assert done.returncode == 0, done.stderr
+    words = root.log.read_text().splitlines()
+    assert f"{root.folder}/v1.1/train.py" not in words and "outputs/내-encoder is complete" in done.stderr
+    reranker = words[words.index(f"{root.folder}/reranker/train.py") :]
+    assert " --resume_from_checkpoint last --output_dir outputs/내-reranker " in " ".join(reranker)
+
+
 def test_quickstart_takes_no_flag_for_a_name(root):
     for words, status in ((["--help"], 0), (["--output_dir", "x"], 2), (["내", "문서"], 2)):
         done = root.run("scripts/quickstart.sh", *words)
