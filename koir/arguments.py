@@ -10,6 +10,7 @@ from transformers import TrainingArguments as HfTrainingArguments
 
 from koir.bfloat16 import or_float32
 from koir.flags import require
+from koir.zero import be_the_only_process, require_agreement, require_configuration
 
 
 @dataclass
@@ -228,6 +229,10 @@ class TrainingArguments(HfTrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows reach the collator whole
         self.logging_nan_inf_filter = False  # a broken loss is to be seen
+        config = self.deepspeed
+        if config is not None:
+            require_configuration(config)
+            be_the_only_process()
         if "LOCAL_RANK" in os.environ:  # several processes: without use_cpu, each would take itself for the only one
             self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
             if self.use_cpu and not dist.is_initialized():  # the parent would forget ddp_timeout
@@ -237,3 +242,5 @@ class TrainingArguments(HfTrainingArguments):
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own
+        if config is not None:
+            require_agreement(config, self.hf_deepspeed_config.mismatches)

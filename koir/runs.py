@@ -162,10 +162,12 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
         longest = groups["model"].max_seq_length or 512
         raise smaller_budget(folder, int(groups["chunks"].chunk_tokens), keep, longest) from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] != "wandb":
-            raise
-        found = " ".join(str(error).split())[:200]
-        raise RunError("--report_to wandb", found, "WANDB_API_KEY, `wandb login`, or WANDB_MODE=offline") from None
+        library, found = type(error).__module__.partition(".")[0], " ".join(str(error).split())[:200]
+        if library == "wandb":
+            raise RunError("--report_to wandb", found, "WANDB_API_KEY, `wandb login`, or WANDB_MODE=offline") from None
+        if library == "pydantic_core" and trainer.args.deepspeed:
+            raise RunError("--deepspeed", found, "values that DeepSpeed knows") from None
+        raise
     stop.exit_if_signalled(folder)
 
 

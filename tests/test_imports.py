@@ -22,6 +22,7 @@ ORDER = [
     "cleaning",
     "sources",
     "flags",
+    "zero",
     "bfloat16",
     "arguments",
     "tokens",
