@@ -1,6 +1,7 @@
 """Recipe dataclasses: every flag of training, with its default, its unit and what it does."""
 
 import datetime
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -52,9 +53,9 @@ class ModelArguments:
 
     def check(self) -> None:
         """Raise FlagError for contradictions."""
-        rank = self.lora_rank
+        rank, alpha = self.lora_rank, self.lora_alpha
         require(rank is None or rank > 0, "--lora_rank", str(rank), "at least 1")
-        require(self.lora_alpha is None or self.lora_alpha > 0, "--lora_alpha", str(self.lora_alpha), "above 0")
+        require(alpha is None or 0 < alpha < math.inf, "--lora_alpha", str(alpha), "above 0")
         for flag in ("lora_alpha", "lora_targets"):
             value = getattr(self, flag)
             require(rank is not None or not value, f"--{flag}", "no --lora_rank", "--lora_rank too")
@@ -135,21 +136,24 @@ class LossArguments:
 
     def check(self) -> None:
         """Raise FlagError for contradictions."""
-        require(self.temperature > 0, "--temperature", str(self.temperature), "above 0 (0.01 to 0.1 is usual)")
-        require(self.symmetric_weight >= 0, "--symmetric_weight", str(self.symmetric_weight), "0 or more")
+        good, usual = 0 < self.temperature < math.inf, "above 0 (0.01 to 0.1 is usual)"
+        require(good, "--temperature", str(self.temperature), usual)
+        require(0 <= self.symmetric_weight < math.inf, "--symmetric_weight", str(self.symmetric_weight), "0 or more")
         margin = (self.false_negative_margin, self.margin_type) != (0, "absolute")
         guided = self.guide_model_name_or_path is not None
         require(guided or not margin, "--false_negative_margin", "no guide", "--guide_model_name_or_path too")
+        margin = self.false_negative_margin
+        require(math.isfinite(margin), "--false_negative_margin", str(margin), "a finite number")
         given = (self.distillation_weight, self.teacher_temperature)
         for flag, value in zip(("distillation_weight", "teacher_temperature"), given, strict=True):
-            require(value > 0, f"--{flag}", str(value), "above 0")
+            require(0 < value < math.inf, f"--{flag}", str(value), "above 0")
             require(
                 self.distillation or value == 1, f"--{flag}", "no --distillation", "--distillation kl or margin_mse"
             )
         sizes, weights = self.matryoshka_dimensions, self.matryoshka_weights
         good = len(set(sizes)) == len(sizes) and all(size > 0 for size in sizes)
         require(good, "--matryoshka_dimensions", " ".join(map(str, sizes)), "different numbers above 0")
-        good = not weights or (len(weights) == len(sizes) and min(weights) > 0)
+        good = not weights or (len(weights) == len(sizes) and all(0 < weight < math.inf for weight in weights))
         require(good, "--matryoshka_weights", " ".join(map(str, weights)), "one above 0 for each dimension")
 
 

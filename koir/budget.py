@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from koir.encoder import Encoder
+from koir.errors import RunError, out_of_memory
 from koir.flags import require
 from koir.gather import gather_sizes
 from koir.tokens import CPU_CHUNK
@@ -27,7 +28,7 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
 
     groups: argument dataclasses by name (chunks, training, and step where the trainer caches). earlier: recipe.yaml of
     the run that is resumed: its numbers are taken, since another plan would draw other dropout masks. Raises FlagError
-    for kept graphs under ZeRO 3.
+    for kept graphs under ZeRO 3, RunError where there is no memory to measure in.
     """
     args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
     known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
@@ -40,8 +41,16 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     @functools.cache
     def token_bytes() -> float:
         half = torch.bfloat16 if args.bf16 else torch.float16
-        with torch.autocast(device.type, half, enabled=args.bf16 or args.fp16):
-            return bytes_per_token(encoder, device)
+        try:
+            with torch.autocast(device.type, half, enabled=args.bf16 or args.fp16):
+                return bytes_per_token(encoder, device)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            given = f"--chunk_tokens {encoder.max_seq_length}" + " --cache_keep_tokens 0" * (step is not None)
+            found = f"none left to measure the graph of {max(PROBE_TOKENS, encoder.max_seq_length):,} tokens"
+            expected = f"{given}, of which nothing is measured, a smaller model, or --activation_checkpointing true"
+            raise RunError("memory", found, expected) from None
 
     def number(flag: str, value: str, automatic: Callable[[], float]) -> int:
         value = known.get(flag, value) if value == "auto" else value

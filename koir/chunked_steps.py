@@ -17,6 +17,7 @@ class ChunkedSteps:
 
     _reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
     _twin: Twin | None = None
+    largest_batch = 0  # padded tokens
 
     @contextlib.contextmanager
     def one_reduction(self, model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
@@ -40,13 +41,14 @@ class ChunkedSteps:
             self._reduction = None
             model.step()
 
-    def gradient_cache(self, backward: Callable[[torch.Tensor], None]) -> GradientCache:
-        """Of the model, as --cache_keep_tokens and --compile say; with a twin on a CPU with two cores or more.
+    def gradient_cache(self, backward: Callable[[torch.Tensor], None], chunks: list[dict]) -> GradientCache:
+        """Of the model for these chunks, as --cache_keep_tokens and --compile say; on two cores and more with a twin.
 
         No twin under DeepSpeed, which hangs on its own model, nor with activation checkpointing, whose second forward
         takes its dropout masks from torch's generator.
         """
         step, model = self.step_arguments, self.accelerator.unwrap_model(self.model)
+        self.largest_batch = max(self.largest_batch, sum(chunk["input_ids"].numel() for chunk in chunks))
         twin = None
         if pays(self.args.device) and not (self.is_deepspeed_enabled or self.args.activation_checkpointing):
             self._twin = self._twin or Twin(model)

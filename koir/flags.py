@@ -88,6 +88,7 @@ REASONS = {
     "neftune_noise_alpha": "its noise would be drawn anew when a chunk is replayed",
     "label_smoothing_factor": "for classes; a false negative is what --guide_model_name_or_path finds",
     "train_sampling_strategy": "chunks are sorted by length already; --batch_by says which rows meet",
+    "auto_retry": "it is finetune.sh's alone, on its command line and without a value",
     "push_to_hub": "a run only writes its folder; hf upload FOLDER sends it",
 }
 FORMER = {"greater_is_better"}  # what recipe.yaml of earlier runs may have, though it never changed anything
@@ -238,7 +239,8 @@ def _help(
             lines.append(f"  --{f.name:<28} {text}{shown}")
         lines.append("")
     if recipes and not everything:
-        lines.append("--help_all lists the Hugging Face Trainer's flags too.")
+        lines.append("--help_all lists the Hugging Face Trainer's flags too. finetune.sh also takes --auto_retry:")
+        lines.append("when memory runs out, go on by itself from the last checkpoint with half the budget.")
     return "\n".join(lines)
 
 

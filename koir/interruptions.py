@@ -114,7 +114,8 @@ def smaller_budget(folder: Path, chunk_tokens: int, keep_tokens: int, longest: i
         return RunError("memory", f"none left with --chunk_tokens {chunk_tokens}, one long text at a time",
                         "a shorter --max_seq_length, a smaller model, or --activation_checkpointing true")  # fmt: skip
     flags = ["--output_dir", str(folder), "--chunk_tokens", str(min(chunk_tokens, max(chunk_tokens // 2, longest)))]
-    flags += ["--cache_keep_tokens", str(keep_tokens // 2)] if keep_tokens else []
+    half = keep_tokens // 2 if keep_tokens >= 2 * chunk_tokens else 0  # less is hardly a chunk
+    flags += ["--cache_keep_tokens", str(half)] if keep_tokens else []
     if any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")):
         flags += RESUME.split()
     if retry := os.environ.get("KOIR_RETRY"):

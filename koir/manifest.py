@@ -204,7 +204,9 @@ def model_folder(path: str) -> str:
 
     Raises ModelError, with the nearest name, for what is none of these, RunError for a run that did not finish.
     """
-    folder = Path(path)
+    folder, expected = Path(path), "a run folder, model folder, hub name or demo"
+    if not path or folder.is_file():
+        raise ModelError(path or "the model", "a file" if path else "nothing", expected)
     if (folder / "model").is_dir():
         read_run(folder)
         return str(folder / "model")
@@ -213,5 +215,4 @@ def model_folder(path: str) -> str:
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(path, "a folder without config.json", "a model folder or a complete run folder")
         return path
-    expected = "a run folder, model folder, hub name or demo" + nearest_beside(folder)
-    raise ModelError(path, "no such folder", expected)
+    raise ModelError(path, "no such folder", expected + nearest_beside(folder))

@@ -1,5 +1,6 @@
 """Recipe dataclasses of reranker training; what it has in common with encoders is in arguments.py."""
 
+import math
 from dataclasses import dataclass, field
 
 from koir.arguments import EvaluationArguments
@@ -90,7 +91,8 @@ class RankingLossArguments:
 
     def check(self) -> None:
         """Raise FlagError for contradictions."""
-        require(self.teacher_temperature > 0, "--teacher_temperature", str(self.teacher_temperature), "above 0")
+        softness = self.teacher_temperature
+        require(0 < softness < math.inf, "--teacher_temperature", str(softness), "above 0")
         softened = self.teacher_temperature != 1
         require(self.loss == "kl" or not softened, "--teacher_temperature", f"--loss {self.loss}", "--loss kl")
 

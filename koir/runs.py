@@ -95,6 +95,10 @@ def _in_folder(
     start.to(args.device)
     if getattr(groups.get("step"), "compile", False):
         compile_layers(start.transformer)
+    if args.activation_checkpointing:  # as the Trainer will: it decides what a token's graph holds
+        start.activation_checkpointing_enable(
+            every_n_layers=(args.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
+        )
     budget.settle(groups, start, folder / "recipe.yaml" if checkpoint else None)
     if args.deepspeed:
         set_hf_deepspeed_config(args.hf_deepspeed_config)
@@ -158,7 +162,7 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
             found = f"none left with --per_device_train_batch_size {trainer.args.per_device_train_batch_size}"
             expected = "a smaller one, or v1.1, which holds the graph of a chunk in place of the batch's"
             raise RunError("memory", found, expected) from None
-        keep = int(getattr(groups["step"], "cache_keep_tokens", 0))
+        keep = min(groups["step"].cache_keep_tokens, trainer.largest_batch)  # no more is ever kept
         longest = groups["model"].max_seq_length or 512
         raise smaller_budget(folder, int(groups["chunks"].chunk_tokens), keep, longest) from None
     except Exception as error:

@@ -9,7 +9,7 @@ from koir.arguments import TrainingArguments
 from koir.batches import Collator, require_scores
 from koir.contrast import Contrast, NotFinite
 from koir.encoder import Encoder, load_encoder
-from koir.errors import RunError
+from koir.errors import ModelError, RunError
 from koir.evaluation import pipeline
 from koir.flags import require
 from koir.gather import sum_over_processes, world_size
@@ -40,7 +40,10 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     groups["guide"] = None
     if loss.guide_model_name_or_path not in (None, "self"):
         path = loss.guide_model_name_or_path
-        guide = load_encoder(path, default_prompts=encoder.prompts, trust_remote_code=model.trust_remote_code)
+        try:
+            guide = load_encoder(path, default_prompts=encoder.prompts, trust_remote_code=model.trust_remote_code)
+        except ModelError as error:
+            raise ModelError(f"--guide_model_name_or_path {error.place}", error.found, error.expected) from None
         guide = guide.to(groups["training"].device)
         guide.max_seq_length = min(guide.max_seq_length, encoder.max_seq_length)  # it need not see more than we do
         groups["guide"] = guide.eval().requires_grad_(False)

@@ -32,7 +32,7 @@ class ChunkedTrainer(RerankerTrainer):
                     backward(part)
                     loss, start = loss + part.detach(), start + len(scores)
             else:
-                cache = self.gradient_cache(backward)
+                cache = self.gradient_cache(backward, chunks)
                 loss = cache(chunks, lambda scores: self.judge(scores, batch) / accumulated)
             self.account(loss, batch)
         return loss

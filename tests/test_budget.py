@@ -10,7 +10,7 @@ from one_step import tiny_encoder
 
 from koir import budget
 from koir.arguments import CacheArguments, ChunkArguments
-from koir.errors import FlagError
+from koir.errors import FlagError, RunError
 from koir.tokens import CPU_CHUNK
 
 
@@ -115,6 +115,16 @@ def test_a_resumed_run_keeps_its_plan(tmp_path):
     recipe.unlink()
     budget.settle(found := groups(), tiny_encoder(), recipe)
     assert found["chunks"].chunk_tokens == CPU_CHUNK
+
+
+def test_memory_that_does_not_suffice_for_the_probe_is_said_with_budgets_that_need_none(monkeypatch):
+    def probe(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(budget, "_probe", probe)
+    with pytest.raises(RunError, match=r"memory: found none left .* expected --chunk_tokens \d+ --cache_keep_tokens 0"):
+        budget.settle(groups(), tiny_encoder(), None)
+    budget.settle(groups("64", "0"), tiny_encoder(), None)
 
 
 def test_zero_3_keeps_no_graphs():

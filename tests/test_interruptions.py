@@ -121,6 +121,7 @@ def test_half_the_budget_is_named_and_written_for_a_retry(tmp_path, monkeypatch)
     error = smaller_budget(tmp_path, 4096, 10_000, 512)
     assert "--chunk_tokens 2048 --cache_keep_tokens 5000" in str(error)
     assert "--resume_from_checkpoint" not in str(error), "there is nothing to resume from"
+    assert "--chunk_tokens 2048 --cache_keep_tokens 0;" in f"{smaller_budget(tmp_path, 4096, 8000, 512)};"
     (tmp_path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     (tmp_path / "checkpoints" / "checkpoint-5" / "trainer_state.json").write_text("{}")
     smaller_budget(tmp_path, 4096, 0, 512)
@@ -130,7 +131,7 @@ def test_half_the_budget_is_named_and_written_for_a_retry(tmp_path, monkeypatch)
 
 def test_where_no_smaller_budget_helps_that_is_said(tmp_path):
     assert "--max_seq_length" in str(smaller_budget(tmp_path, 512, 0, 512))
-    assert "--chunk_tokens 1024 --cache_keep_tokens 50" in str(smaller_budget(tmp_path, 1024, 100, 8192))
+    assert "--chunk_tokens 1024 --cache_keep_tokens 0" in str(smaller_budget(tmp_path, 1024, 100, 8192))
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from commands import run, start
 from one_step import tiny_encoder, trainer_class, trainer_module
 from test_reranker import tiny_reranker
 from transformers import TrainerState
 
 from koir import encoder_runs, runs, tokens
-from koir.arguments import EvaluationArguments, ModelArguments, TrainingArguments
+from koir.arguments import CacheArguments, EvaluationArguments, ModelArguments, TrainingArguments
 from koir.encoder import load_encoder
 from koir.encoder_runs import ENCODER
 from koir.errors import RunError, exit_on_user_error
@@ -136,6 +137,9 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
         (["--no_temperature", "1"], "--no_temperature: found an unknown flag"),
         (["--load_best_model_at_end", "--save_steps", "2", "--eval_steps", "2", "--eval_tasks", "demo",
           "--metric_for_best_model", "demo/ndcg"], "found no dev score; expected one of demo/ndcg_at_10; did you mean"),
+        (["--guide_model_name_or_path", ""], "--guide_model_name_or_path the model: found nothing"),
+        (["--guide_model_name_or_path", "README.md"], "--guide_model_name_or_path README.md: found a file; expected a"),
+        (["--auto_retry"], "--auto_retry: found an unknown flag (it is finetune.sh's alone, on its command line"),
         (["--optim", "adamw_bnb_8bit"], "--optim adamw_bnb_8bit: found "),
         (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: found "),
         *[([f"--{flag}", value], f"--{flag}: found {value}") for flag, value in (
@@ -154,6 +158,15 @@ def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, monkey
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+def test_activation_checkpointing_lets_the_automatic_budget_keep_more(base, tmp_path):
+    kept = []
+    for more in ([], ["--activation_checkpointing", "true"]):
+        words = command("v1.1", base, tmp_path / f"run{len(kept)}", "--max_steps", "1", *more)[1:]
+        folder = runs.run(trainer_class("v1.1"), "v1.1", "", ENCODER, words, CacheArguments)
+        kept.append(yaml.safe_load((folder / "recipe.yaml").read_text())["cache_keep_tokens"])
+    assert kept[1] > 2 * kept[0]
 
 
 def test_a_plateau_is_one_of_scores_that_rise(base, tmp_path, monkeypatch):

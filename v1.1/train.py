@@ -22,7 +22,7 @@ class GradCacheTrainer(EmbeddingTrainer):
         chunks = self.same_number_of_chunks(batch["chunks"])
         accumulated = self.current_gradient_accumulation_steps
         with self.one_reduction(model) as backward:
-            cache = self.gradient_cache(backward)
+            cache = self.gradient_cache(backward, chunks)
             loss = cache(chunks, lambda embeddings: self.contrast(embeddings, batch) / accumulated)
         return loss
 
