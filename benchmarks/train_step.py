@@ -45,6 +45,7 @@ from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.budget import bytes_per_token, chunk_budget, keep_budget, memory_for_training  # noqa: E402
 from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
+from koir.lanes import pays  # noqa: E402
 from koir.products import keep_few_compiled  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, tokenise  # noqa: E402
 
@@ -233,7 +234,7 @@ def used(bench: Bench, fastest: dict[str, float], again: dict[str, float]) -> di
 
 def settle(bench: Bench, arguments: argparse.Namespace, tokens: int) -> None:
     """--chunk_tokens where it is not given, and the share of the tokens whose graphs training would keep by itself."""
-    free = memory_for_training(sum(p.numel() for p in bench.encoder.parameters()), bench.device, 1)
+    free = memory_for_training(sum(p.numel() for p in bench.encoder.parameters()), bench.device, 1, pays(bench.device))
     with bench.autocast():
         token_bytes = bytes_per_token(bench.encoder, bench.device)
     arguments.chunk_tokens = arguments.chunk_tokens or chunk_budget(free, token_bytes, bench.device)

@@ -13,6 +13,7 @@ from koir.encoder import Encoder
 from koir.errors import RunError, out_of_memory
 from koir.flags import require
 from koir.gather import gather_sizes
+from koir.lanes import two_threads
 from koir.tokens import CPU_CHUNK
 
 PROBE_TOKENS = 4096
@@ -36,7 +37,8 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     frozen = groups.get("guide")
     parameters = sum(p.numel() for p in encoder.parameters())
     parameters += sum(p.numel() for p in frozen.parameters()) // 4 if frozen is not None else 0  # no gradient, no Adam
-    free = memory_for_training(parameters, device, here)
+    second = step is not None and two_threads(args)
+    free = memory_for_training(parameters, device, here, second)
 
     @functools.cache
     def token_bytes() -> float:
@@ -114,13 +116,16 @@ def _probe(encoder: Encoder, device: torch.device, rows: int) -> tuple[int, int]
     return graph, peak
 
 
-def memory_for_training(parameters: int, device: torch.device, processes_here: int) -> float:
-    """Bytes that weights, gradients and Adam's two moments leave of this process's share of the memory."""
+def memory_for_training(parameters: int, device: torch.device, processes_here: int, second: bool = False) -> float:
+    """Bytes that weights, gradients and Adam's two moments leave of this process's share of the memory.
+
+    second: a second thread has gradients of its own.
+    """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
     else:
         total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_memory()) / processes_here
-    return max(total - 16 * parameters, 0)
+    return max(total - (20 if second else 16) * parameters, 0)
 
 
 def _container_memory() -> float:

@@ -9,7 +9,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from koir.gather import average_gradients, gather_sizes
 from koir.gradcache import GradientCache
-from koir.lanes import Twin, pays
+from koir.lanes import Twin, twin_of, two_threads
 
 
 class ChunkedSteps:
@@ -17,6 +17,7 @@ class ChunkedSteps:
 
     _reduction: contextlib.ExitStack | None = None  # open while DeepSpeed holds reductions back
     _twin: Twin | None = None
+    _has_no_twin = False  # the model's own doing
     largest_batch = 0  # padded tokens
 
     @contextlib.contextmanager
@@ -42,17 +43,13 @@ class ChunkedSteps:
             model.step()
 
     def gradient_cache(self, backward: Callable[[torch.Tensor], None], chunks: list[dict]) -> GradientCache:
-        """Of the model for these chunks, as --cache_keep_tokens and --compile say; on two cores and more with a twin.
-
-        No twin under DeepSpeed, which hangs on its own model, nor with activation checkpointing, whose second forward
-        takes its dropout masks from torch's generator.
-        """
+        """Of the model for these chunks, as --cache_keep_tokens and --compile say; with a twin for a second thread."""
         step, model = self.step_arguments, self.accelerator.unwrap_model(self.model)
         self.largest_batch = max(self.largest_batch, sum(chunk["input_ids"].numel() for chunk in chunks))
-        twin = None
-        if pays(self.args.device) and not (self.is_deepspeed_enabled or self.args.activation_checkpointing):
-            self._twin = self._twin or Twin(model)
-            twin = self._twin.refreshed()
+        if self._twin is None and not self._has_no_twin and two_threads(self.args):
+            self._twin = twin_of(model)
+            self._has_no_twin = self._twin is None
+        twin = self._twin and self._twin.refreshed()
 
         def encode(chunk: dict, model: torch.nn.Module = model) -> torch.Tensor:
             return model([chunk])

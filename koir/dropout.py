@@ -35,6 +35,10 @@ def _keys(number: int) -> tuple[int, int]:
     return tuple(word - (1 << 31) for word in (number % (1 << 32), number >> 32 | 1))
 
 
+class OtherMasks(RuntimeError):
+    """A model did not draw as many masks as there were seeds for."""
+
+
 _thread = threading.local()  # given: iterator over seeds to be used; drawn: list that takes down what was drawn
 
 
@@ -42,7 +46,7 @@ def draw_seed() -> int:
     """63 bits from torch's CPU generator, or the next that `given_seeds` has for this thread."""
     if (given := getattr(_thread, "given", None)) is not None:
         if (seed := next(given, None)) is None:
-            raise RuntimeError("more dropout masks are drawn than there are seeds for")
+            raise OtherMasks("more dropout masks are drawn than there are seeds for")
         return seed
     seed = int(torch.empty((), dtype=torch.int64).random_())
     if (drawn := getattr(_thread, "drawn", None)) is not None:
@@ -57,7 +61,7 @@ def given_seeds(seeds: Sequence[int]) -> Iterator[None]:
     try:
         yield
         if next(_thread.given, None) is not None:
-            raise RuntimeError(f"fewer than {len(seeds)} dropout masks were drawn")
+            raise OtherMasks(f"fewer than {len(seeds)} dropout masks were drawn")
     finally:
         _thread.given = None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from koir.dropout import draw_seed, drawn_seeds, given_seeds
+from koir.dropout import OtherMasks, draw_seed, drawn_seeds, given_seeds
 from koir.lanes import Twin, side_by_side
 
 CHANGED = 16  # bytes of a random state: more than its counters have
@@ -115,15 +115,22 @@ class GradientCache:
         embeddings = first.new_empty(sum(sizes), *first.shape[1:])  # [U, D], beforehand as random states are
         parts = embeddings.split(sizes)
         parts[0].copy_(first)
-        if self.twin is not None and len(chunks) > 2 and states.are_seeds_alone(seeds):
+        if self.twin is not None and self.twin.fits and len(chunks) > 2 and states.are_seeds_alone(seeds):
+            before = torch.get_rng_state()
             states.seeds = [seeds, *([draw_seed() for _ in seeds] for _ in chunks[1:])]
+            after = torch.get_rng_state()
 
             def beside(lane: int, number: int) -> None:
                 with given_seeds(states.seeds[number]):
                     parts[number].copy_(run(lane, number))
 
-            side_by_side(beside, range(1, len(chunks)))
-            return embeddings, kept, states
+            with contextlib.suppress(OtherMasks):
+                side_by_side(beside, range(1, len(chunks)))
+                if torch.equal(torch.get_rng_state(), after):
+                    return embeddings, kept, states
+            self.twin.fits, states.seeds = False, []  # other chunks draw otherwise than the first: once more, in turn
+            kept[1:] = [None] * (len(chunks) - 1)
+            torch.set_rng_state(before)
         for number in range(1, len(chunks)):
             states.remember(chunks[number])
             parts[number].copy_(run(0, number))

@@ -78,7 +78,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, rows, weight, bias):
         filled = _filled_up(rows)
         ctx.save_for_backward(filled, weight)
-        return _product(filled, weight, bias)[: len(rows)]
+        return _product(filled, weight, bias)[: len(rows)].data  # no view, so that a model may write into it
 
     @staticmethod
     def backward(ctx, gradient):

@@ -15,7 +15,8 @@ from koir.tokens import CPU_CHUNK
 
 
 def groups(chunk_tokens="auto", cache_keep_tokens="auto"):
-    training = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False, deepspeed=None)
+    training = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False, deepspeed=None,
+                               activation_checkpointing=False)  # fmt: skip
     step = CacheArguments(cache_keep_tokens=cache_keep_tokens)
     return {"training": training, "chunks": ChunkArguments(chunk_tokens=chunk_tokens), "step": step}
 
@@ -58,9 +59,10 @@ def test_what_is_measured_is_this_process_s_share_after_model_and_guide(monkeypa
     monkeypatch.setattr(budget, "memory_for_training", lambda *given: asked.append(given) or 1e9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setattr(budget, "two_threads", lambda args: args.device.type == "cpu")
     for guide, parameters in ((None, 1005), (Layer(), 1005 + 251)):  # 16 bytes a weight, of a guide 4
         budget.settle(groups() | {"guide": guide}, Layer(), None)
-        assert asked.pop() == (parameters, torch.device("cpu"), 3)
+        assert asked.pop() == (parameters, torch.device("cpu"), 3, True)
 
 
 def test_processes_agree_on_the_smallest_of_their_numbers(monkeypatch):
@@ -95,6 +97,7 @@ def test_a_containers_memory_is_what_counts(file, content, total, tmp_path, monk
         (tmp_path / file).write_text(content)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert budget.memory_for_training(1000, torch.device("cpu"), 2) == (total or machine) / 2 - 16_000
+    assert budget.memory_for_training(1000, torch.device("cpu"), 2, second=True) == (total or machine) / 2 - 20_000
     assert budget.memory_for_training(10**15, torch.device("cpu"), 2) == 0
 
 

@@ -1,5 +1,6 @@
 """Chunks in two threads: the same masks, the same gradients, the same each time, and nothing left behind."""
 
+import signal
 import threading
 import time
 
@@ -97,6 +98,53 @@ def test_a_model_that_draws_by_itself_stays_in_one_thread(layer):
     assert_equal(found, alone, double=True)
 
 
+class DrawsForShortTexts(torch.nn.Dropout):
+    """Ours for texts of nine tokens, which the first chunk has; for others torch's, or none at all."""
+
+    def forward(self, values):
+        if values.shape[1] == 9:
+            return dropout._forward(self, values)
+        return values if self.none else torch.nn.functional.dropout(values, self.p, self.training)
+
+
+@pytest.mark.parametrize("none", [False, True])
+def test_a_model_that_draws_otherwise_for_later_chunks_goes_back_to_one_thread(none):
+    encoder = tiny_encoder(0.2, torch.float64).train()
+    layer = encoder.transformer.encoder.layer[1].output
+    layer.dropout = DrawsForShortTexts(0.2)
+    layer.dropout.none = none
+    twin = Twin(encoder)
+    (alone, after, _), (found, same, both) = (step(encoder, 40, t, times=2) for t in (None, twin))
+    assert "koir-lane" in both and not twin.fits and torch.equal(after, same)
+    assert_equal(found, alone, double=True)
+    assert step(encoder, 40, twin)[2] == {"MainThread"}
+
+
+def test_what_a_step_left_in_the_twin_when_it_ended_early_is_in_no_later_step():
+    encoder = tiny_encoder(0.2, torch.float64).train()
+    twin, calls = Twin(encoder), []
+
+    def backward(value):
+        calls.append(value)
+        if len(calls) == 6:
+            raise MemoryError
+        value.backward()
+
+    cache = GradientCache(lambda chunk, encoder=encoder: encoder([chunk]), backward, twin=twin)
+    with pytest.raises(MemoryError):
+        cache(chunks(), lambda vectors: vectors.sum())
+    assert any(parameter.grad is not None for parameter in twin.model.parameters())
+    assert_equal(step(encoder, 0, twin)[0], step(encoder, 0, None)[0], double=True)
+
+
+@pytest.mark.parametrize("what", [threading.Lock(), torch.ones(2, requires_grad=True) * 2])
+def test_a_model_that_cannot_be_copied_is_said_to_have_one_thread(what, capsys):
+    encoder = tiny_encoder()
+    encoder.transformer.held = [what]
+    assert lanes.twin_of(encoder) is None
+    assert capsys.readouterr().err.startswith("note: chunks run in one thread, since the model cannot be copied (")
+
+
 def test_the_twin_has_the_weights_of_the_model_also_after_they_were_replaced():
     encoder = tiny_encoder()
     twin = Twin(encoder)
@@ -146,6 +194,25 @@ def test_what_one_thread_raises_ends_the_other_and_is_raised(lane):
     with pytest.raises(MemoryError, match=f"^number {lane}$"):
         side_by_side(work, range(200))
     assert len(ran) < 10 and torch.get_num_threads() == 2
+
+
+def test_ctrl_c_while_one_thread_waits_ends_the_other():
+    ran = []
+
+    def work(lane, number):
+        if lane:
+            ran.append(number)
+            time.sleep(0.05)
+            if number == 9:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # which waits
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(work, range(400))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(ran) < 20
 
 
 def test_seeds_are_used_up_and_no_more_are_drawn():

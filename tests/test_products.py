@@ -51,6 +51,16 @@ def test_the_same_input_gives_the_same_bits(pair):
     assert torch.equal(pair[1](rows), pair[1](rows))
 
 
+def test_an_output_may_be_written_into(pair):
+    for rows in (torch.randn(3, 5, 48), torch.randn(8, 48)):
+        wanted, found = (layers[0](rows).mul_(2) for layers in pair)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        wanted, found = (
+            torch.autograd.grad(y.sum(), x[0].weight)[0] for x, y in zip(pair, (wanted, found), strict=True)
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_other_precisions_and_frozen_weights_go_their_own_way(pair):
     plain, ours = pair
     rows = torch.randn(4, 48)
