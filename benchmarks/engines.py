@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib.util
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable
@@ -94,9 +96,22 @@ def ideal_step(bench: Bench, chunk_tokens: int) -> float:
 
 
 def rival_step(bench: Bench, loss: torch.nn.Module) -> float:
-    """sentence-transformers' cached loss, fed as its collator would: each column padded to its longest text."""
-    padded = [pad(column, bench.encoder.tokenizer.pad_token_id) for column in bench.columns()]
-    features = [{name: tensor.to(bench.device) for name, tensor in column.items()} for column in padded]
+    """sentence-transformers' cached loss, fed as its collator would.
+
+    Each column is padded to its longest text, or, for a model that has flash-attn, one row of all its texts.
+    """
+    module = loss.model[0]
+    if getattr(module, "can_flatten_inputs", False):
+        columns = [module.data_collator([{"input_ids": ids.tolist()} for ids in column]) for column in bench.columns()]
+        for column in columns:
+            column.pop("labels")
+            column["position_ids"] += module._flatten_position_offset
+    else:
+        columns = [pad(column, bench.encoder.tokenizer.pad_token_id) for column in bench.columns()]
+    features = [
+        {name: value.to(bench.device) if torch.is_tensor(value) else value for name, value in column.items()}
+        for column in columns
+    ]
     with bench.autocast():
         value = loss(features, torch.arange(len(bench.rows), device=bench.device))
         value.backward()
@@ -104,7 +119,7 @@ def rival_step(bench: Bench, loss: torch.nn.Module) -> float:
 
 
 @functools.cache
-def rival_model(encoder: Encoder, device: torch.device) -> torch.nn.Module | None:
+def rival_model(encoder: Encoder, device: torch.device, attention: str = "sdpa") -> torch.nn.Module | None:
     """The same encoder as a SentenceTransformer that shares its weights; None where the package is absent."""
     try:
         from sentence_transformers import SentenceTransformer
@@ -112,7 +127,8 @@ def rival_model(encoder: Encoder, device: torch.device) -> torch.nn.Module | Non
         return None
     with tempfile.TemporaryDirectory() as folder:
         encoder.save(Path(folder) / "model")
-        model = SentenceTransformer(str(Path(folder) / "model"), device=str(device))
+        kinds = {"attn_implementation": attention}
+        model = SentenceTransformer(str(Path(folder) / "model"), device=str(device), model_kwargs=kinds)
     inside = next(module for module in model.modules() if type(module) is type(encoder.transformer))
     ours = dict(encoder.transformer.named_parameters())
     for name, parameter in inside.named_parameters():
@@ -130,19 +146,37 @@ def rivals(bench: Bench) -> dict[str, Callable[[], float]]:
 
     settings = {f"mini_batch_size={n}": {"mini_batch_size": n} for n in ROWS_SWEEP[bench.device.type]}
     settings |= {f"mini_batch_num_tokens={n}": {"mini_batch_num_tokens": n} for n in TOKENS_SWEEP[bench.device.type]}
+    models = {"": model}
+    if bench.device.type == "cuda" and bench.half:
+        if importlib.util.find_spec("flash_attn"):
+            models[", flattened"] = rival_model(bench.encoder, bench.device, "flash_attention_2")
+        else:
+            print("  flash-attn is not installed: sentence-transformers pads")
     steps = {}
-    for name, setting in settings.items():
-        steps[name] = functools.partial(rival_step, bench, Cached(model, scale=1 / TEMPERATURE, **setting))
-        steps[name].model = model
+    for (how, model), (name, setting) in itertools.product(models.items(), settings.items()):
+        steps[name + how] = functools.partial(rival_step, bench, Cached(model, scale=1 / TEMPERATURE, **setting))
+        steps[name + how].model = model
     return steps
 
 
-def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
-    """The original GradCache, rows a chunk, every column padded to its longest text; None where it is absent."""
+@functools.cache
+def grad_cache(half: bool) -> type | None:
+    """The original GradCache; None, and once a line that says so, where it is absent or in half precision."""
+    if half:
+        print("GradCache: left out, float32 alone is tried")
+        return None
     try:
         from grad_cache import GradCache
     except ImportError:
         print("GradCache: not installed, skipped (pip install git+https://github.com/luyug/GradCache)")
+        return None
+    return GradCache
+
+
+def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
+    """The original GradCache, rows a chunk, every column padded to its longest text; None where it is not run."""
+    original = grad_cache(bench.half)
+    if original is None:
         return None
 
     class Model(torch.nn.Module):
@@ -154,13 +188,13 @@ def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
             return self.encoder.embed(chunk)
 
     def loss(queries, documents):
-        return info_nce(queries, documents, torch.arange(len(queries)), TEMPERATURE)
+        return info_nce(queries, documents, torch.arange(len(queries), device=queries.device), TEMPERATURE)
 
-    cache = GradCache([Model(), Model()], chunk_sizes=rows, loss_fn=loss)
+    cache = original([Model(), Model()], chunk_sizes=rows, loss_fn=loss)
 
     def step() -> float:
         queries, documents, negatives = bench.columns()
-        padding = bench.encoder.tokenizer.pad_token_id
-        return cache(pad(queries, padding), pad(documents + negatives, padding)).item()
+        padded = [pad(column, bench.encoder.tokenizer.pad_token_id) for column in (queries, documents + negatives)]
+        return cache(*({name: t.to(bench.device) for name, t in column.items()} for column in padded)).item()
 
     return step

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import random
 import sys
 import time
@@ -26,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,7 +43,10 @@ from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.budget import bytes_per_token, chunk_budget, keep_budget, memory_for_training  # noqa: E402
 from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
+from koir.errors import exit_on_user_error  # noqa: E402
+from koir.flags import require  # noqa: E402
 from koir.lanes import pays  # noqa: E402
+from koir.manifest import origin  # noqa: E402
 from koir.products import keep_few_compiled  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, tokenise  # noqa: E402
 
@@ -106,6 +107,8 @@ def read_rows(arguments: argparse.Namespace, tokenizer) -> list[tuple[np.ndarray
 
     pairs = load_triplets([arguments.train_data]).pairs
     usable = [i for i, negatives in enumerate(pairs["hard_negatives"]) if negatives]
+    found = f"{len(usable):,} rows with hard negatives in {arguments.train_data}"
+    require(arguments.batch <= len(usable), f"--batch {arguments.batch}", found, "as many, or a smaller batch")
     picked = [pairs[i] for i in rng.sample(usable, arguments.batch)]
     columns = [
         [DEFAULT_PROMPTS["query"] + row["query"] for row in picked],
@@ -147,8 +150,7 @@ def engines_of(bench: Bench, arguments: argparse.Namespace, chosen: int, rival: 
         steps = rivals(bench)
         engines["sentence_transformers_default"] = steps[DEFAULT_RIVAL]
         engines["sentence_transformers_best"] = steps[rival]
-    original = gradcache_step(bench, 8) if bench.device.type == "cpu" and not bench.half else None
-    if original:
+    if not arguments.ours_only and (original := gradcache_step(bench, 8)):
         engines["gradcache"] = original
     return engines
 
@@ -185,13 +187,16 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> dict:
             if bench.device.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
     fastest = {name: min(values) for name, values in seconds.items()}
-    print(f"\n{'':<32} {'seconds':>9} {'to ideal':>9}   loss and gradient norm, {len(part.rows)} rows, no dropout")
+    gpu = bench.device.type == "cuda"
+    head = f"{'':<32} {'seconds':>9} {'to ideal':>9}" + f" {'peak GiB':>9}" * gpu
+    print(f"\n{head}   loss and gradient norm, {len(part.rows)} rows, no dropout")
     agreed = {}
     for name in engines:
         agreed[name] = agreement(part, small[name])
         loss, norm = agreed[name]
         share = fastest[name] / fastest.get("ideal", float("nan"))
-        print(f"{name:<32} {fastest[name]:>9.2f} {share:>9.2f}   {loss:.6f}  {norm:.6f}")
+        line = f"{name:<32} {fastest[name]:>9.2f} {share:>9.2f}" + (f" {memory[name]:>9.1f}" if gpu else "")
+        print(f"{line}   {loss:.6f}  {norm:.6f}")
     fastest = {name: value for name, value in fastest.items() if value < float("inf")}
     ratios = ratios_of(fastest)
     print("\n" + json.dumps(ratios, indent=2))
@@ -266,9 +271,15 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+@exit_on_user_error
 def main() -> None:
     """Print the tables, and write them with --json."""
     arguments = parser().parse_args()
+    for flag in ("batch", "sweep_batch", "rounds"):
+        require(getattr(arguments, flag) > 0, f"--{flag}", str(getattr(arguments, flag)), "at least 1")
+    if arguments.json:  # not only after all has run
+        there = arguments.json.parent.is_dir()
+        require(there, f"--json {arguments.json}", "no such folder", "a file in a folder that is there")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.bf16 and not has_bfloat16(device):
         sys.exit("error: --bf16: this chip does not multiply bfloat16 (AVX512-BF16, AMX or a GPU since Ampere does)")
@@ -279,11 +290,7 @@ def main() -> None:
         compile_layers(encoder.transformer)
     bench = Bench(encoder, read_rows(arguments, encoder.tokenizer), arguments.bf16, device, arguments.compile)
     tokens = sum(len(ids) for row in bench.rows for ids in row)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["transformers"] = transformers.__version__
-    facts = {"versions": versions, "threads": torch.get_num_threads(), "tokens": tokens}
-    if device.type == "cuda":
-        versions["gpu"] = torch.cuda.get_device_name()
+    facts = origin() | {"threads": torch.get_num_threads(), "tokens": tokens}
     settle(bench, arguments, tokens)
     facts["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")
     facts |= {name: value for name, value in vars(arguments).items() if name != "json"}
