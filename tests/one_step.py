@@ -74,7 +74,7 @@ class _Grab(TrainerCallback):
 def gradients(
     version, rows, folder, batch=8, accumulation=1, chunk_tokens=256, keep=0, dropout=0.0, double=False,
     temperature=0.05, max_hard_negatives=None, clip=0.0, loss=False, checkpointing=False, lora_rank=None, bf16=False,
-    count=False, batch_by="random", compiled=False,
+    count=False, batch_by="random", compiled=False, terms=None,
 ):  # fmt: skip
     """name -> gradient after one optimisation step's backward, as the optimizer would see them."""
     torch.manual_seed(5)
@@ -98,7 +98,7 @@ def gradients(
         disable_tqdm=True,
     )
     groups = {
-        "loss": LossArguments(temperature=temperature),
+        "loss": LossArguments(temperature=temperature, **terms or {}),
         "chunks": ChunkArguments(chunk_tokens=chunk_tokens),
         "data": DataArguments(max_hard_negatives=max_hard_negatives, batch_by=batch_by),
         "dev_tasks": [],

@@ -87,6 +87,8 @@ def two_processes(teacher_rows, tmp_path_factory):
     return dict(zip(SPREAD, found, strict=True))
 
 
+TERMS = {"guide_model_name_or_path": "self", "symmetric_weight": 0.5, "distillation": "kl",
+         "matryoshka_dimensions": [32, 8]}  # fmt: skip
 SPREAD = {
     "plain": {"version": "v1", "chunk_tokens": 50, "batch": 4},
     "cached": {"version": "v1.1", "chunk_tokens": 50, "batch": 4},
@@ -96,11 +98,14 @@ SPREAD = {
     "count, one chunk": {"version": "v1.1", "chunk_tokens": 4096, "batch": 4, "count": True},
     "count, many chunks": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "count": True},
     "count, many chunks kept": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "keep": 100, "count": True},
+    "count, all terms": {"version": "v1.1", "chunk_tokens": 4096, "batch": 4, "count": True, "terms": TERMS},
+    "count, all terms, many chunks": {"version": "v1.1", "chunk_tokens": 24, "batch": 4, "count": True, "terms": TERMS},
+    "all terms": {"version": "v1.1", "chunk_tokens": 50, "batch": 4, "keep": 60, "terms": TERMS, "double": True},
     "count, accumulated": {"version": "v1.1", "chunk_tokens": 24, "batch": 2, "accumulation": 2, "count": True},
 }
 
 
-@pytest.mark.parametrize("name", ["plain", "cached", "accumulated", "of one source", "LoRA"])
+@pytest.mark.parametrize("name", ["plain", "cached", "accumulated", "of one source", "LoRA", "all terms"])
 def test_two_processes_equal_one_on_the_joined_batch(teacher_rows, tmp_path, two_processes, name):
     """Documents, queries and siblings repeat across the two; the chunk plans differ between them."""
     one = gradients(rows=teacher_rows, folder=tmp_path / "one", **SPREAD[name] | {"batch": 2 * SPREAD[name]["batch"]})
@@ -110,7 +115,7 @@ def test_two_processes_equal_one_on_the_joined_batch(teacher_rows, tmp_path, two
 def test_collectives_are_a_fixed_number(two_processes):
     """Sizes, hashes and embeddings go out, the embeddings' gradients come back, one bucket of gradients is reduced."""
     a_batch = {"c10d::_allgather_base_": 3, "c10d::_reduce_scatter_base_": 1}
-    for name in ("one chunk", "many chunks", "many chunks kept"):
+    for name in ("one chunk", "many chunks", "many chunks kept", "all terms", "all terms, many chunks"):
         assert two_processes[f"count, {name}"] == a_batch | {"c10d::allreduce_": 1}
     twice = {kind: 2 * number for kind, number in a_batch.items()}
     assert two_processes["count, accumulated"] == twice | {"c10d::allreduce_": 1}
