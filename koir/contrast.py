@@ -9,7 +9,7 @@ from koir.arguments import LossArguments
 from koir.batches import padded
 from koir.encoder import Encoder
 from koir.gather import gather_rows, gather_sizes, rank, world_size
-from koir.losses import Guide, Teacher, contrastive_loss
+from koir.losses import Guide, Teacher, contrastive_loss, picked
 
 
 class Sides(NamedTuple):
@@ -81,8 +81,8 @@ class Contrast:
 
     def exchanged(self, vectors: torch.Tensor, plan: dict, columns: list[int], queries: list[int]) -> Sides:
         """Vectors [U, D] of a plan's distinct texts, as columns and queries, here and of all processes."""
-        vectors = vectors[plan["inverse"]]  # [U, D]; repeats that fill up chunks, at the end, are never read
-        own = vectors[plan["document"]], vectors[plan["query"]]  # [n, D], [b, D]
+        vectors = picked(vectors, plan["inverse"])  # [U, D]; repeats that fill up chunks, at the end, are never read
+        own = picked(vectors, plan["document"]), picked(vectors, plan["query"])  # [n, D], [b, D]
         if not self.loss.symmetric_weight:
             return Sides(*own, *gather_rows(own[:1], [columns]), None)
         return Sides(*own, *gather_rows(own, [columns, queries]))

@@ -35,6 +35,15 @@ class Teacher(NamedTuple):
     temperature: float = 1.0
 
 
+def picked(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """vectors[rows]: [U, D] and rows of any shape [...] to [..., D].
+
+    A row picked several times gets the sum of its gradients, the same bits each time: indexing on a CPU adds them up in
+    the order in which threads come by.
+    """
+    return torch.nn.functional.embedding(rows, vectors) if vectors.device.type == "cpu" else vectors[rows]
+
+
 def right_answers(known: torch.Tensor, hashes: torch.Tensor) -> torch.Tensor:
     """Which columns hold a right answer of which query, and so can never be its negative.
 

@@ -35,7 +35,7 @@ class Rules:
         checks = {
             "num_negatives": (self.num_negatives >= 1, "at least 1"),
             "skip_top": (self.skip_top >= 0, "at least 0"),
-            "max_ratio": (self.max_ratio > 0, "above 0 (0.95 is usual)"),
+            "max_ratio": (0 < self.max_ratio <= 10, "above 0, at most 10 (a share: 0.95 is usual)"),
             "margin": (self.margin is None or self.margin >= 0, "at least 0"),
             "sampling": (self.sampling in ("top", "random"), "top or random"),
             "near_duplicate_threshold": (0 < self.near_duplicate_threshold <= 1, "above 0, at most 1"),

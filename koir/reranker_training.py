@@ -13,7 +13,7 @@ from koir.evaluation.tasks import Task
 from koir.gather import sum_over_processes, world_size
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
 from koir.interruptions import broken_loss
-from koir.losses import kl_divergence
+from koir.losses import kl_divergence, picked
 from koir.mining import Statistics
 from koir.ranking_losses import POINTWISE, cross_entropy
 from koir.reranker import Reranker
@@ -64,7 +64,8 @@ class RerankerTrainer(RunTrainer):
         Its mean over the W processes is the mean over all B queries, and so with its gradients.
         """
         batch["scores"] = [scores.detach()]
-        grouped, there = scores[batch["column"]], batch["there"]  # [b, M] each
+        grouped = picked(scores[:, None], batch["column"])[..., 0]  # [b, M]
+        there = batch["there"]  # [b, M]
         if self.loss_arguments.loss == "cross_entropy":
             total = cross_entropy(grouped, there)
         else:

@@ -13,7 +13,7 @@ from koir.flags import parse, require  # noqa: E402
 from koir.gather import rank  # noqa: E402
 from koir.manifest import cache_folder, read_run  # noqa: E402
 from koir.retrieval.hybrid import DENSE_SHARE  # noqa: E402
-from koir.retrieval.opening import FACTS, describe  # noqa: E402
+from koir.retrieval.opening import FACTS, describe, refuse_others  # noqa: E402
 from koir.retrieval.stages import FUSIONS, first_stage, is_milvus, join_processes  # noqa: E402
 
 
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     """Read the corpus, build what is missing, and write documents.jsonl and run.json beside it, the latter last."""
     (arguments,) = parse([IndexArguments], argv, __doc__, recipes=False)
     _check(arguments)
+    if not is_milvus(arguments.index_uri):
+        refuse_others(Path(arguments.index_uri))
     started, uri = time.perf_counter(), arguments.index_uri
     corpus = load_corpus(arguments.corpus)
     join_processes()

@@ -98,6 +98,8 @@ class MiningArguments:
         for name in ("depth", "rows_per_part"):
             if getattr(self, name) < 1:
                 raise FlagError(f"--{name}", str(getattr(self, name)), "1 or more")
+        if self.skip_top >= self.depth:
+            raise FlagError("--skip_top", f"{self.skip_top}, all of --depth {self.depth}", "less than that")
         margin = MARGIN if self.reranker and self.margin is None else self.margin
         ratio = 0.95 if self.max_ratio is None else self.max_ratio
         return Rules(self.num_negatives, self.skip_top, ratio, margin, self.sampling,
@@ -215,7 +217,10 @@ def main(argv: list[str] | None = None) -> dict:
             write_json(Path(arguments.json), content)
         print(f"complete already: {folder}")
         return content
-    count = sum(1 for _ in rows_of(triplets))
+    own = [len(row["hard_negative"] or []) for row in rows_of(triplets)]
+    count = len(own)
+    if arguments.given == "replace" and any(own):
+        print(f"note: the rows' own {sum(own):,} hard negatives are replaced; --given add or keep keeps them")
     empty = f", {negatives.empty:,} empty ones left out" if negatives.empty else ""
     print(f"{count:,} rows, {len(negatives.texts):,} passages{empty}")
     total, rows, size = Statistics(), rows_of(triplets), arguments.rows_per_part
@@ -234,7 +239,10 @@ def main(argv: list[str] | None = None) -> dict:
         write_json(file, content)
     facts = {"kind": "mining", "arguments": dataclasses.asdict(arguments), "plan": plan, "rows": count}
     write_json(folder / "run.json", facts | {"wall_seconds": time.perf_counter() - started} | origin())
-    print(f"\nrows: {shlex.quote(str(folder))}/part-*.jsonl.gz, for --train_data")
+    if not total.counts["chosen"]:
+        print("\nWARNING: no hard negative was found: see the counts above for what left them out")
+    print(f"\nrows: {shlex.quote(str(folder))}/part-*.jsonl.gz, for --train_data; a reranker takes them by "
+          "--negatives_from rows")  # fmt: skip
     return content
 
 

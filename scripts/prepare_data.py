@@ -20,8 +20,11 @@ from koir.flags import parse, require
 from koir.manifest import alone, check_outputs, origin, peak_memory_bytes, write_json
 from koir.mining import Rules
 from koir.preparation import Plan, finish, options, prepare
-from koir.sources.registry import find, listing
+from koir.sources.general import UNREAD
+from koir.sources.registry import KOE5, find, listing
 from koir.sources.tally import WINDOW
+
+SAID = ("not in this download", "an archive", UNREAD)  # beginnings of notes that are said, not only reported
 
 
 @dataclass
@@ -151,6 +154,8 @@ def _plan(
     require(output.output_dir is not None, "--output_dir", "nothing", "the folder to write")
     require(output.seed >= 0, "--seed", str(output.seed), "0 or more")
     require(negatives.depth > 0, "--depth", str(negatives.depth), "at least 1")
+    found = f"{negatives.skip_top}, all of --depth {negatives.depth}"
+    require(negatives.skip_top < negatives.depth, "--skip_top", found, "less than that")
     require(output.shard_rows > 0, "--shard_rows", str(output.shard_rows), "at least 1")
     require(inputs.window >= 100, "--window", str(inputs.window), "at least 100 characters")
     unknown = sorted(set(inputs.splits) - {"train", "dev", "test"})
@@ -190,13 +195,16 @@ def _plan(
 
 
 def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:
-    print(f"\n{sources_table(report)}\n\n{families_table(report)}\n")
+    print(f"\n{sources_table(report)}\n")
+    if any(source["family"] in KOE5 for source in report["sources"]):
+        print(f"{families_table(report)}\n")
     print(f"{report['rows']:,} rows, {report['pairs']:,} pairs; {seconds:.1f} s, {memory / 2**20:,.0f} MiB")
     hint = "; --negatives bm25 finds some" if plan.negatives == "none" and report["rows_without_hard_negative"] else ""
     print(f"rows without a hard negative: {report['rows_without_hard_negative']:,}{hint}")
     for source in report["sources"]:
-        for note in (note for note in source["notes"] if note.startswith(("not in this download", "an archive"))):
-            print(f"note: {source['source']}: {note}")
+        for note in (note for note in source["notes"] if note.startswith(SAID)):
+            count = f" ({source['notes'][note]:,} records have it)" if note.startswith(UNREAD) else ""
+            print(f"note: {source['source']}: {note}{count}")
     tests = sum(source["records"].get("test", 0) for source in report["sources"])
     if tests:
         print(f"note: {tests:,} records come from test files; --splits train leaves such files out")

@@ -240,8 +240,22 @@ def test_queries_without_a_right_answer_in_the_split_are_left_out(beir):
 def test_decomposed_text_becomes_composed_and_ids_stay(beir):
     nfd = unicodedata.normalize("NFD", "퇴직금")
     corpus = [{"_id": nfd, "title": nfd, "text": f"{nfd}은"}, CORPUS[0]]
-    task = load_task(beir(corpus=corpus, qrels={"test": f"q1\t{nfd}\t1\n"}))
+    path = beir(corpus=corpus, qrels={"test": f"q1\t{nfd}\t1\n", "dev": "q1\t퇴직금\t1\n"})
+    task = load_task(path)
     assert task.corpus[nfd] == "퇴직금은" and task.qrels == {"q1": {nfd: 1}}
+    assert load_task(path, "dev").qrels == task.qrels, "the same id"
+
+
+def test_ids_that_are_whole_numbers_are_texts(beir):
+    task = load_task(beir(corpus=[{"_id": 7, "text": "연차"}], qrels={"test": "q1\t7\t1\n"}))
+    assert task.qrels == {"q1": {"7": 1}} and list(task.corpus) == ["7"]
+
+
+def test_a_pair_with_two_grades_is_refused_and_the_same_grade_twice_is_not(beir):
+    path = beir(qrels={"dev": "q1\td1\t1\nq1\td1\t1\n", "test": "q1\td1\t1\nq2\td2\t1\nq1\td1\t2\n"})
+    assert load_task(path, "dev").qrels == {"q1": {"d1": 1}}
+    said = f"{path}/qrels/test.tsv, line 3: found grade 2 for 'q1' and 'd1'; expected 1, as in line 1"
+    assert refused(path) == said
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["no BOM", "BOM"])
@@ -277,7 +291,7 @@ def test_a_missing_split_names_what_is_there(beir):
     path = beir()
     assert (
         refused(path, "train")
-        == f"{path}: found no split 'train' (there are: dev, test); expected --split with one of them"
+        == f"{path}: found no split 'train' (there are: dev, test); expected qrels/train.tsv, or a split that is there"
     )
 
 
@@ -300,9 +314,7 @@ BROKEN = {
     "cut short": (b'{"_id": "d9', "broken JSON or UTF-8 ("),
     "CP949": ('{"_id": "d9", "text": "연차"}'.encode("cp949"), "broken JSON or UTF-8 ("),
     "blank": (b"", "broken JSON or UTF-8 ("),
-    "a list": (b'["d9"]', "no text under _id or text"),
-    "no text": (b'{"_id": "d9"}', "no text under _id or text"),
-    "an id that is a number": ('{"_id": 9, "text": "연차"}'.encode(), "no text under _id or text"),
+    "a list": (b'["d9"]', "list; expected {"),
     "duplicate id": ('{"_id": "d1", "text": "또"}'.encode(), "_id 'd1' again; expected each _id once"),
 }
 
@@ -336,7 +348,21 @@ def test_a_truncated_gzip_is_refused(beir, tmp_path):
 )
 def test_an_unknown_id_is_refused(beir, line, found):
     path = beir(qrels={"test": QRELS["test"] + line})
-    assert refused(path).startswith(f"{path}/qrels/test.tsv: found {found}")
+    assert refused(path).startswith(f"{path}/qrels/test.tsv, line 4: found {found}")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"_id": "d9"}, "field text: found nothing among _id; expected a text"),
+        ({"id": "d9", "text": "연차"}, "field _id: found nothing among id, text; expected a text"),
+        ({"_id": True, "text": "연차"}, "field _id: found bool; expected a text"),
+        ({"_id": "d9", "text": ["연차"]}, "field text: found list; expected a text"),
+    ],
+)
+def test_a_field_that_is_no_text_is_named(beir, row, said):
+    path = beir(corpus=[*CORPUS, row])
+    assert refused(path) == f"{path}/corpus.jsonl, line 3, {said}"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from koir.contrast import merged_answers
-from koir.losses import Teacher, contrastive_loss, info_nce, right_answers
+from koir.losses import Teacher, contrastive_loss, info_nce, picked, right_answers
 
 
 def test_two_by_two_by_hand():
@@ -123,3 +123,18 @@ def test_right_answers_compares_hashes_and_pads_match_nothing_real():
 def test_rows_of_one_query_share_their_answers():
     merged = merged_answers(torch.tensor([1, 2, 1]), torch.tensor([[5, 0], [6, 0], [7, 8]]))
     assert [set(row) - {0} for row in merged.tolist()] == [{5, 7, 8}, {6}, {5, 7, 8}]
+
+
+def test_rows_picked_many_times_get_the_same_bits_each_time():
+    """With two threads, indexing adds up a row's gradients in another order almost every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        vectors, rows = torch.randn(50, 64, requires_grad=True), torch.randint(0, 50, (300, 10))
+        weights = torch.randn(300, 10, 64)
+        found = [torch.autograd.grad((picked(vectors, rows) * weights).sum(), vectors)[0] for _ in range(20)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(picked(vectors, rows), vectors[rows])
+    torch.testing.assert_close(found[0], torch.zeros(50, 64).index_add_(0, rows.flatten(), weights.flatten(0, 1)))
+    assert all(torch.equal(found[0], again) for again in found)

@@ -50,23 +50,33 @@ def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) 
     if not folder.is_dir():
         wanted = "a BEIR folder, demo or an mteb task" + nearest_beside(folder, KOREAN)
         raise TaskError(f"task {path}", "no such folder", wanted)
-    qrels = [_qrels(folder, split) for split in wanted]
+    qrels = [_qrels(folder, split) for split in wanted]  # each with its lines
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
     corpus = load_corpus(path)
     name = "demo" if path == "demo" else unicodedata.normalize("NFC", folder.resolve().name)
     return [
-        _split(name, split, queries, corpus, of_split, folder) for split, of_split in zip(wanted, qrels, strict=True)
+        _split(name, split, queries, corpus, *of_split, folder) for split, of_split in zip(wanted, qrels, strict=True)
     ]
 
 
-def _split(name: str, split: str, queries: dict, corpus: dict, qrels: dict, folder: Path) -> Task:
+def _split(name: str, split: str, queries: dict, corpus: dict, qrels: dict, lines: dict, folder: Path) -> Task:
+    found: dict[str, dict[str, int]] = {}
     for query, answers in qrels.items():
-        if query not in queries:
-            raise TaskError(f"{folder}/qrels/{split}.tsv", f"query {query!r}", "an _id of queries.jsonl")
-        for document in answers:
-            if document not in corpus:
-                raise TaskError(f"{folder}/qrels/{split}.tsv", f"document {document!r}", "an _id of corpus.jsonl")
-    return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
+        for document, grade in answers.items():
+            place = f"{folder}/qrels/{split}.tsv, line {lines[query, document]}"
+            ours, theirs = _known(query, queries), _known(document, corpus)
+            if ours is None:
+                raise TaskError(place, f"query {query!r}", "an _id of queries.jsonl")
+            if theirs is None:
+                raise TaskError(place, f"document {document!r}", "an _id of corpus.jsonl")
+            found.setdefault(ours, {})[theirs] = grade
+    return Task(name, split, {query: queries[query] for query in found}, corpus, found)
+
+
+def _known(name: str, texts: dict[str, str]) -> str | None:
+    """An id as a file of texts writes it, its Hangul whole (NFC) or in parts (NFD); None where it is not there."""
+    ways = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((way for way in ways if way in texts), None)
 
 
 def load_corpus(path: str) -> dict[str, str]:
@@ -123,8 +133,15 @@ def _rows(file: Path) -> Iterator[dict]:
                     row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, RecursionError) as error:
                     raise TaskError(place, f"broken JSON or UTF-8 ({error})", "one JSON object a line") from None
-                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("_id", "text")):
-                    raise TaskError(place, "no text under _id or text", "{_id, text}, both texts")
+                if not isinstance(row, dict):
+                    raise TaskError(place, type(row).__name__, '{"_id": "...", "text": "..."}')
+                if type(row.get("_id")) is int:
+                    row["_id"] = str(row["_id"])
+                for key in ("_id", "text"):
+                    if not isinstance(row.get(key), str):
+                        found = type(row[key]).__name__ if row.get(key) is not None else "nothing"
+                        among = f" among {', '.join(row)}"[:100] if key not in row else ""
+                        raise TaskError(f"{place}, field {key}", found + among, "a text")
                 if re.search("[\ud800-\udfff]", "".join(value for value in row.values() if isinstance(value, str))):
                     raise TaskError(place, "half of a surrogate pair", "valid Unicode")
                 if row["_id"] in seen:
@@ -138,14 +155,17 @@ def _rows(file: Path) -> Iterator[dict]:
         raise TaskError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
 
 
-def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
+def _qrels(folder: Path, split: str) -> tuple[dict[str, dict[str, int]], dict[tuple[str, str], int]]:
+    """Grades above 0 by query and document, and the line that each stands in."""
     file = folder / "qrels" / f"{split}.tsv"
     if not file.is_file():
         there = ", ".join(p.stem for p in sorted((folder / "qrels").glob("*.tsv")))
         if not there:
             raise TaskError(f"{folder}", "no qrels/*.tsv", f"qrels/{split}.tsv: query-id, corpus-id and score")
-        raise TaskError(f"{folder}", f"no split {split!r} (there are: {there})", "--split with one of them")
-    qrels: dict[str, dict[str, int]] = {}
+        raise TaskError(
+            f"{folder}", f"no split {split!r} (there are: {there})", f"qrels/{split}.tsv, or a split that is there"
+        )
+    grades, places = {}, {}
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
@@ -159,10 +179,17 @@ def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
                     raise TaskError(
                         f"{file}, line {number}", "\t".join(row)[:60], "query-id, corpus-id and a whole number"
                     )
-                if int(row[2]) > 0:
-                    qrels.setdefault(row[0], {})[row[1]] = int(row[2])
+                pair = row[0], row[1]
+                if grades.setdefault(pair, int(row[2])) != int(row[2]):
+                    found = f"grade {row[2]} for {row[0]!r} and {row[1]!r}"
+                    raise TaskError(f"{file}, line {number}", found, f"{grades[pair]}, as in line {places[pair]}")
+                places.setdefault(pair, number)
         except (UnicodeDecodeError, csv.Error) as error:
             raise TaskError(str(file), f"broken text ({error})", "UTF-8 lines with tabs") from None
+    qrels: dict[str, dict[str, int]] = {}
+    for (query, document), grade in grades.items():
+        if grade > 0:
+            qrels.setdefault(query, {})[document] = grade
     if not qrels:
         raise TaskError(str(file), "no right answers", "at least one line with a score above 0")
-    return qrels
+    return qrels, places

@@ -20,6 +20,16 @@ from koir.retrieval.stages import FirstStage, corpus_fingerprint, first_stage, i
 FACTS = {"first_stage": str, "fusion": str, "weight": float | int | None, "corpus_fingerprint": str}  # of an index
 
 
+def refuse_others(folder: Path) -> None:
+    """Raise RunError for a folder whose run.json or documents.jsonl is no index's: `describe` would replace them."""
+    place = f"--index_uri {folder}"
+    if (folder / "run.json").is_file():
+        if (kind := read_run(folder).get("kind")) != "index":
+            raise RunError(place, f"a folder with a run.json of kind {kind!r}", "a new folder, or an index's")
+    elif (folder / "documents.jsonl").exists() and not any(folder.glob("*-" + 16 * "[0-9a-f]")):
+        raise RunError(place, "a documents.jsonl that is no index's", "a new folder, or an index's")
+
+
 def describe(folder: Path, stage: FirstStage, corpus: dict[str, str], **facts: object) -> None:
     """Write documents.jsonl and, last, run.json, by which `open_index` opens a stage's index over a corpus.
 

@@ -19,9 +19,10 @@ from koir.sources.mrc import questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
+from koir.triplets import BGE, FIELDS
 
 COLUMNS = {  # header names, lower case, that mean the same; the first that is there counts
-    "query": ("query", "question", "q", "질문", "질의"),
+    "query": ("query", "question", "q", "질문", "질의", "질문내용"),
     "document": (
         "document",
         "doc",
@@ -35,32 +36,48 @@ COLUMNS = {  # header names, lower case, that mean the same; the first that is t
         "지문",
         "answer",
         "답변",
+        "답변내용",
+        "내용",
+        "정답",
+        "답",
     ),
-    "hard_negative": ("hard_negative", "negative", "neg"),
+    "hard_negative": ("hard_negative", "hard_negatives", "negative", "negatives", "neg", "오답"),
 }
+UNREAD = "not read: the column"
 ROWS = r"\.(jsonl|ndjson|json|parquet)"
 OURS = r"(run|report|plan|part-\d+)\.json"  # what commands here write beside rows
 
 
 def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     record = {name.lower(): value for name, value in record.items()}
-    row = {field: next((record[n] for n in names if n in record), None) for field, names in COLUMNS.items()}
+    used = {field: next((name for name in names if name in record), None) for field, names in COLUMNS.items()}
+    row = {field: None if name is None else record[name] for field, name in used.items()}
     for field in ("query", "document"):
         if row[field] is None:
             columns = f"the columns {', '.join(record)}"
+            if len(record) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns), None)):
+                raise SourceError(place, f"{mark!r} between the cells of {columns[12:]!r:.60}", "commas (.tsv: tabs)")
             raise SourceError(place, columns, f"one of {', '.join(COLUMNS[field])} for the {field}")
+    _note_unread(tally, set(record) - set(used.values()) - {"id"})
     yield {**row, "hard_negative": row["hard_negative"] or None, "source": source, "id": record.get("id")}
 
 
 def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     if "query" not in record:
         raise SourceError(place, f"the fields {', '.join(record)}"[:160], "query and document, or query, pos and neg")
+    _note_unread(tally, set(record) - FIELDS - set(BGE))
     row = record | {"source": record.get("source") or source}
     for field in ("hard_negative", "neg"):
         texts = row.get(field)
         if isinstance(texts, (str, list)) and row.get(f"{field}_score") is None and row.get(f"{field}_scores") is None:
             row[field] = _there(texts)
     yield row
+
+
+def _note_unread(tally: Tally, names: set[str]) -> None:
+    """Count the records that have a column or field of a name that is not read."""
+    for name in sorted(names):
+        tally.notes[f"{UNREAD} {name!r:.60}"] += 1
 
 
 def _there(texts: str | list) -> list:

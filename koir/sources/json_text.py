@@ -60,7 +60,8 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 if not self.cut(error) or not self.more():
                     place = f"{self.place}, after row {self.count}"
-                    raise SourceError(place, f"broken JSON ({error})", "a whole JSON file") from None
+                    why = getattr(error, "msg", error)  # its line and column are of a part
+                    raise SourceError(place, f"broken JSON ({why})", "a whole JSON file") from None
 
 
 def json_records(pieces: Iterator[str], place: str) -> Iterator[object]:

@@ -74,7 +74,8 @@ def _answers(qa: dict) -> list[tuple[int | None, str]]:
     if isinstance(found, dict) and isinstance(found.get("text"), list):  # as dataset libraries flatten it
         found = [{"text": t, "answer_start": s} for t, s in zip(found["text"], found["answer_start"], strict=True)]
     spans = []
-    for answer in [found] if isinstance(found, dict) else found:
+    for answer in [found] if isinstance(found, (dict, str)) else found:
+        answer = {"text": answer} if isinstance(answer, str) else answer
         if answer.get("clue_text") and answer.get("answer_start") is None:
             spans.append((answer.get("clue_start"), answer["clue_text"]))
         elif answer.get("text"):
