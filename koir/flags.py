@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,19 @@ EVERYDAY = set(
 )
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice: the first would be forgotten."""
+
+    def construct_mapping(self, node, deep=False):  # noqa: ANN001 (the base class's signature)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if seen.setdefault(str(key.value), line) != line:
+                found = f"{key.value} again in line {line}, first in line {seen[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, found, None)
+        return super().construct_mapping(node, deep)
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser without the flags that do nothing here, and with errors that name the flag."""
 
@@ -121,6 +135,8 @@ class _Parser(HfArgumentParser):
     def error(self, message: str):
         flag, _, rest = message.partition(": ")
         flag = flag.removeprefix("argument ").partition("/")[0]  # --eval_tasks/--eval-tasks
+        if no_truth := re.match(r"Truthy value expected: got (.*?) but expected", rest):
+            raise FlagError(flag, no_truth[1], "true or false")
         if rest.startswith("expected "):
             raise FlagError(flag, "nothing", rest.removeprefix("expected ").replace("argument", "value"))
         raise FlagError(flag, rest or message, "what --help says")
@@ -183,7 +199,7 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
         beside = [p.name for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise FlagError(f"recipe {recipe}", "no such file", "a .yaml recipe" + nearest(recipe.name, beside))
     try:
-        keys = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+        keys = yaml.load(recipe.read_text(encoding="utf-8"), _EachKeyOnce) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FlagError(
             f"recipe {recipe}", f"broken YAML ({' '.join(str(error).split())})", "key: value lines"

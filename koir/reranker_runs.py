@@ -59,7 +59,7 @@ def _check(groups: dict) -> None:
     """Raise FlagError for contradictions, and for first stages that there are not."""
     check_together(groups)
     if groups["data"].negatives_from != "rows":
-        kind_and_path(groups["data"].negatives_from, "--negatives_from")
+        kind_and_path(groups["data"].negatives_from, "--negatives_from", "rows, ")
     kind_and_path(groups["evaluation"].first_stage)
 
 

@@ -48,7 +48,9 @@ def file_records(file: Path) -> Iterator[tuple[object, str]]:
     wanted = {".parquet": "a Parquet file", ".jsonl.gz": "a gzip file", ".jsonl": "plain data"}
     expected = next((kind for ending, kind in wanted.items() if name.endswith(ending)), None)
     if expected is None:
-        raise RowError(str(file), "an unknown ending", "a name that ends in .jsonl, .jsonl.gz or .parquet")
+        table = name.endswith((".csv", ".tsv", ".xlsx"))
+        made = f"; prepare_data.py --source csv={file} --output_dir DIR makes rows of a table" if table else ""
+        raise RowError(str(file), "an unknown ending", f"a name that ends in .jsonl, .jsonl.gz or .parquet{made}")
     if magic and found != expected:
         raise RowError(str(file), found, f"{expected}, as the ending says")
     yield from _parquet_records(file) if name.endswith(".parquet") else _json_records(file, name.endswith(".gz"))

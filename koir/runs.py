@@ -21,7 +21,7 @@ from koir.compiled import compile_layers
 from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
-from koir.interruptions import StopOnBrokenGradient, StopOnSignal, smaller_budget
+from koir.interruptions import RESUME, StopOnBrokenGradient, StopOnSignal, smaller_budget
 from koir.loading import name_accelerator
 from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json, write_text
 from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
@@ -105,6 +105,7 @@ def _in_folder(
     if main:
         print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
         lines = kind.describe(start, groups) + _cut_lines(kind, start, triplets, groups) + _budget_lines(groups)
+        lines += _known_queries(triplets, groups)
         print("\n".join(lines), file=sys.stderr)
         write_recipe(folder, groups)
         if note := os.environ.get("KOIR_FOLDER"):  # where finetune.sh looks for checkpoints when it has the last word
@@ -152,6 +153,10 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
     trainer.add_callback(StopOnBrokenGradient(lambda: trainer.deepspeed))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if trainer.args.process_index == 0 and any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+            print(f"\nresume with --output_dir {shlex.quote(str(folder))} {RESUME}", file=sys.stderr)
+        raise
     except pickle.UnpicklingError:
         found = "a pickle that holds more than numbers, which is never loaded"
         raise RunError(f"--resume_from_checkpoint {checkpoint}", found, "a checkpoint that training wrote") from None
@@ -195,6 +200,21 @@ def _cut_lines(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict) -
     what, longer = kind.longer(start, rows, most)
     line = f"cut:     {longer:,} of {len(rows['query']):,} {what} looked at have more than {most:,} tokens"
     return [line] if longer else []
+
+
+def _known_queries(triplets: Triplets, groups: dict) -> list[str]:
+    """A line for each task whose queries are among the rows: its scores would say how well they were learned."""
+    tasks = {(task.name, task.split): set(task.queries.values()) for task in groups["dev_tasks"] + groups["held_out"]}
+    asked = set().union(*tasks.values())
+    met = set()
+    for batch in triplets.pairs.select_columns("query").iter(10_000) if asked else ():
+        met |= asked.intersection(batch["query"])
+    return [
+        f"WARNING: {len(met & queries):,} of the {len(queries):,} queries of {name}, {split} are among the rows: its "
+        "scores will say too much; prepare_data.py --exclude_tasks leaves such rows out"
+        for (name, split), queries in tasks.items()
+        if met & queries
+    ]
 
 
 def _budget_lines(groups: dict) -> list[str]:

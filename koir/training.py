@@ -1,5 +1,6 @@
 """What v1 and v1.1 share around the step: batches of distinct texts, the loss over processes, dev scores."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -26,7 +27,13 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     groups: the argument dataclasses by name. Raises FlagError, ModelError or RowError where encoder or rows do not
     have what a flag needs.
     """
-    model, loss = groups["model"], groups["loss"]
+    model, loss, most = groups["model"], groups["loss"], groups["data"].max_hard_negatives
+    if most is not None and groups["training"].process_index == 0:
+        counts = [len(negatives) for batch in triplets.pairs.select_columns("hard_negatives").iter(10_000)
+                  for negatives in batch["hard_negatives"]]  # fmt: skip
+        if unused := sum(max(0, count - most) for count in counts):
+            print(f"note:    {unused:,} of the rows' {sum(counts):,} hard negatives are not used, as "
+                  f"--max_hard_negatives {most} says", file=sys.stderr)  # fmt: skip
     largest = max(loss.matryoshka_dimensions, default=0)
     expected = f"at most {encoder.dimensions}, the encoder's dimensions"
     require(largest <= encoder.dimensions, "--matryoshka_dimensions", str(largest), expected)

@@ -133,6 +133,15 @@ def test_broken_yaml_names_the_recipe(recipe, text):
     assert message.startswith(f"recipe {path}: found broken YAML (") and "\n" not in message
 
 
+def test_a_key_that_stands_twice_is_refused_with_both_lines(recipe):
+    path = recipe("temperature: 0.1\nseed: 3\ntemperature: 0.2\n")
+    assert refused(path).startswith(f"recipe {path}: found broken YAML (temperature again in line 3, first in line 1")
+
+
+def test_what_is_neither_true_nor_false_is_said_in_few_words():
+    assert refused("--bf16", "yess") == "--bf16: found yess; expected true or false"
+
+
 def test_broken_utf8_in_a_recipe_is_named(tmp_path):
     (tmp_path / "a.yaml").write_bytes("query_prompt: 질의".encode("cp949"))
     assert "found broken YAML ('utf-8'" in refused(str(tmp_path / "a.yaml"))

@@ -254,7 +254,7 @@ def test_ids_that_are_whole_numbers_are_texts(beir):
 def test_a_pair_with_two_grades_is_refused_and_the_same_grade_twice_is_not(beir):
     path = beir(qrels={"dev": "q1\td1\t1\nq1\td1\t1\n", "test": "q1\td1\t1\nq2\td2\t1\nq1\td1\t2\n"})
     assert load_task(path, "dev").qrels == {"q1": {"d1": 1}}
-    said = f"{path}/qrels/test.tsv, line 3: found grade 2 for 'q1' and 'd1'; expected 1, as in line 1"
+    said = f"{path}/qrels/test.tsv, line 4: found grade 2 for 'q1' and 'd1'; expected 1, as in line 2"
     assert refused(path) == said
 
 

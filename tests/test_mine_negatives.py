@@ -210,6 +210,8 @@ def test_rows_keep_ids_and_documents_that_are_there_again(script, tmp_path, caps
         (["--json", "."], "--json .: found a folder"),
         (["--output_dir", __file__], "found a file"),
         (["--max_ratio", "0.9", "--margin", "1"], "one rule"),
+        (["--max_ratio", "95"], "--max_ratio: found 95.0; expected above 0, at most 10 (a share: 0.95 is usual)"),
+        (["--depth", "5", "--skip_top", "5"], "--skip_top: found 5, all of --depth 5; expected less than that"),
         (["--depth", "0"], "--depth"),
         (["--first_stage", "bm52"], "did you mean bm25"),
         (["--train_data", "none.jsonl"], "no such file"),

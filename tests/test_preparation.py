@@ -102,6 +102,25 @@ def test_what_a_download_lacks_and_what_is_not_opened_is_said(tmp_path):
     assert content["rows"] == 3
 
 
+def test_columns_and_fields_that_are_not_read_are_said_and_reported(tmp_path):
+    table = "질문,답변,틀린 답,오답\n연차는 며칠인가요,열닷새를 줍니다.,모릅니다.,한 달입니다.\n"
+    (tmp_path / "faq.csv").write_text(table, encoding="utf-8")
+    rows_file(tmp_path / "rows.jsonl", FIRST, hard_negatives=["다른 글입니다."], note="")
+    content, said = run("--source", f"csv={tmp_path / 'faq.csv'}", f"triplets={tmp_path / 'rows.jsonl'}",
+                        "--output_dir", tmp_path / "rows")  # fmt: skip
+    for source, name, count in (("csv", "틀린 답", 1), ("triplets", "hard_negatives", 3), ("triplets", "note", 3)):
+        assert f"note: {source}: not read: the column {name!r} ({count} records have it)\n" in said
+    assert content["sources"][0]["notes"] == {"not read: the column '틀린 답'": 1}
+    assert [row["hard_negative"] for row in read(tmp_path / "rows")] == ["한 달입니다.", None, None, None]
+    assert "KoE5" not in said, "whose families have no rows here"
+
+
+def test_a_table_with_other_marks_between_its_cells_is_told(tmp_path):
+    (tmp_path / "faq.csv").write_text("질문;답변\n연차는;열닷새\n", encoding="utf-8")
+    said = fails("--source", f"csv={tmp_path / 'faq.csv'}", "--output_dir", tmp_path / "rows")
+    assert "row 1: found ';' between the cells of '질문;답변'; expected commas (.tsv: tabs)" in said
+
+
 def test_what_is_printed_for_pasting_is_quoted(given, tmp_path):
     said = run("--source", given[0], "--output_dir", tmp_path / "my rows")[1]
     assert said.endswith(f"--train_data '{tmp_path / 'my rows'}'/train-*.jsonl.gz\n")

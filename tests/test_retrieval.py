@@ -267,6 +267,19 @@ def test_an_unknown_first_stage_is_refused(spec, hint):
 # --- scripts/build_index.py ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [({"run.json": '{"kind": "encoder"}'}, "a folder with a run.json of kind 'encoder'"),
+     ({"documents.jsonl": "{}"}, "a documents.jsonl that is no index's")],
+)  # fmt: skip
+def test_a_folder_of_something_else_is_left_as_it_is(held, said, tmp_path):
+    for name, text in held.items():
+        (tmp_path / name).write_text(text)
+    done = build_index("--corpus", "demo", "--index_uri", tmp_path)
+    assert done.returncode == 2 and f"--index_uri {tmp_path}: found {said}; expected a new folder" in done.stderr
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == held
+
+
 def build_index(*words, processes=None):
     script = ROOT / "scripts/build_index.py"
     return run_together(script, processes, *words) if processes else run(script, *words)

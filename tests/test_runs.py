@@ -160,6 +160,42 @@ def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, monkey
     assert said in line
 
 
+def test_queries_of_a_task_among_the_rows_are_warned_of_and_so_are_negatives_that_are_not_used(base, tmp_path, capsys):
+    task = load_task("demo")
+    rows = [
+        {"query": query, "document": text, "hard_negative": ["다른 글", "또 다른 글"]}
+        for query, text in zip([*list(task.queries.values())[:3], "새 물음"], task.corpus.values(), strict=False)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    words = command("v1", base, tmp_path / "run", "--train_data", file, "--eval_tasks", "demo", "--max_steps", "1",
+                    "--max_hard_negatives", "1")[1:]  # fmt: skip
+    runs.run(trainer_class("v1"), "v1", "", ENCODER, words)
+    said = capsys.readouterr().err
+    assert "note:    4 of the rows' 8 hard negatives are not used, as --max_hard_negatives 1 says" in said
+    assert "WARNING: 3 of the 200 queries of demo, test are among the rows: its scores will say too much" in said
+    assert "queries of demo, dev" not in said
+
+
+def test_ctrl_c_says_how_to_resume_once_there_is_a_checkpoint(base, tmp_path, monkeypatch, capsys):
+    trainer, steps = trainer_class("v1"), []
+
+    def step(self, *arguments, **more):
+        steps.append(self.state.global_step)
+        if steps[-1] == last:
+            raise KeyboardInterrupt
+        return before(self, *arguments, **more)
+
+    before = trainer.training_step
+    monkeypatch.setattr(trainer, "training_step", step)
+    for last, there in ((1, False), (5, True)):
+        folder = tmp_path / f"run{last}"
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(trainer, "v1", "", ENCODER, command("v1", base, folder)[1:])
+        said = f"\nresume with --output_dir {folder} --resume_from_checkpoint last\n"
+        assert (said in capsys.readouterr().err) == there
+
+
 def test_activation_checkpointing_lets_the_automatic_budget_keep_more(base, tmp_path):
     kept = []
     for more in ([], ["--activation_checkpointing", "true"]):

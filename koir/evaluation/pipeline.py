@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from koir.errors import FlagError, nearest_beside
+from koir.errors import FlagError, nearest, nearest_beside
 from koir.evaluation.metrics import evaluate_run
 from koir.evaluation.results import file_name, result
 from koir.evaluation.significance import interval, paired_p
@@ -66,6 +66,10 @@ def read_pipeline(file: str) -> Pipeline:
         raise FlagError(f"--pipeline {file}", "no such file", expected)
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
+        known = [field.name for field in dataclasses.fields(Pipeline)]
+        for key in sorted(set(content) - set(known)) if isinstance(content, dict) else ():
+            expected = f"a pipeline.json that evaluate.py wrote, with {known[0]} and its like{nearest(key, known)}"
+            raise FlagError(f"--pipeline {file}, {key}"[:200], "an unknown key", expected)
         one = Pipeline(**content)
     except (OSError, ValueError, TypeError) as error:
         raise FlagError(f"--pipeline {file}", str(error)[:200], "a pipeline.json that evaluate.py wrote") from None

@@ -242,12 +242,15 @@ def first_stage(
     return FirstStage(spec, store, encoder, fusion, weight, progress, uri)
 
 
-def kind_and_path(spec: str, flag: str = "--first_stage") -> tuple[str, str]:
-    """One of KINDS and the PATH behind it, empty for bm25. Raises FlagError, in which `flag` was given, for others."""
+def kind_and_path(spec: str, flag: str = "--first_stage", besides: str = "") -> tuple[str, str]:
+    """One of KINDS and the PATH behind it, empty for bm25. Raises FlagError, in which `flag` was given, for others.
+
+    besides: what else may be given there, for the message.
+    """
     kind, _, path = spec.partition(":")
     if kind not in KINDS or bool(path) == (kind == "bm25"):
         hint = nearest(kind, KINDS) if kind not in KINDS else ""
-        expected = f"bm25, dense:PATH, hybrid:PATH or milvus:PATH{hint}"
+        expected = f"{besides}bm25, dense:PATH, hybrid:PATH or milvus:PATH{hint}"
         raise FlagError(f"{flag} {spec}", "an unknown first stage", expected)
     return kind, path
 

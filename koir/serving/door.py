@@ -35,7 +35,8 @@ def read_keys(file: str | None) -> tuple[bytes, ...]:
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FlagError(f"--api_key_file {file}", type(error).__name__, "a readable file, one key a line") from None
+        found = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
+        raise FlagError(f"--api_key_file {file}", found, "a readable file, one key a line") from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:
         raise FlagError(f"--api_key_file {file}", "no key", "one key a line")

@@ -238,7 +238,8 @@ def _from_file(loader: Loader, file: Path) -> None:
     try:
         rows = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FlagError(place, " ".join(str(error).split())[:200], "a readable YAML list") from None
+        found = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
+        raise FlagError(place, found, "a readable YAML list") from None
     if not isinstance(rows, list) or not rows:
         raise FlagError(place, json.dumps(rows)[:80], "a list of {name, encoder|reranker|pipeline: PATH}")
     seen = set()

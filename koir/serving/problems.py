@@ -49,4 +49,6 @@ def from_validation(errors: Sequence[dict]) -> Problem:
     said = error["msg"]
     if error["type"] == "too_short" and error["input"] == "":  # pydantic speaks of items
         said = "found an empty text; expected at least one character"
+    if steps[0] == "input" and len(errors) > 1:  # one of each way in which it may be given
+        param, said, more = "input", "expected a text, texts, or token ids, at least one", ""
     return Problem(422, f"{param}: {said}{more}", error["type"], param)
