@@ -199,7 +199,7 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
         beside = [p.name for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise FlagError(f"recipe {recipe}", "no such file", "a .yaml recipe" + nearest(recipe.name, beside))
     try:
-        keys = yaml.load(recipe.read_text(encoding="utf-8"), _EachKeyOnce) or {}
+        keys = _EachKeyOnce(recipe.read_text(encoding="utf-8")).get_single_data() or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FlagError(
             f"recipe {recipe}", f"broken YAML ({' '.join(str(error).split())})", "key: value lines"
