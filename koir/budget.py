@@ -51,7 +51,7 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
                 raise
             given = f"--chunk_tokens {encoder.max_seq_length}" + " --cache_keep_tokens 0" * (step is not None)
             found = f"none left to measure the graph of {max(PROBE_TOKENS, encoder.max_seq_length):,} tokens"
-            expected = f"{given}, of which nothing is measured, a smaller model, or --activation_checkpointing true"
+            expected = f"{given}, which need no measuring, a smaller model, or --activation_checkpointing true"
             raise RunError("memory", found, expected) from None
 
     def number(flag: str, value: str, automatic: Callable[[], float]) -> int:

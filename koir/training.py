@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch
 
 from koir import lora
@@ -29,10 +30,10 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     """
     model, loss, most = groups["model"], groups["loss"], groups["data"].max_hard_negatives
     if most is not None and groups["training"].process_index == 0:
-        counts = [len(negatives) for batch in triplets.pairs.select_columns("hard_negatives").iter(10_000)
-                  for negatives in batch["hard_negatives"]]  # fmt: skip
-        if unused := sum(max(0, count - most) for count in counts):
-            print(f"note:    {unused:,} of the rows' {sum(counts):,} hard negatives are not used, as "
+        counts = pc.list_value_length(triplets.pairs.data.column("hard_negatives"))
+        there, used = pc.sum(counts).as_py(), pc.sum(pc.min_element_wise(counts, most)).as_py()
+        if used < there:
+            print(f"note:    {there - used:,} of the rows' {there:,} hard negatives are not used, as "
                   f"--max_hard_negatives {most} says", file=sys.stderr)  # fmt: skip
     largest = max(loss.matryoshka_dimensions, default=0)
     expected = f"at most {encoder.dimensions}, the encoder's dimensions"
