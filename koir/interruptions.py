@@ -28,12 +28,17 @@ class StopOnSignal(TrainerCallback):
         self.signalled = True
 
     def on_step_end(self, args, state, control, **_):
-        """All processes stop at the same step: one that was signalled stops the others."""
+        """All processes stop at the same step: one that was signalled stops the others.
+
+        A signal that comes while they ask each other is remembered for the next step.
+        """
+        stop = self.signalled
         if world_size() > 1:
-            seen = torch.tensor(int(self.signalled), device=args.device)
+            seen = torch.tensor(int(stop), device=args.device)
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-            self.signalled = bool(seen)
-        if self.signalled:
+            stop = bool(seen)
+        if stop:
+            self.signalled = True
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 

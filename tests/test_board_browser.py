@@ -99,7 +99,7 @@ def test_a_reader_filters_switches_the_metric_follows_a_pipeline_and_downloads(s
     assert "search=ko" in page.url
 
     page.locator("[data-testid=stRadio]", has_text="k").get_by_text("3", exact=True).click()
-    page.wait_for_function("document.querySelector('.koir-table caption').textContent.includes('nDCG@3')")
+    page.wait_for_function("document.querySelector('.koir-table caption')?.textContent.includes('nDCG@3')")
     settled(page)
     assert "k=3" in page.url
     with page.expect_download() as waiting:

@@ -50,6 +50,23 @@ def test_sigterm_saves_stops_and_exits_with_143(stop, tmp_path, capsys):
     assert f"--output_dir {tmp_path} --resume_from_checkpoint last" in capsys.readouterr().out
 
 
+def test_a_signal_that_comes_while_processes_ask_each_other_stops_them_at_the_next_step(stop, monkeypatch):
+    asked = []
+
+    def all_reduce(seen, op):  # the other process says nothing
+        asked.append(int(seen))
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("koir.interruptions.world_size", lambda: 2)
+    monkeypatch.setattr("koir.interruptions.dist.all_reduce", all_reduce)
+    for stopped in (False, True):
+        control = TrainerControl()
+        stop.on_step_end(SimpleNamespace(device="cpu"), TrainerState(), control)
+        assert control.should_training_stop == stopped
+    assert asked == [0, 1]
+
+
 def test_after_training_a_signal_ends_the_process_at_once_again(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     stop = StopOnSignal()
