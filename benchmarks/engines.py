@@ -14,9 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from koir import lanes  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.gradcache import GradientCache  # noqa: E402
-from koir.lanes import Twin, pays  # noqa: E402
 from koir.losses import info_nce  # noqa: E402
 from koir.tokens import chunked, pad  # noqa: E402
 
@@ -65,10 +65,7 @@ def contrast(embeddings: torch.Tensor, queries: torch.Tensor, documents: torch.T
     return info_nce(embeddings[queries], embeddings[documents], target, TEMPERATURE)
 
 
-@functools.cache
-def twin_of(encoder: Encoder) -> Twin:
-    """As training makes it, once."""
-    return Twin(encoder)
+twin_of = functools.cache(lanes.twin_of)  # as in training, once
 
 
 def koir_step(bench: Bench, chunk_tokens: int, keep: float) -> float:
@@ -80,7 +77,7 @@ def koir_step(bench: Bench, chunk_tokens: int, keep: float) -> float:
         with bench.autocast():
             return encoder.embed(chunk)
 
-    twin = twin_of(bench.encoder).refreshed() if pays(bench.device) else None
+    twin = twin_of(bench.encoder).refreshed() if lanes.pays(bench.device) else None
     cache = GradientCache(encode, torch.Tensor.backward, room, bench.compiled, twin)
     return cache(chunks, lambda embeddings: contrast(embeddings, queries, documents)).item()
 
@@ -127,8 +124,8 @@ def rival_model(encoder: Encoder, device: torch.device, attention: str = "sdpa")
         return None
     with tempfile.TemporaryDirectory() as folder:
         encoder.save(Path(folder) / "model")
-        kinds = {"attn_implementation": attention}
-        model = SentenceTransformer(str(Path(folder) / "model"), device=str(device), model_kwargs=kinds)
+        how = {"attn_implementation": attention}
+        model = SentenceTransformer(str(Path(folder) / "model"), device=str(device), model_kwargs=how)
     inside = next(module for module in model.modules() if type(module) is type(encoder.transformer))
     ours = dict(encoder.transformer.named_parameters())
     for name, parameter in inside.named_parameters():
@@ -160,10 +157,10 @@ def rivals(bench: Bench) -> dict[str, Callable[[], float]]:
 
 
 @functools.cache
-def grad_cache(half: bool) -> type | None:
-    """The original GradCache; None, and once a line that says so, where it is absent or in half precision."""
-    if half:
-        print("GradCache: left out, float32 alone is tried")
+def grad_cache(float32_on_cpu: bool) -> type | None:
+    """The original GradCache; None, and once a line that says so, where it is absent or was never tried."""
+    if not float32_on_cpu:
+        print("GradCache: left out, only tried in float32 on a CPU")
         return None
     try:
         from grad_cache import GradCache
@@ -175,7 +172,7 @@ def grad_cache(half: bool) -> type | None:
 
 def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
     """The original GradCache, rows a chunk, every column padded to its longest text; None where it is not run."""
-    original = grad_cache(bench.half)
+    original = grad_cache(bench.device.type == "cpu" and not bench.half)
     if original is None:
         return None
 
@@ -188,13 +185,13 @@ def gradcache_step(bench: Bench, rows: int) -> Callable[[], float] | None:
             return self.encoder.embed(chunk)
 
     def loss(queries, documents):
-        return info_nce(queries, documents, torch.arange(len(queries), device=queries.device), TEMPERATURE)
+        return info_nce(queries, documents, torch.arange(len(queries)), TEMPERATURE)
 
     cache = original([Model(), Model()], chunk_sizes=rows, loss_fn=loss)
 
     def step() -> float:
         queries, documents, negatives = bench.columns()
-        padded = [pad(column, bench.encoder.tokenizer.pad_token_id) for column in (queries, documents + negatives)]
-        return cache(*({name: t.to(bench.device) for name, t in column.items()} for column in padded)).item()
+        padding = bench.encoder.tokenizer.pad_token_id
+        return cache(pad(queries, padding), pad(documents + negatives, padding)).item()
 
     return step

@@ -51,8 +51,18 @@ class StopOnSignal(TrainerCallback):
         if self.signalled:
             leave_processes()  # the first to end ends the others, which may still be writing
             if int(os.environ.get("RANK", 0)) == 0:
-                print(f"stopped by SIGTERM; resume with --output_dir {shlex.quote(str(folder))} {RESUME}", flush=True)
+                print(f"stopped by SIGTERM; {to_resume(folder)}", flush=True)
             raise SystemExit(128 + signal.SIGTERM)
+
+
+def to_resume(folder: Path) -> str:
+    """The words that say how a run goes on."""
+    return f"resume with --output_dir {shlex.quote(str(folder))} {RESUME}"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has a checkpoint to resume from."""
+    return any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
 
 
 def refuse_broken_gradient(step: int, model: torch.nn.Module) -> None:
@@ -121,7 +131,7 @@ def smaller_budget(folder: Path, chunk_tokens: int, keep_tokens: int, longest: i
     flags = ["--output_dir", str(folder), "--chunk_tokens", str(min(chunk_tokens, max(chunk_tokens // 2, longest)))]
     half = keep_tokens // 2 if keep_tokens >= 2 * chunk_tokens else 0  # less is hardly a chunk
     flags += ["--cache_keep_tokens", str(half)] if keep_tokens else []
-    if any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+    if has_checkpoint(folder):
         flags += RESUME.split()
     if retry := os.environ.get("KOIR_RETRY"):
         Path(retry).write_text("".join(f"{flag}\n" for flag in flags), encoding="utf-8")

@@ -44,6 +44,11 @@ class Rules:
             if not holds:
                 raise FlagError(f"--{name}", str(getattr(self, name)), expected)
 
+    def require_depth(self, depth: int) -> None:
+        """Raise FlagError where --skip_top passes over all candidates of --depth."""
+        if self.skip_top >= depth:
+            raise FlagError("--skip_top", f"{self.skip_top}, all of --depth {depth}", "less than that")
+
     def ceiling(self, positive: float) -> float:
         """The score above which a candidate is a likely false negative; a share of a score below 0 means nothing."""
         if self.margin is not None:

@@ -21,7 +21,7 @@ from koir.compiled import compile_layers
 from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
-from koir.interruptions import RESUME, StopOnBrokenGradient, StopOnSignal, smaller_budget
+from koir.interruptions import StopOnBrokenGradient, StopOnSignal, has_checkpoint, smaller_budget, to_resume
 from koir.loading import name_accelerator
 from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json, write_text
 from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
@@ -154,8 +154,8 @@ def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: di
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
-        if trainer.args.process_index == 0 and any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")):
-            print(f"\nresume with --output_dir {shlex.quote(str(folder))} {RESUME}", file=sys.stderr)
+        if trainer.args.process_index == 0 and has_checkpoint(folder):
+            print(f"\n{to_resume(folder)}", file=sys.stderr)
         raise
     except pickle.UnpicklingError:
         found = "a pickle that holds more than numbers, which is never loaded"

@@ -98,12 +98,12 @@ class MiningArguments:
         for name in ("depth", "rows_per_part"):
             if getattr(self, name) < 1:
                 raise FlagError(f"--{name}", str(getattr(self, name)), "1 or more")
-        if self.skip_top >= self.depth:
-            raise FlagError("--skip_top", f"{self.skip_top}, all of --depth {self.depth}", "less than that")
         margin = MARGIN if self.reranker and self.margin is None else self.margin
         ratio = 0.95 if self.max_ratio is None else self.max_ratio
-        return Rules(self.num_negatives, self.skip_top, ratio, margin, self.sampling,
-                     self.near_duplicate_threshold, self.seed)  # fmt: skip
+        rules = Rules(self.num_negatives, self.skip_top, ratio, margin, self.sampling,
+                      self.near_duplicate_threshold, self.seed)  # fmt: skip
+        rules.require_depth(self.depth)
+        return rules
 
 
 def rows_of(triplets: Triplets) -> Iterator[dict]:

@@ -154,8 +154,6 @@ def _plan(
     require(output.output_dir is not None, "--output_dir", "nothing", "the folder to write")
     require(output.seed >= 0, "--seed", str(output.seed), "0 or more")
     require(negatives.depth > 0, "--depth", str(negatives.depth), "at least 1")
-    found = f"{negatives.skip_top}, all of --depth {negatives.depth}"
-    require(negatives.skip_top < negatives.depth, "--skip_top", found, "less than that")
     require(output.shard_rows > 0, "--shard_rows", str(output.shard_rows), "at least 1")
     require(inputs.window >= 100, "--window", str(inputs.window), "at least 100 characters")
     unknown = sorted(set(inputs.splits) - {"train", "dev", "test"})
@@ -172,6 +170,14 @@ def _plan(
         require(not inside, f"--output_dir {output.output_dir}", found, "one outside it")
     named += [(find("hub"), Path(name)) for name in inputs.hub]
     bounds = {"min_characters": cleaning.min_characters, "max_characters": cleaning.max_characters}
+    rules = Rules(
+        negatives.num_negatives,
+        negatives.skip_top,
+        negatives.max_ratio,
+        seed=output.seed,
+        near_duplicate_threshold=cleaning.near_duplicate_threshold,
+    )
+    rules.require_depth(negatives.depth)
     return Plan(
         inputs=named,
         output_dir=Path(output.output_dir),
@@ -182,13 +188,7 @@ def _plan(
         cleaning=bounds | {"near_duplicate_threshold": cleaning.near_duplicate_threshold},
         shard_rows=output.shard_rows,
         negatives=negatives.negatives,
-        rules=Rules(
-            negatives.num_negatives,
-            negatives.skip_top,
-            negatives.max_ratio,
-            seed=output.seed,
-            near_duplicate_threshold=cleaning.near_duplicate_threshold,
-        ),
+        rules=rules,
         depth=negatives.depth,
         seed=output.seed,
     )

@@ -50,33 +50,33 @@ def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) 
     if not folder.is_dir():
         wanted = "a BEIR folder, demo or an mteb task" + nearest_beside(folder, KOREAN)
         raise TaskError(f"task {path}", "no such folder", wanted)
-    qrels = [_qrels(folder, split) for split in wanted]  # each with its lines
+    qrels = [_qrels(folder, split) for split in wanted]
     queries = {row["_id"]: row["text"] for row in _rows(_file(folder, "queries.jsonl"))}
     corpus = load_corpus(path)
     name = "demo" if path == "demo" else unicodedata.normalize("NFC", folder.resolve().name)
     return [
-        _split(name, split, queries, corpus, *of_split, folder) for split, of_split in zip(wanted, qrels, strict=True)
+        _split(name, split, queries, corpus, of_split, folder) for split, of_split in zip(wanted, qrels, strict=True)
     ]
 
 
-def _split(name: str, split: str, queries: dict, corpus: dict, qrels: dict, lines: dict, folder: Path) -> Task:
-    found: dict[str, dict[str, int]] = {}
-    for query, answers in qrels.items():
-        for document, grade in answers.items():
-            place = f"{folder}/qrels/{split}.tsv, line {lines[query, document]}"
-            ours, theirs = _known(query, queries), _known(document, corpus)
-            if ours is None:
-                raise TaskError(place, f"query {query!r}", "an _id of queries.jsonl")
-            if theirs is None:
-                raise TaskError(place, f"document {document!r}", "an _id of corpus.jsonl")
-            found.setdefault(ours, {})[theirs] = grade
-    return Task(name, split, {query: queries[query] for query in found}, corpus, found)
+def _split(name: str, split: str, queries: dict, corpus: dict, graded: dict, folder: Path) -> Task:
+    qrels: dict[str, dict[str, int]] = {}
+    for (query, document), (grade, number) in graded.items():
+        if grade > 0:
+            place = (f"{folder}/qrels/{split}.tsv", number)
+            query = _known(query, queries, *place, "query", "queries.jsonl")
+            qrels.setdefault(query, {})[_known(document, corpus, *place, "document", "corpus.jsonl")] = grade
+    return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
 
 
-def _known(name: str, texts: dict[str, str]) -> str | None:
-    """An id as a file of texts writes it, its Hangul whole (NFC) or in parts (NFD); None where it is not there."""
-    ways = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    return next((way for way in ways if way in texts), None)
+def _known(name: str, texts: dict[str, str], file: str, number: int, what: str, where: str) -> str:
+    """An id of qrels as the file of texts writes it, its Hangul whole (NFC) or in parts (NFD)."""
+    if name in texts:
+        return name
+    ways = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    if (found := next((way for way in ways if way in texts), None)) is None:
+        raise TaskError(f"{file}, line {number}", f"{what} {name!r}", f"an _id of {where}")
+    return found
 
 
 def load_corpus(path: str) -> dict[str, str]:
@@ -155,8 +155,8 @@ def _rows(file: Path) -> Iterator[dict]:
         raise TaskError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
 
 
-def _qrels(folder: Path, split: str) -> tuple[dict[str, dict[str, int]], dict[tuple[str, str], int]]:
-    """Grades above 0 by query and document, and the line that each stands in."""
+def _qrels(folder: Path, split: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """(query, document) -> grade, and the line that it stands in."""
     file = folder / "qrels" / f"{split}.tsv"
     if not file.is_file():
         there = ", ".join(p.stem for p in sorted((folder / "qrels").glob("*.tsv")))
@@ -165,7 +165,7 @@ def _qrels(folder: Path, split: str) -> tuple[dict[str, dict[str, int]], dict[tu
         raise TaskError(
             f"{folder}", f"no split {split!r} (there are: {there})", f"qrels/{split}.tsv, or a split that is there"
         )
-    grades, places = {}, {}
+    graded: dict[tuple[str, str], tuple[int, int]] = {}
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
@@ -179,17 +179,12 @@ def _qrels(folder: Path, split: str) -> tuple[dict[str, dict[str, int]], dict[tu
                     raise TaskError(
                         f"{file}, line {number}", "\t".join(row)[:60], "query-id, corpus-id and a whole number"
                     )
-                pair = row[0], row[1]
-                if grades.setdefault(pair, int(row[2])) != int(row[2]):
+                grade, first = graded.setdefault((row[0], row[1]), (int(row[2]), number))
+                if grade != int(row[2]):
                     found = f"grade {row[2]} for {row[0]!r} and {row[1]!r}"
-                    raise TaskError(f"{file}, line {number}", found, f"{grades[pair]}, as in line {places[pair]}")
-                places.setdefault(pair, number)
+                    raise TaskError(f"{file}, line {number}", found, f"{grade}, as in line {first}")
         except (UnicodeDecodeError, csv.Error) as error:
             raise TaskError(str(file), f"broken text ({error})", "UTF-8 lines with tabs") from None
-    qrels: dict[str, dict[str, int]] = {}
-    for (query, document), grade in grades.items():
-        if grade > 0:
-            qrels.setdefault(query, {})[document] = grade
-    if not qrels:
+    if not any(grade > 0 for grade, _ in graded.values()):
         raise TaskError(str(file), "no right answers", "at least one line with a score above 0")
-    return qrels, places
+    return graded
