@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import engines  # noqa: E402
 import train_step  # noqa: E402
+import workload  # noqa: E402
 
 from koir import losses  # noqa: E402
 from koir.manifest import ROOT, origin, peak_memory_bytes  # noqa: E402
@@ -59,8 +60,8 @@ def steps(batch: int, count: int) -> dict:
     """Gradient-cached steps over `count` rows, nothing kept: the peaks of the process and the bytes of embeddings."""
     defaults = train_step.parser().parse_args(["--batch", str(count)])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = train_step.make_encoder(defaults, device).train()
-    rows = train_step.read_rows(defaults, encoder.tokenizer)
+    encoder = workload.make_encoder(defaults, device).train()
+    rows = workload.read_rows(defaults, encoder.tokenizer)
     first, started = None, time.perf_counter()
     for start in range(0, count, batch):
         encoder.zero_grad()
