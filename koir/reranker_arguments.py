@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from koir.arguments import EvaluationArguments
 from koir.flags import require
+from koir.mining import Rules
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "kl")
 TAUGHT = ("mse", "kl")  # losses that learn the rows' *_score columns
@@ -69,7 +70,7 @@ class GroupArguments:
         require(length is None or length >= 8, "--train_max_seq_length", str(length), "at least 8 tokens")
         share, ratio = self.random_negatives_until, self.max_ratio
         require(0 <= share <= 1, "--random_negatives_until", str(share), "0 (never) to 1 (always)")
-        require(0 < ratio <= 10, "--max_ratio", str(ratio), "above 0, at most 10 (a share: 0.95 is usual)")
+        Rules(max_ratio=ratio)  # refuses what is no ratio
         own = self.negatives_from == "rows"
         require(not own or ratio == 0.95, "--max_ratio", "--negatives_from rows", "a first stage in --negatives_from")
         require(not own or self.negatives_depth == 50, "--negatives_depth", "--negatives_from rows",

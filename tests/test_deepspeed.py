@@ -63,6 +63,14 @@ def test_a_configuration_that_cannot_be_meant_is_refused_by_its_name(config, fou
         TrainingArguments(output_dir=str(tmp_path), use_cpu=True, deepspeed=str(tmp_path / "zer.json"))
 
 
+def test_a_batch_that_contradicts_the_flags_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("koir.arguments.be_the_only_process", lambda: None)  # later tests are not
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")  # and transformers sets it
+    given = json.dumps({"zero_optimization": {"stage": 2}} | AUTO | {"train_micro_batch_size_per_gpu": 77})
+    with pytest.raises(FlagError, match="--deepspeed: found train_micro_batch_size_per_gpu=77 against the flags' per_"):
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, deepspeed=given)
+
+
 def test_numbers_that_contradict_the_flags_are_refused():
     with pytest.raises(FlagError, match=r"zero.json: found train_batch_size=77 against the flags' batch=64; expected"):
         require_agreement("zero.json", ["- ds train_batch_size=77 vs hf batch=64"])

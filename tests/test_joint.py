@@ -524,6 +524,12 @@ def test_a_pipeline_with_a_wrong_value_is_refused(wrong, tmp_path):
         read_pipeline(str(file))
 
 
+def test_a_key_that_no_pipeline_has_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"first_stage": "bm25", "dept": 3}')
+    with pytest.raises(FlagError, match=r"run.json, dept: found an unknown key; .* did you mean depth\?"):
+        read_pipeline(str(tmp_path / "run.json"))
+
+
 def test_a_pipeline_that_is_not_there_is_said_with_the_nearest_name(tmp_path):
     (tmp_path / "pipeline.json").touch()
     with pytest.raises(FlagError, match="found no such file; expected a .*; did you mean pipeline.json?"):

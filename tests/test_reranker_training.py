@@ -371,7 +371,10 @@ def test_the_command_goes_from_rows_to_a_table(trainer, tmp_path, capsys):
     ("flags", "said"),
     [
         (["--eval_tasks", "demo", "--first_stage", "bm52"], "--first_stage bm52: found an unknown first stage"),
-        (["--negatives_from", "bm52"], "--negatives_from bm52: found an unknown first stage"),
+        (
+            ["--negatives_from", "bm52"],
+            "--negatives_from bm52: found an unknown first stage; expected rows, bm25",
+        ),
     ],
 )
 def test_what_would_fail_at_the_end_is_refused_before_training(flags, said, trainer, tmp_path, capsys):

@@ -325,6 +325,13 @@ def test_embeddings_refuse_what_cannot_be(client, body):
     assert client.post("/v1/embeddings", json=body).status_code == 422
 
 
+@pytest.mark.parametrize("given", [[], None, ["a", 1], 5])
+def test_an_input_of_no_kind_is_told_which_there_are(client, given):
+    answer = client.post("/v1/embeddings", json={"input": given}).json()["error"]
+    assert answer["message"] == "input: expected a text, texts, or token ids, at least one"
+    assert answer["param"] == "input"
+
+
 def test_a_body_beyond_the_limit_gets_413(client):
     answer = client.post("/v1/rerank", json={"query": "q", "documents": ["x" * 2**20] * 5})
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"

@@ -185,8 +185,9 @@ GOLDEN = {
     ),
     "exobrain-mrc": (
         {"etri_mrc/train.json": squad((BUS, {"id": "q1", "question": "대상은 누구인가?", "answers": [{"text": "70세"}]},
-                                       {"id": "q2", "question": "어디인가?", "answers": [{"text": "부산"}]}))},
-        [mrc_row("exobrain-mrc")],
+                                       {"id": "q2", "question": "어디인가?", "answers": [{"text": "부산"}]},
+                                       {"id": "q3", "question": "몇 살인가?", "answers": "70세"}))},
+        [mrc_row("exobrain-mrc"), mrc_row("exobrain-mrc") | {"id": "q3", "query": "몇 살인가?"}],
         {"the answer is not at its offset": 1},
     ),
     "exobrain-evidence": (

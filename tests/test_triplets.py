@@ -144,6 +144,12 @@ MISNAMED = {
     "text as parquet": ("rows.parquet", PLAIN, "found plain data; expected a Parquet file"),
     "zip as jsonl": ("rows.jsonl", b"PK\x03\x04" + PLAIN, "found a zip file; expected plain data"),
     "unknown ending": ("rows.csv", PLAIN, "found an unknown ending; expected a name that ends in .jsonl, .jsonl.gz"),
+    "a table": (
+        "rows.xlsx",
+        PLAIN,
+        "found an unknown ending; expected a name that ends in .jsonl, .jsonl.gz or .parquet; "
+        "prepare_data.py --source csv=",
+    ),
     "no ending": ("rows", PLAIN, "found an unknown ending; expected a name that ends in"),
     "cut parquet": ("rows.parquet", b"PAR1" + PLAIN, "found unreadable data ("),
 }
@@ -403,3 +409,8 @@ def test_the_ending_is_checked_even_when_the_content_is_cached(rows):
     rows(GOOD)
     with pytest.raises(RowError, match="found plain data; expected a gzip file"):
         rows(name="again.jsonl.gz", raw=(json.dumps(GOOD, ensure_ascii=False) + "\n").encode())
+
+
+def test_rows_with_other_fields_are_told_what_they_have():
+    with pytest.raises(RowError, match="^x: found the fields 질문, 답; expected query and document$"):
+        check_row({"질문": "연차는?", "답": "열닷새"}, "x")
