@@ -12,7 +12,6 @@ from koir.flags import parse, require  # first: koir says what is not installed
 # isort: split
 import torch
 
-from koir.bfloat16 import or_float32
 from koir.errors import RunError, exit_on_user_error
 from koir.evaluation import report, reproduction
 from koir.evaluation.arguments import EvaluateArguments, TaskArguments, check, share
@@ -23,6 +22,7 @@ from koir.evaluation.pipeline import read_pipeline
 from koir.evaluation.results import file_stem
 from koir.evaluation.tasks import Task, load_task, splits
 from koir.gather import leave_processes, rank
+from koir.kernels.bfloat16 import or_float32
 from koir.manifest import check_outputs, model_folder, newest_run, origin, read_run, write_json, write_text
 from koir.retrieval.stages import join_processes, kind_and_path
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from subjects import ROOT, SUBJECTS, Subject, attempt, undisturbed
 
-from koir.run_folder import complete
+from koir.runs.folder import complete
 
 TAKEN = []  # by `starve`
 

@@ -30,7 +30,7 @@ def throughput(folder: Path, seconds: float, infinity: str | None) -> dict:
     """pairs/s at 32 connections of 10 documents: each server against the plain loop just before it, in turns."""
     import torch
 
-    from koir.bfloat16 import has_bfloat16
+    from koir.kernels.bfloat16 import has_bfloat16
 
     kinds = ["float32", *["bfloat16"] * has_bfloat16(torch.device("cpu")), *["infinity"] * bool(infinity)]
     found: dict[str, list[float]] = {"plain": []} | {kind: [] for kind in kinds}

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked processes must not meet its threads
 os.environ["OMP_NUM_THREADS"] = "1"  # nor torch's; one thread also makes sums the same every time
 
-from koir.run_folder import complete  # noqa: E402
+from koir.runs.folder import complete  # noqa: E402
 
 TIMES = re.compile(r"(seconds|time|milliseconds|per_second|memory|wall|pairs_s|_ms$)")
 TINY = ["--num_hidden_layers", "1", "--max_seq_length", "16", "--max_steps", "18", "--save_steps", "2"]

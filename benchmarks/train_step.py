@@ -37,11 +37,11 @@ from engines import (  # noqa: E402
 from utilisation import matmul_peak, step_operations  # noqa: E402
 from workload import make_encoder, read_rows  # noqa: E402
 
-from koir.bfloat16 import has_bfloat16  # noqa: E402
 from koir.budget import bytes_per_token, chunk_budget, keep_budget, memory_for_training  # noqa: E402
-from koir.compiled import compile_layers  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.flags import require  # noqa: E402
+from koir.kernels.bfloat16 import has_bfloat16  # noqa: E402
+from koir.kernels.compiled import compile_layers  # noqa: E402
 from koir.lanes import pays  # noqa: E402
 from koir.manifest import origin  # noqa: E402
 

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from koir.products import by_onednn
+from koir.kernels.products import by_onednn
 
 FORWARD, BACKWARD = 2, 4  # floating-point operations for each weight and token
 

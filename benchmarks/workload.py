@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.encoder import Encoder  # noqa: E402
 from koir.flags import require  # noqa: E402
-from koir.products import keep_few_compiled  # noqa: E402
+from koir.kernels.products import keep_few_compiled  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS, tokenise  # noqa: E402
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir.bfloat16 import or_float32
 from koir.flags import require
+from koir.kernels.bfloat16 import or_float32
 from koir.zero import be_the_only_process, require_agreement, require_configuration
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from koir import products, unpadded
 from koir.bars import progress_bar
-from koir.bfloat16 import has_bfloat16
-from koir.dropout import by_bits
 from koir.errors import ModelError
-from koir.inference import Inference, half_linears, same_layers
+from koir.kernels import products, unpadded
+from koir.kernels.bfloat16 import has_bfloat16
+from koir.kernels.dropout import by_bits
+from koir.kernels.inference import Inference, half_linears, same_layers
+from koir.kernels.lookup import by_rows
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
-from koir.lookup import by_rows
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import BLOCK, CPU_CHUNK, DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from koir.dropout import OtherMasks, draw_seed, drawn_seeds, given_seeds
+from koir.kernels.dropout import OtherMasks, draw_seed, drawn_seeds, given_seeds
 from koir.lanes import Twin, side_by_side
 
 CHANGED = 16  # bytes of a random state: more than its counters have
@@ -67,9 +67,9 @@ class GradientCache:
     keep_tokens: the graphs of the first chunks, up to so many padded tokens, stay in memory and are not run again.
     one_code: make the first pass's graphs too and drop them, for an encode that is compiled: with and without gradients
     it is other code, which may draw other dropout masks.
-    twin: chunks run two at a time, where koir/dropout.py draws all that is random: the same masks, and the same sums
-    but for their order. Then encode and backward are called in two threads, and in the second as encode(chunk, twin's
-    model).
+    twin: chunks run two at a time, where koir/kernels/dropout.py draws all that is random: the same masks, and the same
+    sums but for their order. Then encode and backward are called in two threads, and in the second as encode(chunk,
+    twin's model).
 
     The steps are `embed`, `loss_gradients`, `replay`; `__call__` does them in turn. Gradients are added to the
     parameters' `.grad`; stepping the optimizer and averaging over processes is left to the caller.

@@ -12,14 +12,14 @@ from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task
 from koir.gather import sum_over_processes, world_size
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
-from koir.interruptions import broken_loss
 from koir.losses import kl_divergence, picked
 from koir.mining import Statistics
 from koir.ranking_losses import POINTWISE, cross_entropy
 from koir.reranker import Reranker
 from koir.reranker_arguments import TAUGHT
 from koir.retrieval.stages import first_stage
-from koir.trainer import RunTrainer
+from koir.runs.interruptions import broken_loss
+from koir.runs.trainer import RunTrainer
 from koir.triplets import Triplets
 
 

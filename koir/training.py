@@ -15,10 +15,10 @@ from koir.errors import ModelError, RunError
 from koir.evaluation import pipeline
 from koir.flags import require
 from koir.gather import sum_over_processes, world_size
-from koir.interruptions import broken_loss, refuse_broken
 from koir.retrieval import stages
+from koir.runs.interruptions import broken_loss, refuse_broken
+from koir.runs.trainer import RunTrainer
 from koir.sampling import OneSourceBatches, RandomOrder
-from koir.trainer import RunTrainer
 from koir.triplets import Triplets
 
 

@@ -8,9 +8,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from koir.arguments import CacheArguments
 from koir.errors import exit_on_user_error
 from koir.ranking_losses import POINTWISE
-from koir.reranker_runs import RERANKER
 from koir.reranker_training import RerankerTrainer
-from koir.runs import run
+from koir.runs.command import run
+from koir.runs.rerankers import RERANKER
 
 
 class ChunkedTrainer(RerankerTrainer):

@@ -24,12 +24,12 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoConfig, AutoTokenizer  # noqa: E402
 
+from koir.corpus.shards import read_rows, write_rows  # noqa: E402
 from koir.demo import bag, matcher, rows  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.loading import share_weights  # noqa: E402
 from koir.manifest import DEMO, origin, write_json, written_aside  # noqa: E402
-from koir.shards import read_rows, write_rows  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 SPECIAL = 5  # the first pieces of the vocabulary are special tokens

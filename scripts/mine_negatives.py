@@ -29,14 +29,14 @@ from koir.flags import parse  # first: koir says what is not installed
 import torch
 
 from koir.bars import progress_bar
+from koir.corpus.negatives import Negatives
+from koir.corpus.shards import write_rows
 from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.tasks import load_corpus
 from koir.manifest import check_outputs, model_folder, origin, write_json
 from koir.mining import Rules, Statistics
-from koir.negatives import Negatives
 from koir.reranker import load_reranker
 from koir.retrieval.stages import corpus_fingerprint
-from koir.shards import write_rows
 from koir.triplets import Triplets, load_triplets, report
 
 MARGIN = 1.0  # logits: the positive is e times likelier by the reranker's odds

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.corpus_report import families_table, sources_table, write_report
+from koir.corpus.preparation import Plan, finish, options, prepare
+from koir.corpus.report import families_table, sources_table, write_report
 from koir.errors import exit_on_user_error
 from koir.flags import parse, require
 from koir.manifest import alone, check_outputs, origin, peak_memory_bytes, write_json
 from koir.mining import Rules
-from koir.preparation import Plan, finish, options, prepare
 from koir.sources.general import UNREAD
 from koir.sources.registry import KOE5, find, listing
 from koir.sources.tally import WINDOW

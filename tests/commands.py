@@ -20,7 +20,7 @@ from served import free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-IMPORTS = ["koir.encoder_runs", "koir.reranker_runs", "koir.evaluation.joint", "koir.mining"]
+IMPORTS = ["koir.runs.encoders", "koir.runs.rerankers", "koir.evaluation.joint", "koir.mining"]
 
 
 @functools.cache

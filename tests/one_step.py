@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 from koir import lora  # noqa: E402
 from koir.arguments import CacheArguments, ChunkArguments, DataArguments, LossArguments, TrainingArguments  # noqa: E402
-from koir.compiled import compile_layers  # noqa: E402
 from koir.encoder import Encoder  # noqa: E402
 from koir.errors import end_one_of_several  # noqa: E402
 from koir.gather import leave_processes, rank  # noqa: E402
+from koir.kernels.compiled import compile_layers  # noqa: E402
 from koir.manifest import DEMO  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 from koir.triplets import load_triplets  # noqa: E402

@@ -8,7 +8,7 @@ import yaml
 from one_step import trainer_module
 from transformers import TrainingArguments as HfTrainingArguments
 
-from koir import arguments, run_checks, run_folder, runs
+from koir import arguments
 from koir.arguments import (
     CacheArguments,
     ChunkArguments,
@@ -18,9 +18,12 @@ from koir.arguments import (
     ModelArguments,
     TrainingArguments,
 )
-from koir.averaging import WeightArguments
 from koir.errors import FlagError
 from koir.flags import EVERYDAY, FORMER, NOT_OURS, REASONS, parse
+from koir.runs import checks
+from koir.runs import command as run_command
+from koir.runs.averaging import WeightArguments
+from koir.runs.folder import run_folder, write_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
@@ -36,7 +39,7 @@ RECIPES = sorted(ROOT.glob("v1/recipes/*.yaml")) + sorted(ROOT.glob("v1.1/recipe
 
 
 def parsed(*argv):
-    """Every group by name, as runs.run has them, and the recipe."""
+    """Every group by name, as a run has them, and the recipe."""
     *instances, recipe = parse(list(KINDS.values()), list(argv))
     return dict(zip(KINDS, instances, strict=True)) | {"recipe": recipe}
 
@@ -314,7 +317,7 @@ def command(monkeypatch):
             seen.append(parse(*args))
             raise Enough
 
-        monkeypatch.setattr(runs, "parse", parse_and_stop)
+        monkeypatch.setattr(run_command, "parse", parse_and_stop)
         monkeypatch.setattr(arguments, "be_the_only_process", lambda: None)  # later tests are not
         with contextlib.suppress(Enough):
             trainer_module(version).main(argv)
@@ -333,7 +336,7 @@ def test_a_shipped_recipe_parses(file, command):
     for key in ("model_name_or_path", "train_data", "per_device_train_batch_size", "temperature"):
         assert values[key] == keys[key]
     named = {name: group for name, group in zip(KINDS, groups, strict=False)}
-    run_checks.check(named)
+    checks.check(named)
 
 
 def test_each_version_has_its_demo_recipe():
@@ -359,7 +362,7 @@ def test_the_recipe_a_run_writes_repeats_the_run(tmp_path):
     groups = parsed("--train_data", "가.jsonl", "나.jsonl", "--temperature", "0.07", "--learning_rate", "3e-4",
                     "--eval_tasks", "demo", "--eval_steps", "7", "--query_prompt", "질의: ", "--max_steps", "9",
                     "--output_dir", str(tmp_path))  # fmt: skip
-    run_folder.write_recipe(tmp_path, {name: groups[name] for name in KINDS} | {"dev_tasks": []})
+    write_recipe(tmp_path, {name: groups[name] for name in KINDS} | {"dev_tasks": []})
     text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
     assert "query_prompt: '질의: '" in text
     again = parsed(str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path))
@@ -419,7 +422,7 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize(("argv", "said"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_a_contradiction_is_refused(argv, said):
     with pytest.raises(FlagError) as caught:
-        run_checks.check(parsed(*argv))
+        checks.check(parsed(*argv))
     assert str(caught.value).startswith(said)
 
 
@@ -428,7 +431,7 @@ def test_nothing_to_learn_from_is_refused(nothing):
     groups = parsed()
     groups["data"].train_data = nothing
     with pytest.raises(FlagError, match="--train_data: found nothing; expected at least one file, hub name or demo"):
-        run_checks.check(groups)
+        checks.check(groups)
 
 
 @pytest.mark.parametrize(
@@ -437,12 +440,12 @@ def test_nothing_to_learn_from_is_refused(nothing):
     ids=" ".join,
 )
 def test_what_goes_together_is_let_through(argv):
-    run_checks.check(parsed(*argv))
+    checks.check(parsed(*argv))
 
 
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(FlagError):
-        run_checks.check(parsed("--per_device_train_batch_size", "0"))
+        checks.check(parsed("--per_device_train_batch_size", "0"))
 
 
 def test_what_the_trainer_refuses_is_a_flag_error():
@@ -453,7 +456,7 @@ def test_what_the_trainer_refuses_is_a_flag_error():
 def test_without_output_dir_a_run_goes_under_outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KOIR_STARTED", "20260101-000000")
-    folder, checkpoint = run_folder.run_folder(parsed()["training"], "v1.1-demo")
+    folder, checkpoint = run_folder(parsed()["training"], "v1.1-demo")
     assert (folder, checkpoint) == ("outputs/v1.1-demo-20260101-000000", None)
 
 

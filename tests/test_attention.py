@@ -7,8 +7,8 @@ import torch
 from one_step import tiny_encoder
 from torch import nn
 
-from koir import attention, products, unpadded
-from koir.dropout import BLOCK, blocks, by_bits, draw_seed, kept, share_kept
+from koir.kernels import attention, products, unpadded
+from koir.kernels.dropout import BLOCK, blocks, by_bits, draw_seed, kept, share_kept
 from koir.tokens import pad
 
 

@@ -5,17 +5,17 @@ import torch
 from one_step import tiny_encoder, trainer_class, trainer_module
 from test_reranker import tiny_reranker
 
-from koir import runs
 from koir.arguments import CacheArguments
-from koir.averaging import WeightArguments
 from koir.encoder import load_encoder
-from koir.encoder_runs import ENCODER
 from koir.errors import FlagError
 from koir.reranker import load_reranker
+from koir.runs import command
+from koir.runs.averaging import WeightArguments
+from koir.runs.encoders import ENCODER
 
 
 def encoder_run(words):
-    return runs.run(trainer_class("v1.1"), "v1.1", "", ENCODER, words, CacheArguments)
+    return command.run(trainer_class("v1.1"), "v1.1", "", ENCODER, words, CacheArguments)
 
 
 @pytest.mark.parametrize(

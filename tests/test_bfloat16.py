@@ -10,7 +10,7 @@ from test_reranker import KINDS, PAIRS, tiny_reranker
 
 import evaluate
 from koir.arguments import TrainingArguments
-from koir.bfloat16 import or_float32
+from koir.kernels.bfloat16 import or_float32
 from koir.serving.loading import Loader, ServedArguments
 
 CPU = torch.device("cpu")

@@ -7,9 +7,10 @@ import torch
 from commands import saved_by
 from one_step import gradients, tiny_encoder
 
-from koir import dropout, gather, unpadded
-from koir.compiled import compile_layers
+from koir import gather
 from koir.gradcache import GradientCache, RandomStates
+from koir.kernels import dropout, unpadded
+from koir.kernels.compiled import compile_layers
 from koir.losses import info_nce
 from koir.tokens import pad
 

@@ -17,15 +17,15 @@ from transformers import TrainerControl, TrainerState
 from koir.arguments import LossArguments
 from koir.contrast import Contrast, NotFinite
 from koir.errors import RunError, refused_by_machine
-from koir.interruptions import (
+from koir.manifest import alone
+from koir.reranker_training import RerankerTrainer
+from koir.runs.interruptions import (
     StopOnBrokenGradient,
     StopOnSignal,
     refuse_broken,
     refuse_broken_gradient,
     smaller_budget,
 )
-from koir.manifest import alone
-from koir.reranker_training import RerankerTrainer
 from koir.tokens import pad
 from koir.training import EmbeddingTrainer
 
@@ -58,8 +58,8 @@ def test_a_signal_that_comes_while_processes_ask_each_other_stops_them_at_the_ne
         if len(asked) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("koir.interruptions.world_size", lambda: 2)
-    monkeypatch.setattr("koir.interruptions.dist.all_reduce", all_reduce)
+    monkeypatch.setattr("koir.runs.interruptions.world_size", lambda: 2)
+    monkeypatch.setattr("koir.runs.interruptions.dist.all_reduce", all_reduce)
     for stopped in (False, True):
         control = TrainerControl()
         stop.on_step_end(SimpleNamespace(device="cpu"), TrainerState(), control)

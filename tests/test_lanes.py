@@ -10,8 +10,9 @@ from commands import saved_by
 from one_step import gradients, tiny_encoder
 from test_gradients import assert_equal
 
-from koir import dropout, lanes, lora
+from koir import lanes, lora
 from koir.gradcache import GradientCache
+from koir.kernels import dropout
 from koir.lanes import Twin, side_by_side
 from koir.tokens import pad
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from one_step import tiny_encoder
 
-from koir.run_folder import complete
+from koir.runs.folder import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from koir.lookup import by_rows
+from koir.kernels.lookup import by_rows
 
 
 @pytest.mark.parametrize("padding", [None, 1])

@@ -8,11 +8,12 @@ from one_step import gradients, tiny_encoder, trainer_class
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from koir import lora, runs
+from koir import lora
 from koir.arguments import CacheArguments
 from koir.encoder import load_encoder
-from koir.encoder_runs import ENCODER
 from koir.errors import ModelError, RunError
+from koir.runs import command
+from koir.runs.encoders import ENCODER
 
 
 def assert_all_equal(found, expected):
@@ -78,7 +79,7 @@ def test_a_run_with_every_option_is_resumed_to_the_same_weights(tmp_path, teache
 
     def train(folder, *more, rank=("--lora_rank", 2)):
         words = [*flags, *rank, "--output_dir", folder, *more]
-        runs.run(trainer_class("v1.1"), "v1.1", "", ENCODER, [str(word) for word in words], CacheArguments)
+        command.run(trainer_class("v1.1"), "v1.1", "", ENCODER, [str(word) for word in words], CacheArguments)
         return load_file(folder / "model" / "model.safetensors")
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -12,9 +12,9 @@ import commands
 import datasets
 import pytest
 
-from koir import corpus_report, preparation
+from koir.corpus import preparation, report
+from koir.corpus.preparation import content_key
 from koir.manifest import DEMO, alone
-from koir.preparation import content_key
 from koir.sources import general
 from koir.triplets import load_triplets
 
@@ -71,7 +71,7 @@ def test_a_folder_of_rows_its_reports_and_who_reads_it(given, tmp_path):
     assert {f["family"]: f["rows"] for f in content["families"]}["General"] == 6
     assert content["families"][-1] == {
         "family": "all of KoE5's", "rows": 0, "koe5": 723_428, "difference": -723_428}  # fmt: skip
-    report = (out / "report.md").read_text(encoding="utf-8")
+    written = (out / "report.md").read_text(encoding="utf-8")
     for part in (
         "Rows beside KoE5's",
         "What was dropped",
@@ -80,7 +80,7 @@ def test_a_folder_of_rows_its_reports_and_who_reads_it(given, tmp_path):
         "lengths.svg",
         "as you got it",
     ):
-        assert part in report
+        assert part in written
     ElementTree.parse(out / "lengths.svg")
     facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert facts["fingerprint"] == content["fingerprint"] and facts["wall_seconds"] > 0
@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_goes_on(at, given, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_rows", dying)
         if at == "report":
-            patch.setattr(corpus_report, "measure", lambda *_: 1 / 0)
+            patch.setattr(report, "measure", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(*words)
     assert not (out / "run.json").exists()
@@ -204,7 +204,7 @@ def test_a_source_that_changed_is_read_again_and_one_that_did_not_is_not(given, 
 def test_what_an_unfinished_other_plan_left_is_removed(given, tmp_path, monkeypatch):
     out = tmp_path / "rows"
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_report, "measure", lambda *_: 1 / 0)
+        patch.setattr(report, "measure", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("--source", *given, "--output_dir", out, "--shard_rows", 1)
     content, _ = run("--source", given[0], "--output_dir", out)

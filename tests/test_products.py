@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from koir import products
+from koir.kernels import products
 
 
 @pytest.fixture

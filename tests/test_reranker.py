@@ -10,8 +10,8 @@ from one_step import tiny_encoder
 from toy import HAS_BFLOAT16, needs_bfloat16
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from koir import inference
 from koir.errors import ModelError
+from koir.kernels import inference
 from koir.reranker import load_reranker
 from koir.tokens import tokenise_pairs
 

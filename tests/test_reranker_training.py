@@ -27,8 +27,8 @@ from koir.reranker_arguments import (
     RerankingArguments,
     check_together,
 )
-from koir.reranker_runs import _report, _scored
 from koir.retrieval.stages import first_stage
+from koir.runs.rerankers import _report, _scored
 from koir.triplets import load_triplets, text_hash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -406,8 +406,8 @@ def test_a_tuned_reranker_below_base_and_first_stage_is_said_to_be(capsys):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "reranker" / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_shipped_recipe_parses(recipe):
-    from koir.reranker_runs import RERANKER
-    from koir.runs import _parsed
+    from koir.runs.command import _parsed
+    from koir.runs.rerankers import RERANKER
 
     groups, _ = _parsed([str(recipe), "--fp16", "false", "--bf16", "false"], "", RERANKER, CacheArguments)
     check_together(groups)

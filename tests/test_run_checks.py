@@ -7,7 +7,7 @@ import pytest
 from koir.arguments import EvaluationArguments
 from koir.errors import FlagError, TaskError
 from koir.manifest import DEMO
-from koir.run_checks import read_tasks
+from koir.runs.checks import read_tasks
 
 
 def test_tasks_of_one_name_are_refused(tmp_path):

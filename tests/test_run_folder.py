@@ -7,7 +7,7 @@ import pytest
 
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
-from koir.run_folder import complete, keep_lines, run_folder
+from koir.runs.folder import complete, keep_lines, run_folder
 
 
 def checkpoint(folder, step, state='{"global_step": 1}', ranks=()):

@@ -14,18 +14,19 @@ from one_step import tiny_encoder, trainer_class, trainer_module
 from test_reranker import tiny_reranker
 from transformers import TrainerState
 
-from koir import encoder_runs, runs, tokens
+from koir import tokens
 from koir.arguments import CacheArguments, EvaluationArguments, ModelArguments, TrainingArguments
 from koir.encoder import load_encoder
-from koir.encoder_runs import ENCODER
 from koir.errors import RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.flags import parse
-from koir.progress import Progress
-from koir.reranker_runs import RERANKER
 from koir.retrieval.stages import in_memory
-from koir.run_folder import complete
+from koir.runs import command, encoders
+from koir.runs.encoders import ENCODER
+from koir.runs.folder import complete
+from koir.runs.progress import Progress
+from koir.runs.rerankers import RERANKER
 from koir.triplets import load_triplets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +39,7 @@ def base(tmp_path_factory):
     return folder
 
 
-def command(version, base, folder, *more):
+def as_typed(version, base, folder, *more):
     flags = ["--model_name_or_path", base, "--train_data", "demo", "--output_dir", folder, "--max_seq_length", "32"]
     flags += ["--per_device_train_batch_size", "70", "--save_steps", "4", "--learning_rate", "1e-3", *more]
     return [ROOT / version / "train.py", *map(str, flags)]
@@ -46,17 +47,17 @@ def command(version, base, folder, *more):
 
 @pytest.mark.parametrize("version", ["v1", "v1.1"])
 def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
-    undisturbed = run(*command(version, base, tmp_path / "whole"))
+    undisturbed = run(*as_typed(version, base, tmp_path / "whole"))
     assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
-    process, deadline = start(*command(version, base, tmp_path / "cut")), time.monotonic() + 120
+    process, deadline = start(*as_typed(version, base, tmp_path / "cut")), time.monotonic() + 120
     while not any(map(complete, (tmp_path / "cut").glob("checkpoints/*"))) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.join()
     assert not (tmp_path / "cut" / "run.json").exists()
     with pytest.raises(RunError, match="--resume_from_checkpoint last"):
-        runs.run(trainer_class(version), version, "", ENCODER, command(version, base, tmp_path / "cut")[1:])
-    resumed = run(*command(version, base, tmp_path / "cut", "--resume_from_checkpoint", "last"))
+        command.run(trainer_class(version), version, "", ENCODER, as_typed(version, base, tmp_path / "cut")[1:])
+    resumed = run(*as_typed(version, base, tmp_path / "cut", "--resume_from_checkpoint", "last"))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
@@ -67,7 +68,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
 
 def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     done = run(
-        *command("v1.1", base, tmp_path / "run", "--eval_tasks", "demo", "--eval_steps", "6", "--max_steps", "6")
+        *as_typed("v1.1", base, tmp_path / "run", "--eval_tasks", "demo", "--eval_steps", "6", "--max_steps", "6")
     )
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "run"
@@ -82,7 +83,7 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     assert [line["step"] for line in lines if "demo/ndcg_at_10" in line] == [0, 6]
     of_base = evaluate_first_stage(in_memory(load_encoder(str(base), max_seq_length=32)), load_task("demo", "dev"), "")
     assert lines[0]["demo/ndcg_at_10"] == of_base.content["scores"]["dev"][0]["ndcg_at_10"]
-    again = run(*command("v1.1", base, folder))
+    again = run(*as_typed("v1.1", base, folder))
     assert again.returncode == 2 and "never overwritten" in again.stderr and "Traceback" not in again.stderr
     repeated = run(ROOT / "v1.1/train.py", folder / "recipe.yaml", "--output_dir", tmp_path / "again")
     assert repeated.returncode == 0, repeated.stderr[-2000:]
@@ -104,7 +105,7 @@ def test_wandb_works_offline_when_named_and_no_secret_is_written_anywhere(base, 
         name: f"secret{number}" * 6 for number, name in enumerate(("HF_TOKEN", "MILVUS_TOKEN", "OPENAI_API_KEY"))
     }
     secrets["WANDB_API_KEY"] = "5ec4e7" * 7
-    words = command("v1", base, tmp_path / "run", "--report_to", "wandb", "--max_steps", "1")
+    words = as_typed("v1", base, tmp_path / "run", "--report_to", "wandb", "--max_steps", "1")
     done = run(*words, env=offline | secrets)
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(tmp_path.glob("wandb/offline-run-*"))
@@ -151,7 +152,7 @@ def test_a_users_mistake_is_one_line_and_status_2(base, tmp_path, capsys, monkey
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     main = exit_on_user_error(
-        lambda: runs.run(trainer_class("v1"), "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
+        lambda: command.run(trainer_class("v1"), "v1", "", ENCODER, as_typed("v1", base, tmp_path / "run", *flags)[1:])
     )
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -168,9 +169,9 @@ def test_queries_of_a_task_among_the_rows_are_warned_of_and_so_are_negatives_tha
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    words = command("v1", base, tmp_path / "run", "--train_data", file, "--eval_tasks", "demo", "--max_steps", "1",
+    words = as_typed("v1", base, tmp_path / "run", "--train_data", file, "--eval_tasks", "demo", "--max_steps", "1",
                     "--max_hard_negatives", "1")[1:]  # fmt: skip
-    runs.run(trainer_class("v1"), "v1", "", ENCODER, words)
+    command.run(trainer_class("v1"), "v1", "", ENCODER, words)
     said = capsys.readouterr().err
     assert "note:    4 of the rows' 8 hard negatives are not used, as --max_hard_negatives 1 says" in said
     assert "WARNING: 3 of the 200 queries of demo, test are among the rows: its scores will say too much" in said
@@ -191,7 +192,7 @@ def test_ctrl_c_says_how_to_resume_once_there_is_a_checkpoint(base, tmp_path, mo
     for last, there in ((1, False), (5, True)):
         folder = tmp_path / f"run{last}"
         with pytest.raises(KeyboardInterrupt):
-            runs.run(trainer, "v1", "", ENCODER, command("v1", base, folder)[1:])
+            command.run(trainer, "v1", "", ENCODER, as_typed("v1", base, folder)[1:])
         said = f"\nresume with --output_dir {folder} --resume_from_checkpoint last\n"
         assert (said in capsys.readouterr().err) == there
 
@@ -199,8 +200,8 @@ def test_ctrl_c_says_how_to_resume_once_there_is_a_checkpoint(base, tmp_path, mo
 def test_activation_checkpointing_lets_the_automatic_budget_keep_more(base, tmp_path):
     kept = []
     for more in ([], ["--activation_checkpointing", "true"]):
-        words = command("v1.1", base, tmp_path / f"run{len(kept)}", "--max_steps", "1", *more)[1:]
-        folder = runs.run(trainer_class("v1.1"), "v1.1", "", ENCODER, words, CacheArguments)
+        words = as_typed("v1.1", base, tmp_path / f"run{len(kept)}", "--max_steps", "1", *more)[1:]
+        folder = command.run(trainer_class("v1.1"), "v1.1", "", ENCODER, words, CacheArguments)
         kept.append(yaml.safe_load((folder / "recipe.yaml").read_text())["cache_keep_tokens"])
     assert kept[1] > 2 * kept[0]
 
@@ -210,31 +211,31 @@ def test_a_plateau_is_one_of_scores_that_rise(base, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_class, "dev_scores", lambda self: {"demo/ndcg_at_10": next(found)})
     flags = ["--eval_tasks", "demo", "--eval_steps", "1", "--max_steps", "5", "--warmup_steps", "0"]
     flags += ["--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"patience": 0}']
-    runs.run(trainer_class, "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
+    command.run(trainer_class, "v1", "", ENCODER, as_typed("v1", base, tmp_path / "run", *flags)[1:])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert rates[:4] == [1e-3] * 4 and rates[4] < 1e-3
 
 
 def test_a_model_with_code_of_its_own_is_read_again_when_it_is_tuned(base, tmp_path, monkeypatch):
-    told, load = [], encoder_runs.load_encoder
+    told, load = [], encoders.load_encoder
 
     def loaded(path, *rest, trust_remote_code=False, **more):
         told.append((Path(path).name, trust_remote_code))
         return load(path, *rest, trust_remote_code=trust_remote_code, **more)
 
-    monkeypatch.setattr(encoder_runs, "load_encoder", loaded)
+    monkeypatch.setattr(encoders, "load_encoder", loaded)
     monkeypatch.setattr("koir.training.load_encoder", loaded)
     kind = dataclasses.replace(ENCODER, saved=loaded)
     flags = ["--trust_remote_code", "true", "--tuned_share", "0.5", "--eval_tasks", "demo", "--max_steps", "1"]
     flags += ["--guide_model_name_or_path", base]
-    runs.run(trainer_class("v1"), "v1", "", kind, command("v1", base, tmp_path / "run", *flags)[1:])
+    command.run(trainer_class("v1"), "v1", "", kind, as_typed("v1", base, tmp_path / "run", *flags)[1:])
     assert len(told) >= 5 and all(trusted for _, trusted in told)
 
 
 def test_without_a_bar_scores_and_warnings_are_lines(base, tmp_path, capsys):
     flags = ["--disable_tqdm", "true", "--max_steps", "1", "--eval_steps", "1", "--eval_tasks", "demo"]
-    runs.run(trainer_class("v1"), "v1", "", ENCODER, command("v1", base, tmp_path / "run", *flags)[1:])
+    command.run(trainer_class("v1"), "v1", "", ENCODER, as_typed("v1", base, tmp_path / "run", *flags)[1:])
     said = capsys.readouterr().err
     assert "it/s" not in said and "step 1: demo/ndcg_at_10" in said
 
@@ -248,14 +249,14 @@ def test_what_training_cuts_is_said_for_encoders_and_rerankers(tmp_path, monkeyp
         model.max_seq_length = 1000
         for most, found in ((None, []), (40, [f"cut:     1 of 2 {what} looked at have more than 40 tokens"])):
             data = SimpleNamespace(train_max_seq_length=most)
-            assert runs._cut_lines(kind, model, triplets, {"data": data}) == found
+            assert command._cut_lines(kind, model, triplets, {"data": data}) == found
         model.max_seq_length = 30
-        (line,) = runs._cut_lines(kind, model, triplets, {"data": SimpleNamespace(train_max_seq_length=None)})
+        (line,) = command._cut_lines(kind, model, triplets, {"data": SimpleNamespace(train_max_seq_length=None)})
         assert "more than 30 tokens" in line
     lines = [line | {"query": f"{n}일은?"} for n, line in enumerate(lines)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     triplets = load_triplets([str(tmp_path / "rows.jsonl")])
-    (line,) = runs._cut_lines(ENCODER, tiny_encoder(), triplets, {"data": data})
+    (line,) = command._cut_lines(ENCODER, tiny_encoder(), triplets, {"data": data})
     assert "3 of 7 documents looked at" in line
 
 
@@ -282,7 +283,7 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_said_to_be(tmp_path, capsy
     broken.save(tmp_path / "run" / "model")
     *groups, _ = parse([ModelArguments, EvaluationArguments, TrainingArguments], ["--eval_tasks", str(task)])
     groups = dict(zip(("model", "evaluation", "training"), groups, strict=True)) | {"held_out": [load_task(str(task))]}
-    scores = encoder_runs._base_against_tuned(tiny_encoder, groups, tmp_path / "run")
+    scores = encoders._base_against_tuned(tiny_encoder, groups, tmp_path / "run")
     assert scores["task"]["difference"] < 0 and scores["task"]["p"] < 0.05
     assert "WARNING: tuned is significantly worse than its base on task" in capsys.readouterr().out
 
@@ -291,13 +292,13 @@ def test_dev_scores_begin_with_the_base_and_a_worse_one_is_said_to_be(base, tmp_
     trainer_class, found = trainer_module("v1").InfoNCETrainer, iter([0.5, 0.4, 0.6, 0.5, 0.3])
     monkeypatch.setattr(trainer_class, "dev_scores", lambda self: {"demo/ndcg_at_10": next(found)})
     flags = ["--eval_tasks", "demo", "--eval_steps", "1", "--save_steps", "3", "--max_steps", "3"]
-    words = command("v1", base, tmp_path / "run", *flags)[1:]
-    runs.run(trainer_class, "v1", "", ENCODER, words)
+    words = as_typed("v1", base, tmp_path / "run", *flags)[1:]
+    command.run(trainer_class, "v1", "", ENCODER, words)
     said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert said == ["WARNING: at step 1 demo/ndcg_at_10 is 0.400, worse than its base (0.500)"]
     (tmp_path / "run" / "run.json").unlink()
     more = ["--max_steps", "4", "--resume_from_checkpoint", "last"]
-    runs.run(trainer_class, "v1", "", ENCODER, [*words, *more])
+    command.run(trainer_class, "v1", "", ENCODER, [*words, *more])
     said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert said == ["WARNING: at step 4 demo/ndcg_at_10 is 0.300, worse than its base (0.500)"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -318,8 +319,8 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
         "9",
     ]
     flags += ["--load_best_model_at_end", "--metric_for_best_model", "demo/ndcg_at_10"]
-    words = command("v1", base, tmp_path / "run", *flags)[1:]
-    runs.run(trainer_class("v1"), "v1", "", ENCODER, words)
+    words = as_typed("v1", base, tmp_path / "run", *flags)[1:]
+    command.run(trainer_class("v1"), "v1", "", ENCODER, words)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     scores = {line["step"]: line["demo/ndcg_at_10"] for line in lines if line["step"] and "demo/ndcg_at_10" in line}
     best = max(scores, key=lambda step: (scores[step], -step))
@@ -327,7 +328,7 @@ def test_the_best_checkpoint_is_what_is_saved_when_asked_for(base, tmp_path):
     assert saved == (tmp_path / "run" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match="never overwritten"):
         checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
-        runs.run(trainer_class("v1"), "v1", "", ENCODER, [*words, "--resume_from_checkpoint", str(checkpoint)])
+        command.run(trainer_class("v1"), "v1", "", ENCODER, [*words, "--resume_from_checkpoint", str(checkpoint)])
 
 
 @pytest.mark.parametrize("version", ["v1", "v1.1"])
@@ -336,7 +337,7 @@ def test_a_batch_that_is_not_full_is_trained_on_as_it_is(version, count, steps, 
     rows = [{"query": f"물음 {n}", "document": f"답 {n}"} for n in range(count)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    words = command(version, base, tmp_path / "run", "--train_data", file, "--per_device_train_batch_size", "8")
+    words = as_typed(version, base, tmp_path / "run", "--train_data", file, "--per_device_train_batch_size", "8")
     trainer_module(version).main(words[1:])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     losses = [line["loss"] for line in lines if "loss" in line]

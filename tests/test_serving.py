@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from koir.encoder import load_encoder
 from koir.evaluation.pipeline import Pipeline
-from koir.inference import Inference
+from koir.kernels.inference import Inference
 from koir.manifest import DEMO
 from koir.reranker import load_reranker
 from koir.retrieval.score_maps import exp_normalize, sigmoid

@@ -17,14 +17,14 @@ from test_reranker import tiny_reranker
 from koir import manifest
 from koir.arguments import ModelArguments
 from koir.encoder import load_encoder
-from koir.encoder_runs import ENCODER
 from koir.errors import FlagError, ModelError, RunError
 from koir.manifest import origin
 from koir.reranker import load_reranker
 from koir.reranker_arguments import RerankerModelArguments
-from koir.reranker_runs import RERANKER
 from koir.retrieval.opening import open_index
 from koir.retrieval.stages import first_stage
+from koir.runs.encoders import ENCODER
+from koir.runs.rerankers import RERANKER
 
 HERE = Path(__file__).parent
 
@@ -168,6 +168,6 @@ def test_the_source_has_no_shell_pickle_or_code_from_text():
     ]
     lines = [(file, line) for file in [*files, HERE.parent / "evaluate.py"] for line in file.read_text().splitlines()]
     found = [(what, file.name, line) for what, sign in NEVER.items() for file, line in lines if re.search(sign, line)]
-    assert [(what, name) for what, name, _ in found] == [("a pickle", "runs.py")], found  # its error's name alone
+    assert [(what, name) for what, name, _ in found] == [("a pickle", "command.py")], found  # its error's name alone
     loads = [line for _, line in lines if "torch.load(" in line]
     assert all("weights_only=True" in line for line in loads)

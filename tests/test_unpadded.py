@@ -7,8 +7,8 @@ import torch
 from one_step import tiny_encoder
 from transformers import AutoConfig, AutoModel
 
-from koir import unpadded
 from koir.encoder import Encoder
+from koir.kernels import unpadded
 from koir.tokens import pad
 
 LENGTHS = (9, 5, 5, 2)

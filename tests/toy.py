@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from koir.bfloat16 import has_bfloat16
+from koir.kernels.bfloat16 import has_bfloat16
 
 HAS_BFLOAT16 = has_bfloat16(torch.device("cpu"))
 needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="no AVX512-BF16 or AMX: float32 takes bfloat16's place")

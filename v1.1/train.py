@@ -6,9 +6,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.arguments import CacheArguments
-from koir.encoder_runs import ENCODER
 from koir.errors import exit_on_user_error
-from koir.runs import run
+from koir.runs.command import run
+from koir.runs.encoders import ENCODER
 from koir.training import EmbeddingTrainer
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import yaml
 
-from koir.bfloat16 import or_float32
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
 from koir.flags import require
+from koir.kernels.bfloat16 import or_float32
 from koir.manifest import newest_run
 from koir.reranker import load_reranker
 from koir.retrieval.opening import described, index_folder, open_index

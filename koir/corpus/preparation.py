@@ -11,14 +11,14 @@ from pathlib import Path
 
 from koir.bars import progress_bar
 from koir.cleaning import Cleaner
+from koir.corpus.negatives import Negatives
+from koir.corpus.shards import Shape, read_rows, write_rows
 from koir.errors import RunError
 from koir.evaluation.tasks import load_task, splits
 from koir.manifest import DEMO, ROOT, cache_folder, write_json
 from koir.mining import Rules, Statistics
-from koir.negatives import Negatives
 from koir.retrieval.stages import first_stage
 from koir.row_files import hub_revision
-from koir.shards import Shape, read_rows, write_rows
 from koir.sources.archives import files_below, walk
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import WINDOW, Tally

@@ -5,8 +5,8 @@ torch's own has no fast path with dropout there, and keeps three matrices of sco
 
 import torch
 
-from koir import products
-from koir.dropout import blocks, draw_seed, kept, share_kept
+from koir.kernels import products
+from koir.kernels.dropout import blocks, draw_seed, kept, share_kept
 
 BLOCK = 1 << 18  # scores: 1 MiB in float32, which a core's second cache holds
 LONG = 256  # tokens; from here on one text and head is a block, whose products oneDNN takes where it is the faster

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from koir import arguments
-from koir.averaging import WeightArguments, card_line
 from koir.encoder import Encoder, load_encoder
 from koir.evaluation import pipeline
 from koir.evaluation.report import worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.gather import world_size
 from koir.retrieval import stages
-from koir.runs import Kind
+from koir.runs.averaging import WeightArguments, card_line
+from koir.runs.command import Kind
 from koir.training import prepare
 
 

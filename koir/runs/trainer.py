@@ -16,9 +16,9 @@ from koir.chunked_steps import ChunkedSteps
 from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import Task
 from koir.gather import meet, world_size
-from koir.interruptions import refuse_broken_gradient
-from koir.progress import Progress
-from koir.run_folder import read_counters, set_aside_later, write_counters
+from koir.runs.folder import read_counters, set_aside_later, write_counters
+from koir.runs.interruptions import refuse_broken_gradient
+from koir.runs.progress import Progress
 
 
 class RunTrainer(ChunkedSteps, Trainer):

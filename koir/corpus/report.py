@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from koir.bars import progress_bar
+from koir.corpus.shards import read_rows
 from koir.manifest import write_json, write_text
-from koir.shards import read_rows
 from koir.sources.registry import KOE5
 from koir.triplets import check_row
 

@@ -13,21 +13,22 @@ from pathlib import Path
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from koir import budget, products
+from koir import budget
 from koir.arguments import ModelArguments, TrainingArguments
-from koir.averaging import average
-from koir.bfloat16 import has_bfloat16
-from koir.compiled import compile_layers
 from koir.errors import RunError, out_of_memory
 from koir.flags import parse, require
 from koir.gather import leave_processes, world_size
-from koir.interruptions import StopOnBrokenGradient, StopOnSignal, has_checkpoint, smaller_budget, to_resume
+from koir.kernels import products
+from koir.kernels.bfloat16 import has_bfloat16
+from koir.kernels.compiled import compile_layers
 from koir.loading import name_accelerator
 from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json, write_text
-from koir.run_checks import OVER_SCORES, check, choose_metric, read_tasks
-from koir.run_folder import keep_lines, run_folder, write_recipe
+from koir.runs.averaging import average
+from koir.runs.checks import OVER_SCORES, check, choose_metric, read_tasks
+from koir.runs.folder import keep_lines, run_folder, write_recipe
+from koir.runs.interruptions import StopOnBrokenGradient, StopOnSignal, has_checkpoint, smaller_budget, to_resume
+from koir.runs.trainer import RunTrainer
 from koir.tokens import some_of
-from koir.trainer import RunTrainer
 from koir.triplets import Triplets, load_triplets, report
 
 

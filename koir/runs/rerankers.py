@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from koir.arguments import ChunkArguments
-from koir.averaging import WeightArguments, card_line
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
 from koir.evaluation.report import worse
@@ -25,7 +24,8 @@ from koir.reranker_arguments import (
 )
 from koir.reranker_training import candidates, reranked
 from koir.retrieval.stages import first_stage, kind_and_path
-from koir.runs import Kind
+from koir.runs.averaging import WeightArguments, card_line
+from koir.runs.command import Kind
 from koir.triplets import Triplets
 
 

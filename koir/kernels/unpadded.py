@@ -5,7 +5,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from koir.attention import attend, pays
+from koir.kernels.attention import attend, pays
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -20,7 +20,7 @@ COUNTED_FROM_PADDING = {"xlm-roberta": True, "roberta": True, "camembert": True,
 def attention(module, query, key, value, attention_mask, cu_seq_lens_q=None, max_length_q=None, **kwargs):
     """Variable-length attention where a chunk was flattened (cu_seq_lens_q is given), else transformers' padded SDPA.
 
-    On a CPU koir/attention.py's, where that is the faster.
+    On a CPU koir/kernels/attention.py's, where that is the faster.
 
     query, key, value: [1, H, T, d] of T tokens of all texts, or padded [n, H, T, d]. Returns [1 or n, T, H, d], None.
     """
