@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import time
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.corpus.preparation import Plan, finish, options, prepare
 from koir.corpus.report import families_table, sources_table, write_report
-from koir.errors import exit_on_user_error
+from koir.errors import exit_on_user_error, nearest
 from koir.flags import parse, require
 from koir.manifest import alone, check_outputs, origin, peak_memory_bytes, write_json
 from koir.mining import Rules
-from koir.sources.general import UNREAD
+from koir.sources.general import NAMED, UNREAD
 from koir.sources.registry import KOE5, find, listing
 from koir.sources.tally import WINDOW
 
@@ -47,6 +48,13 @@ class InputArguments:
     )
     window: int = field(
         default=WINDOW, metadata={"help": "characters; of a longer paragraph, those around the answer are kept"}
+    )
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "FIELD=NAME, several: what your table, JSON records or hub dataset calls a row's query, document, "
+            "hard_negative"
+        },
     )
     list: bool = field(default=False, metadata={"help": "say for each source what it is, where to get it, its licence"})
 
@@ -169,6 +177,7 @@ def _plan(
         found = f"a folder below {word}, which would read it"
         require(not inside, f"--output_dir {output.output_dir}", found, "one outside it")
     named += [(find("hub"), Path(name)) for name in inputs.hub]
+    columns = _columns(inputs.columns, [source.name for source, _ in named])
     bounds = {"min_characters": cleaning.min_characters, "max_characters": cleaning.max_characters}
     rules = Rules(
         negatives.num_negatives,
@@ -183,6 +192,7 @@ def _plan(
         output_dir=Path(output.output_dir),
         splits=tuple(inputs.splits),
         window=inputs.window,
+        columns=columns,
         exclude_tasks=tuple(cleaning.exclude_tasks),
         exclude_by=cleaning.exclude_by,
         cleaning=bounds | {"near_duplicate_threshold": cleaning.near_duplicate_threshold},
@@ -192,6 +202,21 @@ def _plan(
         depth=negatives.depth,
         seed=output.seed,
     )
+
+
+def _columns(words: list[str], sources: list[str]) -> dict[str, str]:
+    columns = {}
+    for word in words:
+        field, equals, name = unicodedata.normalize("NFC", word).partition("=")
+        require(bool(equals and name), f"--columns {word}", "no name", "FIELD=NAME, as query=질문")
+        known = ("query", "document", "hard_negative")
+        expected = f"one of {', '.join(known)}{nearest(field, known)}"
+        require(field in known, f"--columns {word}", "an unknown field", expected)
+        require(field not in columns, f"--columns {word}", f"{field} a second time", "one name for each field")
+        columns[field] = name
+    there = ", ".join(sources)
+    require(not columns or bool(set(sources) & set(NAMED)), "--columns", there, f"one of {', '.join(NAMED)} to read")
+    return columns
 
 
 def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:

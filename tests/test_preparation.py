@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -359,3 +360,61 @@ def test_the_content_key_sees_names_and_bytes(tmp_path):
     changed = content_key([tmp_path / "a"])
     (tmp_path / "a" / "x.json").rename(tmp_path / "a" / "y.json")
     assert len({before, changed, content_key([tmp_path / "a"])}) == 3
+
+
+def test_columns_of_any_name(tmp_path):
+    row = f"7,산은 무엇인가요,{FIRST[1]},{LAST[0]},아니다"
+    (tmp_path / "표.csv").write_text(f"번호,제목,본문글,틀린 글,query\n{row}\n", encoding="utf-8")
+    record = {"instruction": "궁은 무엇인가요", "output": FIRST[2]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    columns = ["query=" + unicodedata.normalize("NFD", "제목"), "document=본문글", "hard_negative=틀린 글"]
+    table = tmp_path / "표.csv"
+    _, said = run("--source", f"csv={table}", "--columns", *columns, "--output_dir", tmp_path / "a")
+    (row,) = read(tmp_path / "a")
+    assert [row[name] for name in ("query", "document", "hard_negative")] == ["산은 무엇인가요", FIRST[1], LAST[0]]
+    assert "not read: the column '번호'" in said
+    columns = ["query=instruction", "document=output", "hard_negative=wrong"]
+    run("--source", f"triplets={tmp_path / 'x.jsonl'}", "--columns", *columns, "--output_dir", tmp_path / "b")
+    assert [(row["query"], row["document"], row["hard_negative"]) for row in read(tmp_path / "b")] == [
+        ("궁은 무엇인가요", FIRST[2], None)
+    ]
+
+
+def test_the_same_rows_are_read_anew_under_other_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.csv").write_text(f"a,b,c\n{FIRST[0]},{FIRST[1]},{FIRST[2]}\n", encoding="utf-8")
+    for name in "bc":
+        words = ["--columns", "query=a", f"document={name}", "--output_dir", tmp_path / name]
+        run("--source", f"csv={tmp_path / 'x.csv'}", *words)
+    assert [read(tmp_path / name)[0]["document"] for name in "bc"] == FIRST[1:]
+
+
+@pytest.mark.parametrize(
+    "columns, expected",
+    [
+        (
+            ["query=없다", "document=b"],
+            "x.csv, row 1: found the columns a, b; expected '없다', as --columns names the query",
+        ),
+        (["qery=a"], "expected one of query, document, hard_negative; did you mean query?"),
+        (["query="], "found no name; expected FIELD=NAME"),
+        (["query=a", "query=b"], "query a second time"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(columns, expected, tmp_path):
+    (tmp_path / "x.csv").write_text(f"a,b\n{FIRST[0]},{FIRST[1]}\n", encoding="utf-8")
+    out = tmp_path / "rows"
+    assert expected in fails("--source", f"csv={tmp_path / 'x.csv'}", "--columns", *columns, "--output_dir", out)
+
+
+def test_columns_without_a_source_that_has_names_of_its_own_are_refused(tmp_path):
+    words = ["--source", "beir=demo", "--columns", "query=a", "--output_dir", tmp_path / "rows"]
+    assert "--columns: found beir; expected one of bge, csv, hub, triplets" in fails(*words)
+    (tmp_path / "x.tsv").write_text(f"{FIRST[0]}\t{FIRST[1]}\n", encoding="utf-8")
+    words[1] = f"triplets={tmp_path / 'x.tsv'}"
+    assert "found lines without a header" in fails(*words)
+
+
+def test_every_file_that_decides_about_rows_is_there():
+    """Their bytes are part of what a folder of rows is known by."""
+    assert all((preparation.ROOT / "koir" / name).exists() for name in preparation.CODE)

@@ -20,12 +20,22 @@ from koir.mining import Rules, Statistics
 from koir.retrieval.stages import first_stage
 from koir.row_files import hub_revision
 from koir.sources.archives import files_below, walk
+from koir.sources.general import NAMED
 from koir.sources.registry import Source, checked_rows
 from koir.sources.tally import WINDOW, Tally
 from koir.triplets import listed
 
 SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
-CODE = ("sources", "triplets.py", "cleaning.py", "duplicates.py", "mining.py", "negatives.py", "preparation.py")
+# What rows come from, besides their files.
+CODE = (
+    "sources",
+    "triplets.py",
+    "cleaning.py",
+    "duplicates.py",
+    "mining.py",
+    "corpus/negatives.py",
+    "corpus/preparation.py",
+)
 
 
 @dataclass
@@ -36,6 +46,7 @@ class Plan:
     output_dir: Path
     splits: tuple[str, ...] = ("train", "dev", "test")
     window: int = WINDOW
+    columns: dict[str, str] = field(default_factory=dict)  # what the user's own records call the fields of rows
     exclude_tasks: tuple[str, ...] = ()
     exclude_by: str = "both"
     cleaning: dict = field(default_factory=dict)  # keyword arguments of Cleaner
@@ -155,13 +166,14 @@ def claim(folder: Path, key: str) -> bool:
 def read_part(source: Source, path: Path, plan: Plan) -> Part:
     """The checked rows of one source, from the cache folder where the same bytes were read before."""
     code = content_key([ROOT / "koir" / name for name in CODE[:2]])
-    settings = f"{source.name} {plan.splits} {plan.window} {code}"
+    columns = plan.columns if source.name in NAMED else {}
+    settings = f"{source.name} {plan.splits} {plan.window} {columns} {code}"
     content = hub_revision(str(path), "--hub") if source.name == "hub" else content_key([path])
     key = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:24]
     file = cache_folder() / "sources" / f"{source.name}-{key}.jsonl.gz"
     about = file.with_name(f"{file.name}.json")
     if not (file.is_file() and about.is_file()):
-        tally = Tally(plan.splits, plan.window)
+        tally = Tally(plan.splits, plan.window, columns)
         most = Counter()
         write_rows(file, _counted(checked_rows(source, path, tally), most))
         write_json(about, {"rows": most.pop("rows"), "most": dict(most), **tally.content()})

@@ -43,12 +43,14 @@ COLUMNS = {  # header names, lower case, that mean the same; the first that is t
     ),
     "hard_negative": ("hard_negative", "hard_negatives", "negative", "negatives", "neg", "오답"),
 }
+NAMED = ("bge", "csv", "hub", "triplets")  # sources whose columns or fields may have names of the user's own
 UNREAD = "not read: the column"
 ROWS = r"\.(jsonl|ndjson|json|parquet)"
 OURS = r"(run|report|plan|part-\d+)\.json"  # what commands here write beside rows
 
 
 def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
+    record = _as_named(record, place, tally, set(tally.columns))
     record = {name.lower(): value for name, value in record.items()}
     used = {field: next((name for name in names if name in record), None) for field, names in COLUMNS.items()}
     row = {field: None if name is None else record[name] for field, name in used.items()}
@@ -57,14 +59,17 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
             columns = f"the columns {', '.join(record)}"
             if len(record) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns), None)):
                 raise SourceError(place, f"{mark!r} between the cells of {columns[12:]!r:.60}", "commas (.tsv: tabs)")
-            raise SourceError(place, columns, f"one of {', '.join(COLUMNS[field])} for the {field}")
+            expected = f"one of {', '.join(COLUMNS[field])} for the {field}, or --columns {field}=NAME"
+            raise SourceError(place, columns, expected)
     _note_unread(tally, set(record) - set(used.values()) - {"id"})
     yield {**row, "hard_negative": row["hard_negative"] or None, "source": source, "id": record.get("id")}
 
 
 def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
+    record = _as_named(record, place, tally, set(tally.columns) - {"hard_negative"})
     if "query" not in record:
-        raise SourceError(place, f"the fields {', '.join(record)}"[:160], "query and document, or query, pos and neg")
+        expected = "query and document, or query, pos and neg, or --columns query=NAME"
+        raise SourceError(place, f"the fields {', '.join(record)}"[:160], expected)
     _note_unread(tally, set(record) - FIELDS - set(BGE))
     row = record | {"source": record.get("source") or source}
     for field in ("hard_negative", "neg"):
@@ -72,6 +77,16 @@ def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
         if isinstance(texts, (str, list)) and row.get(f"{field}_score") is None and row.get(f"{field}_scores") is None:
             row[field] = _there(texts)
     yield row
+
+
+def _as_named(record: dict, place: str, tally: Tally, needed: set[str]) -> dict:
+    """A record with the columns that the user named under the names of fields; those of `needed` must be there."""
+    for field in sorted(needed):
+        if (name := tally.columns[field]) not in record:
+            found, expected = f"the columns {', '.join(record)}"[:160], f"{name!r}, as --columns names the {field}"
+            raise SourceError(place, found, expected)
+    others = {name: value for name, value in record.items() if name not in tally.columns.values()}
+    return others | {field: record.get(name) for field, name in tally.columns.items()}
 
 
 def _note_unread(tally: Tally, names: set[str]) -> None:
@@ -87,6 +102,8 @@ def _there(texts: str | list) -> list:
 
 
 def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    if tally.columns:
+        raise SourceError(place, "lines without a header", "no --columns, or a table with a header as csv=PATH")
     if "1" not in record:
         expected = "query, document and hard negatives with tabs between them (plain documents are a corpus.jsonl's)"
         raise SourceError(place, f"a line without a tab ({record['0'][:40]!r})", expected)

@@ -14,11 +14,17 @@ SPLITS = {
 class Tally:
     """Counts of one source. splits: which of train, dev and test are wanted; a file that names none is train.
 
-    window: characters of a longer paragraph or article that are kept.
+    window: characters of a longer paragraph or article that are kept. columns: what a user's own records call the
+    fields of a row, where that is told.
     """
 
-    def __init__(self, splits: tuple[str, ...] = ("train", "dev", "test"), window: int = WINDOW):
-        self.wanted, self.window = splits, window
+    def __init__(
+        self,
+        splits: tuple[str, ...] = ("train", "dev", "test"),
+        window: int = WINDOW,
+        columns: dict[str, str] | None = None,
+    ):
+        self.wanted, self.window, self.columns = splits, window, columns or {}
         self.records: Counter[str] = Counter()  # by split
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
