@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from koir.duplicates import MinHash, NearDuplicates, digest, normalised, shingles, words
+from koir.duplicates import MinHash, NearDuplicates, digest, shingles, words
 from koir.errors import FlagError
 from koir.triplets import listed
 
@@ -42,15 +42,17 @@ class Cleaner:
     Rows are {query, document, hard_negative, ...}, the texts as one, several or None. Reasons, in the order in which
     they are looked for; texts are compared `normalised` (NFC, case-folded, letters and digits alone):
 
-    - `too short`, `too long`: query or document outside min_characters..max_characters, or a longer hard negative
+    - `too short`, `too long`: query or document outside min_characters..max_characters
     - `symbols`: less than half of a text's visible characters are letters or digits
     - `repetition`: 30 words or more in a text, and less than a fifth of them distinct
     - `boilerplate`: more than half of a text is site furniture (copyright, log-in and error lines)
-    - `query equals document`, `negative equals document`
+    - `query equals document`
     - `query in TASK (equal)`, `(13-gram)`, and `document in TASK`, for each (name, queries, documents) of `exclude`
     - `exact duplicate`, `near duplicate` of an earlier row that was kept: similarity is the Jaccard coefficient of
       character 3-grams, estimated by MinHash, for queries and for documents (see NearDuplicates); a
       near_duplicate_threshold of 1 looks for none
+
+    Of a row that is kept, hard negatives go that are a document of their row, too long, or in a task.
 
     Takes about 0.5 KB of memory a kept row. Raises FlagError for bounds that hold nothing.
     """
@@ -75,17 +77,48 @@ class Cleaner:
         self.near = NearDuplicates(near_duplicate_threshold) if near_duplicate_threshold < 1 else None
         self.document = functools.lru_cache(256)(self.facts)  # the questions of one paragraph come in a row
 
-    def keep(self, row: dict) -> str | None:
-        """None where the row is kept, else why not; counted in `counts` under the reason, or `kept`."""
+    def keep(self, row: dict, left_out: Counter | None = None) -> str | None:
+        """None where the row is kept, else why not; counted in `counts` under the reason, or `kept`.
+
+        Its unfit hard negatives are taken out of it, and counted in `left_out` by reason.
+        """
         query, documents = self.facts(row["query"]), [self.document(text) for text in listed(row["document"])]
         reason = (
             next((facts.reason for facts in (query, *documents) if facts.reason), None)
-            or self._equal(query, documents, listed(row.get("hard_negative")))
+            or ("query equals document" if query.digest in {facts.digest for facts in documents} else None)
             or self._excluded(query, documents)
             or self._repeated(query, documents)
         )
         self.counts[reason or "kept"] += 1
+        if reason is None and row.get("hard_negative"):
+            self._take_out(row, {facts.digest for facts in documents}, Counter() if left_out is None else left_out)
         return reason
+
+    def _take_out(self, row: dict, right: set[int], left_out: Counter) -> None:
+        """Leave the fit ones of a row's hard negatives, and their scores. right: digests of its documents."""
+        negatives, scores = listed(row["hard_negative"]), row.get("hard_negative_score")
+        faults = [self._fault(text, right) for text in negatives]
+        left_out.update(filter(None, faults))
+        if any(faults):
+            fit = [i for i, fault in enumerate(faults) if fault is None]
+            row["hard_negative"] = [negatives[i] for i in fit] or None
+            if scores is not None:
+                row["hard_negative_score"] = [scores[i] for i in fit] if fit and isinstance(scores, list) else None
+
+    def _fault(self, negative: str, right: set[int]) -> str | None:
+        if len(negative) > self.bounds[1]:
+            return "too long"
+        of_text = words(negative)
+        facts = Facts(None, digest("".join(of_text)), word_grams(of_text) if self.exclude else None)
+        if facts.digest in right:
+            return "a document of its row"
+        return self._in_a_task(facts)
+
+    def _in_a_task(self, facts: Facts) -> str | None:
+        for name, _, of_documents in self.exclude:
+            if how := of_documents.how(facts):
+                return f"document in {name} ({how})"
+        return None
 
     def facts(self, text: str) -> Facts:
         """What decides about one text of a row."""
@@ -110,22 +143,11 @@ class Cleaner:
             return "repetition"
         return "boilerplate" if 2 * len(FURNITURE.sub("", text)) < len(text) else None
 
-    def _equal(self, query: Facts, documents: list[Facts], negatives: list[str]) -> str | None:
-        right = {facts.digest for facts in documents}
-        if query.digest in right:
-            return "query equals document"
-        if any(len(negative) > self.bounds[1] for negative in negatives):
-            return "too long"
-        return "negative equals document" if right & {digest(normalised(text)) for text in negatives} else None
-
     def _excluded(self, query: Facts, documents: list[Facts]) -> str | None:
-        for name, of_queries, of_documents in self.exclude:
+        for name, of_queries, _ in self.exclude:
             if how := of_queries.how(query):
                 return f"query in {name} ({how})"
-            for facts in documents:
-                if how := of_documents.how(facts):
-                    return f"document in {name} ({how})"
-        return None
+        return next(filter(None, map(self._in_a_task, documents)), None)
 
     def _repeated(self, query: Facts, documents: list[Facts]) -> str | None:
         key = hash((query.digest, *(facts.digest for facts in documents)))  # of numbers, so the same everywhere

@@ -11,6 +11,9 @@ import numpy as np
 from koir.duplicates import digest, normalised, shingles
 from koir.errors import FlagError
 
+# Letters and digits in a row: as many two passages share where they are cut out of one text.
+STRETCH = 100
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -167,17 +170,33 @@ def _chosen(query: Query, candidates: dict, corpus: dict, rules: Rules, ceiling:
 def near_equal(text: str, others: Iterable[str], threshold: float, part: bool = False) -> bool:
     """Whether a text shares at least `threshold` of the character 3-grams it has together with one of `others`.
 
-    part: of the shorter text's own instead, so that a passage equals every longer one that holds it.
+    part: of the shorter text's own instead, so that a passage equals every longer one that holds it. Then two cuttings
+    of one text that overlap are equal too: a third of the one stands in the other, word for word.
     """
     own = _shingles(text)
-    for other in map(_shingles, others):
-        shared = len(np.intersect1d(own, other, assume_unique=True))
-        whole = min(len(own), len(other)) if part else len(own) + len(other) - shared
-        if shared >= threshold * whole:
+    for other in others:
+        its = _shingles(other)
+        shared = len(np.intersect1d(own, its, assume_unique=True))
+        whole = min(len(own), len(its)) if part else len(own) + len(its) - shared
+        if shared >= threshold * whole or part and _overlap(_normalised(text), _normalised(other)):
+            return True
+    return False
+
+
+def _overlap(*texts: str) -> bool:
+    """Whether one of the three thirds of either text stands in the other; not of texts so short that any might."""
+    for text, other in (texts, texts[::-1]):
+        third = len(text) // 3
+        if third >= STRETCH and any(text[start : start + third] in other for start in (0, third, 2 * third)):
             return True
     return False
 
 
 @functools.lru_cache(8192)
+def _normalised(text: str) -> str:
+    return normalised(text)
+
+
+@functools.lru_cache(8192)
 def _shingles(text: str) -> np.ndarray:
-    return np.unique(shingles(normalised(text)))
+    return np.unique(shingles(_normalised(text)))

@@ -2,6 +2,7 @@
 
 import random
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -44,16 +45,29 @@ def test_rows_without_a_fault_are_kept_and_counted():
         (row("왜?", SHORT), "too short"),
         (row(document="  가 나 "), "too short"),
         (row(document="가" * 101), "too long"),
-        (row(1, SHORT, "가" * 101), "too long"),
         (row(document="─────── | 합계 | ───────"), "symbols"),
         (row(document="가나 " * 33), "repetition"),
         (row(document="저작권자 ⓒ 새벽신문, 무단 전재 및 재배포 금지. 끝"), "boilerplate"),
         (row(query="여름에 피는 꽃", document="여름에  피는 꽃!"), "query equals document"),
-        (row(1, SHORT, ["아니다 아니다", SHORT + "."]), "negative equals document"),
     ],
 )
 def test_a_bad_text_is_named(bad, reason):
     assert reasons([bad], max_characters=100) == [reason]
+
+
+def test_unfit_hard_negatives_go_and_the_row_stays():
+    held_out = text(77, 60)
+    cleaner = Cleaner(max_characters=400, exclude=[("과제", [text(5, 8)], [held_out])])
+    negatives = [SHORT + ".", text(8, 20), "가" * 401, held_out[:200] + " 그리고", held_out]
+    good = row(1, SHORT, negatives) | {"hard_negative_score": [1, 2, 3, 4, 5]}
+    left_out = Counter()
+    assert cleaner.keep(good, left_out) is None
+    assert (good["hard_negative"], good["hard_negative_score"]) == ([negatives[1]], [2])
+    assert left_out == {"a document of its row": 1, "too long": 1, "document in 과제 (13-gram)": 1,
+                        "document in 과제 (equal)": 1}  # fmt: skip
+    alone = row(2, 3, held_out) | {"hard_negative_score": 0.5}
+    assert cleaner.keep(alone) is None
+    assert (alone["hard_negative"], alone["hard_negative_score"]) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from koir.duplicates import normalised
 from koir.errors import FlagError
 from koir.mining import Answers, Query, Rules, Statistics, mine, near_equal
 
@@ -134,6 +135,21 @@ def test_rows_of_a_query_share_what_is_near_equal_to_its_answers(monkeypatch):
         mine(Query("q", ["a"], frozenset("a"), equal=equal), {"a": 1.0, "b": 0.5}, CORPUS, Rules(), counts)
     assert (counts.counts["chosen"], equal) == (5, {"b": False})
     assert len(compared) == 2 + 5  # with query and answers once, with the row's own each time
+
+
+@pytest.mark.parametrize("shift", [-740, -400, -150, 150, 300, 600, 740])
+def test_two_windows_of_one_page_that_overlap_are_equal(shift):
+    """The answer stands in the middle of its window, so a window that has it too overlaps by about a half."""
+    page = text("쪽", 1200)
+    window = page[1500:3000]
+    other = f"제목\n{page[1500 + shift : 3000 + shift]}"
+    assert near_equal(other, [f"제목\n{window}"], 0.8, part=True)
+
+
+def test_passages_that_share_a_heading_or_a_notice_are_not_equal():
+    notice = text("알림", 30)
+    assert len(normalised(notice)) > 50
+    assert not near_equal(f"{notice}\n{text(1, 60)}", [f"{notice}\n{text(2, 60)}"], 0.8, part=True)
 
 
 def test_near_equal_counts_3_grams_of_both_or_of_the_shorter():

@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from koir.errors import FlagError, SourceError
@@ -383,8 +385,51 @@ def test_no_rows_is_an_error_that_says_why(tmp_path):
 
 
 def test_plain_documents_are_no_rows(tmp_path):
-    with pytest.raises(SourceError, match="row 1: found a line without a tab .*; expected query, document and hard"):
+    with pytest.raises(SourceError, match=r"no rows \(a line without a tab between query and document: 2\); expected"):
         read("triplets", write(tmp_path, {"규정.txt": f"{BUS}\n{LAMP}\n"}))
+
+
+def test_ids_headers_and_notes_among_lines_of_triplets_are_no_rows(tmp_path):
+    """As MS MARCO's folder has them: only one of its files holds texts on both sides."""
+    files = {
+        "collection.tsv": tsv(["1234567", LAMP]),
+        "queries.train.tsv": tsv(["3000001", "등대는 언제 켜졌나"]),
+        "qrels.train.tsv": tsv(["3000001", "0", "1234567", "1"]),
+        "triples.train.tsv": tsv(["query", "positive", "negative"], ["등대", LAMP, BUS], ["버스", BUS, "7654321"]),
+        "README.txt": "어떻게 받았는가\n",
+    }
+    rows, tally = read("triplets", write(tmp_path, files))
+    assert [(row["query"], row.get("hard_negative")) for row in rows] == [("등대", BUS), ("버스", None)]
+    assert dict(tally.dropped) == {
+        "an id, or another number, in place of a text": 3,
+        "a header (csv=PATH reads tables that have one)": 1,
+        "a line without a tab between query and document": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"anchor": "버스", "positive": BUS, "negative": LAMP},
+        {"question": "버스", "answer": BUS, "negatives": [LAMP, BUS]},
+        {"query": "버스", "pos": [BUS], "neg": [BUS, LAMP]},
+    ],
+)
+def test_fields_under_other_names_and_negatives_that_are_documents(record, tmp_path):
+    (row,), tally = read("triplets", write(tmp_path, {"rows.jsonl": lines(record) + "\x1a"}))
+    assert (row["query"], row["document"], row["hard_negative"]) == ("버스", BUS, LAMP)
+    left_out = {"hard negatives that were documents of their row": 1} if BUS in listed_of(record) else {}
+    assert dict(tally.notes) == left_out
+
+
+def listed_of(record):
+    return record.get("neg") or record.get("negatives") or []
+
+
+def test_a_cell_with_a_list_of_texts(tmp_path):
+    table = f'query,document,hard_negative\n등대,{LAMP},"[""{BUS}"", ""바다""]"\n버스,{BUS},"[공지] 아니다"\n'
+    rows, _ = read("csv", write(tmp_path, {"x.csv": table}))
+    assert [row["hard_negative"] for row in rows] == [[BUS, "바다"], "[공지] 아니다"]
 
 
 def test_a_missing_file_of_a_pack_is_noted(tmp_path):
@@ -431,10 +476,125 @@ def test_only_wanted_splits_are_read(tmp_path):
     [("1.Training/라벨링데이터/TL_tableqa.zip/TL_tableqa.json", "train"), ("2.Validation/라벨링데이터/VL.json", "dev"),
      ("VL_tableqa.json", "dev"), ("kommongen_test_1.1.json", "test"), ("BoolQ/test.tsv", "test"),
      ("xnli.dev.ko.tsv", "dev"), ("kor_Pair_test.csv", "test"), ("contest.json", "train"), ("sts-dev.tsv", "dev"),
-     ("korquad2.1_dev_00.json", "dev"), ("latest/level.json", "train")],
+     ("korquad2.1_dev_00.json", "dev"), ("latest/level.json", "train"), ("val.json", "dev"), ("VL1.zip/a.json", "dev"),
+     ("[라벨]VL/a.json", "dev"), ("도서_검증.json", "dev"), ("02.검증/a.json", "dev"), ("testset.json", "test"),
+     ("train_test/train.json", "train"), ("my-test/KorQuAD_v1.0_train.json", "train"), ("train_test/a.json", "train"),
+     ("2.Validation/TL_a.json", "train"), ("validation-00000-of-00001.parquet", "dev"), ("환경영향평가.json", "train")],
 )  # fmt: skip
 def test_split_of_a_file(name, split):
     assert split_of(name) == split
+
+
+@pytest.mark.parametrize(
+    ("above", "split"),
+    [("01.데이터/2.Validation", "dev"), ("2.Validation/라벨링데이터", "dev"), ("x/1.Training", "train"),
+     ("home/dev", "train"), ("test/data", "train")],
+)  # fmt: skip
+def test_the_folder_that_was_named_tells_the_split_where_a_release_calls_it_so(above, split, tmp_path):
+    assert split_of("도서1.json", above) == split
+    write(tmp_path, {f"{above}/도서1.json": squad((BUS, RIGHT))})
+    _, tally = read("aihub-book-mrc", tmp_path / above)
+    assert dict(tally.records) == {split: 1}
+
+
+def test_a_folder_that_was_named_counts_for_what_a_file_is_called(tmp_path):
+    """klue/klue of the hub: mrc/train-00000-of-00001.parquet."""
+    flat = {"title": "제목", "context": BUS, "guid": "q1", "is_impossible": False, "question": RIGHT["question"]}
+    flat["answers"] = {"text": ["70세 이상"], "answer_start": [BUS.index("70세 이상")]}
+    file = write(tmp_path, {"mrc/.keep": ""}) / "mrc" / "train-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist([flat]), file)
+    for path in (tmp_path, file.parent, file):
+        assert read("klue-mrc", path)[0] == [mrc_row("klue-mrc")]
+
+
+def test_kobest_as_the_hub_has_it(tmp_path):
+    tables = {
+        "boolq": [{"paragraph": LAMP, "question": "높이는 18미터인가?", "label": 1}],
+        "copa": [{"premise": "잔이 깨졌다.", "question": "원인", "alternative_1": "잔을 닦았다.",
+                  "alternative_2": "잔을 떨어뜨렸다.", "label": 1}],
+        "hellaswag": [{"context": "공을 던진다.", "ending_1": "가", "ending_2": "나", "ending_3": "공이 날아간다.",
+                       "ending_4": "라", "label": 2}],
+        "sentineg": [{"sentence": "좋아요", "label": 1}],
+        "wic": [{"word": "철", "context_1": "[철]에 따라 피는 꽃.", "context_2": "꽃이 [철]을 맞았다.", "label": 1},
+                {"word": "철", "context_1": "[철]에 따라 피는 꽃.", "context_2": "[철]로 만든 다리.", "label": 0}],
+    }  # fmt: skip
+    for task, records_of_task in tables.items():
+        (tmp_path / task).mkdir()
+        pq.write_table(pa.Table.from_pylist(records_of_task), tmp_path / task / "train-00000-of-00001.parquet")
+    for task in ("boolq", "copa", "hellaswag", "wic"):
+        wanted = GOLDEN[f"kobest-{task}"][1][-1]
+        assert read(f"kobest-{task}", tmp_path)[0] == [wanted]
+    with pytest.raises(SourceError, match="a review without a negated twin: 1"):
+        read("kobest-sentineg", tmp_path)
+
+
+# --- odd records -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("qa", "reason"),
+    [
+        ({"answers": [{"text": "70세 이상", "answer_start": str(BUS.index("70세"))}]}, ""),
+        ({"answers": [at(BUS, "70세 이상")], "is_impossible": "false"}, ""),
+        ({"answers": [at(BUS, "70세 이상")], "is_impossible": "true"}, "unanswerable"),
+        ({"answers": {"text": "Yes", "answer_start": 0, "clue_start": 0, "clue_text": "한빛시는"}}, ""),
+        ({"answers": {"text": "Yes", "answer_start": -1, "clue_start": 3, "clue_text": "한빛시는"}},
+         "the answer is not at its offset"),
+        ({"answer": 70}, ""),
+        ({"answer": 13}, "the answer is not at its offset"),
+    ],
+)  # fmt: skip
+def test_spellings_of_answers(qa, reason):
+    tally = Tally()
+    rows = [*questions({"context": BUS, "qas": [{"question": "대상은?"} | qa]}, "x", tally, "squad")]
+    assert (len(rows), list(tally.dropped)) == ((0, [reason]) if reason else (1, []))
+
+
+@pytest.mark.parametrize("answer", ["13", ["13"], {"text": "13"}, 13, {"number": "13"}, None])
+def test_computed_answers_need_not_occur_but_a_long_paragraph_needs_a_place(answer, tmp_path):
+    asked = {"data": [{"passage": BUS, "qa_pairs": [{"question": "몇 살 차이인가?", "answer": answer}]}]}
+    assert len(read("aihub-number-mrc", write(tmp_path, {"a.json": asked}))[0]) == 1
+    with pytest.raises(SourceError, match="no place of the answer in a paragraph longer than the window: 1"):
+        read("aihub-number-mrc", tmp_path, window=20)
+
+
+def test_technical_documents_of_152(tmp_path):
+    qas = [{"question-1": "높이는?", "question-2": "몇 미터인가?", "answer": "열여덟 미터", "answer_type": "단답형",
+            "clue": [{"clue_text": "높이는 18미터이다."}]},
+           {"question-1": "없는 단서는?", "question-2": None, "answer": "예", "clue": []}]  # fmt: skip
+    long = f"<p>{BUS * 40}</p><p>{LAMP}</p>"
+    for name, context in (("a.json", f"<p>{LAMP}</p>"), ("b.json", long)):
+        part = {"context": context, "qas": qas}
+        write(tmp_path, {name: {"dataset": {"doc_id": name, "context_info": [part]}}})
+    rows, tally = read("aihub-tech-mrc", tmp_path)
+    assert [row["query"] for row in rows] == ["높이는?", "몇 미터인가?", "없는 단서는?", "높이는?", "몇 미터인가?"]
+    assert rows[0]["document"] == LAMP and LAMP in rows[3]["document"] and rows[0]["id"] == "a.json"
+    assert dict(tally.dropped) == {"no place of the answer in a paragraph longer than the window": 1}
+
+
+def test_null_fields_of_nikl_are_counted_and_missing_ones_named(tmp_path):
+    news = json.loads(json.dumps(NEWS))
+    news["document"][0]["paragraph"].append({"id": "x", "form": None})
+    summaries = [{"document_id": "NWRW1800000001.1", "head": "등대", "summary_sentences": None}]
+    write(tmp_path, {"NEWS/NWRW1800000001.json": news, "NIKL_SC.json": {"data": summaries}})
+    rows, tally = read("nikl-summarisation", tmp_path)
+    assert ([row["query"] for row in rows], dict(tally.dropped)) == (["등대"], {"no summary": 1})
+    assert len(read("nikl-newspaper", tmp_path / "NEWS")[0]) == 1
+    write(tmp_path, {"NIKL_PC.json": {"data": [{"sentence_id": "NWRW1800000001.1.2.1", "paraphrases": None}]}})
+    with pytest.raises(SourceError, match="no rows .no paraphrase: 1"):
+        read("nikl-paraphrase", tmp_path)
+    for name, source in (("NIKL_SC.json", "nikl-summarisation"), ("NIKL_PC.json", "nikl-paraphrase")):
+        write(tmp_path, {name: {"data": [{"id": 1}]}})
+        with pytest.raises(SourceError, match=f"{name}, row 1: found no field"):
+            read(source, tmp_path)
+
+
+def test_evidence_is_a_sentence_and_not_its_number(tmp_path):
+    head = "질문,정답,정답 근거1(문서 번호),정답 근거1(문장),정답 근거 2\n"
+    files = {"단문질문.csv": f"{head}높이는?,18,12,{LAMP},등대다\n", "목록.csv": "파일,크기\na,1\n"}
+    rows, tally = read("exobrain-evidence", write(tmp_path, files))
+    assert rows[0]["document"] == [LAMP, "등대다"]
+    assert dict(tally.dropped) == {"a line of a table without questions": 1}
 
 
 # --- long contexts ---------------------------------------------------------------------------------------------------

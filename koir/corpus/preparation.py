@@ -91,7 +91,8 @@ def prepare(plan: Plan) -> dict | None:
         {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
         | {"licence": part.source.licence, "where": part.source.where, **part.facts}
         | {"dropped_in_cleaning": dropped, "kept": part.facts["rows"] - sum(dropped.values())}
-        for part, dropped in zip(parts, counts["dropped"], strict=True)
+        | {"negatives_left_out": left_out}
+        for part, dropped, left_out in zip(parts, counts["dropped"], counts["negatives_left_out"], strict=True)
     ]
     mining = {"counts": dict(statistics.counts.most_common()), "scores": statistics.histogram()}
     done = {"key": key, "parts": facts, "shape": vars(shape), "cleaning": counts["counts"]}
@@ -236,14 +237,14 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
     """Write the kept rows of all parts in order to folder/00000.jsonl.gz and on, done.json last."""
     shutil.rmtree(folder, ignore_errors=True)
     cleaner = _cleaner(plan, [task for path in plan.exclude_tasks for task in excluded(path, plan.exclude_by)])
-    dropped = [Counter() for _ in parts]
+    dropped, left_out = [Counter() for _ in parts], [Counter() for _ in parts]
 
     def kept() -> Iterator[dict]:
         total = sum(part.facts["rows"] for part in parts)
         with progress_bar("cleaning", total=total, unit="row") as bar:
-            for part, of_part in zip(parts, dropped, strict=True):
+            for part, of_part, of_negatives in zip(parts, dropped, left_out, strict=True):
                 for row in read_rows(part.file):
-                    reason = cleaner.keep(row)
+                    reason = cleaner.keep(row, of_negatives)
                     bar.update()
                     if reason is None:
                         yield row
@@ -259,7 +260,8 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
         by_documents = bool(plan.exclude_tasks) and plan.exclude_by == "both"
         gentler = "gentler bounds" + ", or --exclude_by queries" * by_documents
         raise RunError(str(plan.output_dir), f"no row left after cleaning ({dict(cleaner.counts)})", gentler)
-    write_json(folder / "done.json", {"counts": dict(cleaner.counts), "dropped": dropped})
+    done = {"counts": dict(cleaner.counts), "dropped": dropped, "negatives_left_out": left_out}
+    write_json(folder / "done.json", done)
 
 
 def _cleaner(plan: Plan, exclude: Iterable) -> Cleaner:

@@ -147,11 +147,12 @@ def _words(counts: dict) -> str:
 
 
 def _markdown(content: dict, measured: dict[str, Measured]) -> str:
+    steps = {"reading": "dropped", "cleaning": "dropped_in_cleaning", "hard negatives": "negatives_left_out"}
     reasons = [
         [s["source"], step, reason, count, "; ".join(s["dropped_first_at"].get(reason, [])[:1])]
         for s in content["sources"]
-        for step, counts in (("reading", s["dropped"]), ("cleaning", s["dropped_in_cleaning"]), ("note", s["notes"]))
-        for reason, count in counts.items()
+        for step, name in (steps | {"note": "notes"}).items()
+        for reason, count in s[name].items()
     ]
     lengths = [
         [label, of["rows"], *["/".join(map(str, of["characters"].get(name, {}).values())) for name in FIELDS]]

@@ -3,21 +3,24 @@
 A row is question -> paragraph. Questions of kinds 5 and 6 (yes/no, multiple choice) have a clue in place of a span:
 it is checked instead. Unanswerable questions (flag, or file name in 89) and spans that do not match are dropped and
 counted. Table paragraphs are HTML and become text. 150, 151 and 152 were not seen first-hand: a question without any
-answer is taken there, with an answer it is checked.
+answer is taken there, one with an offset is checked. 152 has one document a file, each question in two wordings, both
+taken, and free answers with clues, which say where a long paragraph is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from koir.sources.archives import walk
-from koir.sources.mrc import questions
+from koir.sources.mrc import plain, questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
 
 LICENCE = "AIHUB terms: for registered users; neither the data nor rows made of it may be passed on"
-NUMBERS = {"016": 569, "017": 577, "089": 89, "092": 92, "106": 106, "150": 71568, "71565": 71565}  # data sets' pages
+NUMBERS = {  # data sets' pages
+    "016": 569, "017": 577, "089": 89, "092": 92, "106": 106, "150": 71568, "151": 71610, "152": 71533, "71565": 71565,
+}  # fmt: skip
 LABELS = r"^(?!.*(?:원천데이터|(?:^|/)[TV]S_)).*\.json"  # every JSON but the vendor's source files
 
 
@@ -30,10 +33,32 @@ def _entry(record: dict, place: str, tally: Tally, source: str, answered: bool) 
     yield from questions(record, place, tally, source, answered)
 
 
+def _technical(record: dict, place: str, tally: Tally, source: str, answered: bool) -> Iterator[dict]:
+    """152's {"dataset": {"doc_id", "context_info": [{"context", "qas": [{"question-1", "question-2", "clue"}]}]}}."""
+    if "dataset" not in record:
+        yield from _entry(record, place, tally, source, answered)
+        return
+    for part in record["dataset"]["context_info"]:
+        context, asked = plain(part["context"] or ""), []
+        for qa in part["qas"]:
+            clues = [plain(clue["clue_text"] or "") for clue in qa.get("clue") or []]
+            there = [clue for clue in clues if clue and clue in context]
+            wordings = [qa[name] for name in ("question-1", "question-2") if qa.get(name)]
+            asked += [{"id": record["dataset"].get("doc_id"), "question": q, "answers": there} for q in wordings]
+        yield from questions({"context": context, "qas": asked}, place, tally, source, answered)
+
+
 def _source(
-    name: str, number: str, title: str, wanted: str, files: str, pack: tuple[str, ...] = (), answered: bool = True
+    name: str,
+    number: str,
+    title: str,
+    wanted: str,
+    files: str,
+    pack: tuple[str, ...] = (),
+    answered: bool = True,
+    convert: Callable = _entry,
 ) -> Source:
-    convert = partial(_entry, source=f"aihub-{number}", answered=answered)
+    convert = partial(convert, source=f"aihub-{number}", answered=answered)
 
     def read(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
         return converted(walk(path), wanted, convert, tally)
@@ -66,7 +91,8 @@ SOURCES = [
         answered=False,
     ),
     _source(
-        "aihub-tech-mrc", "152", "기술과학 문서 기계독해", LABELS, "02.라벨링데이터/*.zip of JSON", answered=False
+        "aihub-tech-mrc", "152", "기술과학 문서 기계독해", LABELS, "02.라벨링데이터/*.zip of JSON", answered=False,
+        convert=_technical,
     ),
     _source("aihub-table-qa", "71565", "표 정보 질의응답", LABELS, "라벨링데이터/*.zip of JSON, tables as HTML"),
 ]  # fmt: skip

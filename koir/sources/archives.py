@@ -1,5 +1,6 @@
 """Every data file under a path, through folders, zip, split zip, tar and gzip, as streams; nothing is unpacked."""
 
+import contextlib
 import os
 import re
 import tarfile
@@ -16,6 +17,7 @@ from koir.sources.streams import File, Gunzipped, bound, joiner, seekable
 DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 PART = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
 HIDDEN = (".", "~$", "__MACOSX")  # how names begin that systems, editors and office programs add
+HANGUL = re.compile(r"[\u1100-\u11ff가-힣]")
 DEPTH = 4  # archives within archives
 BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
@@ -33,7 +35,8 @@ def walk(path: Path) -> Iterator[File]:
         raise SourceError(str(path), "no such file or folder", "a download" + nearest_beside(path))
     root = path if path.is_dir() else path.parent
     found = [(clean_name(str(p.relative_to(root))), p) for p in files_below(path)]
-    yield from _each([File(name, _readable(str(p)), _opener(p)) for name, p in found], 0)
+    above = clean_name("/".join(Path(os.path.abspath(root)).parts[1:][-2:]))
+    yield from _each([File(name, _readable(str(p)), _opener(p), above) for name, p in found], 0)
 
 
 def files_below(path: Path) -> list[Path]:
@@ -110,7 +113,9 @@ def _each(files: list[File], depth: int) -> Iterator[File]:
     for name, numbered in parts.items():
         numbered.sort(key=lambda pair: pair[0])
         first = numbered[0][1]
-        joined = File(name, re.sub(r"\.part\d+$", ".part*", first.place, flags=re.I), joiner(name, numbered))
+        joined = File(
+            name, re.sub(r"\.part\d+$", ".part*", first.place, flags=re.I), joiner(name, numbered), first.above
+        )
         whole.append(joined)
     for file in sorted(whole, key=lambda file: natural(file.name)):
         yield from _opened(file, depth)
@@ -124,7 +129,7 @@ def _opened(file: File, depth: int) -> Iterator[File]:
     if depth >= DEPTH:
         raise SourceError(file.place, f"archives within archives, {depth} deep", f"at most {DEPTH}")
     if lower.endswith(".gz") and not lower.endswith(".tar.gz"):
-        yield from _opened(File(file.name[:-3], file.place, lambda: Gunzipped(file)), depth + 1)
+        yield from _opened(File(file.name[:-3], file.place, lambda: Gunzipped(file), file.above), depth + 1)
         return
     try:
         stream = Gunzipped(file) if lower.endswith("gz") else file.open()
@@ -150,7 +155,7 @@ def _zip_members(file: File, stream: BinaryIO) -> list[File]:
             raise SourceError(place, "an encrypted member", "one that opens without a password")
         total += info.file_size
         bound(place, info.file_size, info.compress_size, total, len(files))
-        files.append(File(f"{file.name}/{name}", place, lambda info=info: archive.open(info)))
+        files.append(File(f"{file.name}/{name}", place, lambda info=info: archive.open(info), file.above))
     return files
 
 
@@ -163,7 +168,7 @@ def _tar_members(file: File, stream: BinaryIO) -> list[File]:
             total += info.size
             bound(f"{file.place}!{name}", info.size, info.size, total, len(files))
             opener = lambda info=info: archive.extractfile(info)  # noqa: E731
-            files.append(File(f"{file.name}/{name}", f"{file.place}!{name}", opener))
+            files.append(File(f"{file.name}/{name}", f"{file.place}!{name}", opener, file.above))
     return files
 
 
@@ -172,13 +177,15 @@ def _hidden(name: str) -> bool:
 
 
 def _legacy(name: str) -> str:
-    """A zip name without the UTF-8 flag was read as cp437: its bytes are UTF-8 (macOS) or CP949 (Korean Windows)."""
+    """A zip name without the UTF-8 flag was read as cp437: its bytes are UTF-8 (macOS) or CP949 (Korean Windows).
+
+    Where they might be both, Hangul decides.
+    """
+    readings = []
     for encoding in ("utf-8", "cp949"):
-        try:
-            return name.encode("cp437").decode(encoding)
-        except UnicodeError:
-            continue
-    return name
+        with contextlib.suppress(UnicodeError):
+            readings.append(name.encode("cp437").decode(encoding))
+    return next((reading for reading in readings if HANGUL.search(reading)), (readings or [name])[0])
 
 
 def _member_name(name: str, place: str) -> str:

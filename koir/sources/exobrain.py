@@ -5,6 +5,7 @@ sentence (columns that begin with 정답 근거). Quiz sets (객관식, 주관�
 counted, as is a footer.
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,18 @@ LICENCE = "ETRI terms: research use on application; not to be passed on"
 WHERE = "https://aiopen.etri.re.kr (corpus download, ETRI QA Datasets)"
 
 
+# 정답 근거1(문장), 정답 근거 2; not its page or number
+EVIDENCE = re.compile(r"정답\s*근거\s*\d*\s*(?:$|\(문장|\.\d+$)")
+
+
 def _evidence(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     if any(name.startswith("질문(") for name in record):
         tally.drop("a quiz question without a passage", place)
         return
-    evidence = [text for name, text in record.items() if name.startswith("정답 근거") and text]
+    if "질문" not in record:
+        tally.drop("a line of a table without questions", place)
+        return
+    evidence = [text for name, text in record.items() if EVIDENCE.match(name) and text]
     if record["질문"] and evidence:
         yield {"query": record["질문"], "document": list(dict.fromkeys(evidence)), "source": "exobrain-evidence"}
     else:

@@ -7,6 +7,8 @@ document, hard negative divided by tabs. beir: queries of the train split -> the
 bundled one).
 """
 
+import contextlib
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from koir.sources.tally import Tally
 from koir.triplets import BGE, FIELDS
 
 COLUMNS = {  # header names, lower case, that mean the same; the first that is there counts
-    "query": ("query", "question", "q", "질문", "질의", "질문내용"),
+    "query": ("query", "question", "anchor", "q", "질문", "질의", "질문내용"),
     "document": (
         "document",
         "doc",
@@ -52,8 +54,8 @@ OURS = r"(run|report|plan|part-\d+)\.json"  # what commands here write beside ro
 def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     record = _as_named(record, place, tally, set(tally.columns))
     record = {name.lower(): value for name, value in record.items()}
-    used = {field: next((name for name in names if name in record), None) for field, names in COLUMNS.items()}
-    row = {field: None if name is None else record[name] for field, name in used.items()}
+    used = _used(record)
+    row = {field: None if name is None else _listed(record[name]) for field, name in used.items()}
     for field in ("query", "document"):
         if row[field] is None:
             columns = f"the columns {', '.join(record)}"
@@ -67,6 +69,8 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
 
 def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     record = _as_named(record, place, tally, set(tally.columns) - {"hard_negative"})
+    if "query" not in record:  # as {anchor, positive, negative}, {question, answer}
+        record = _with_fields(record)
     if "query" not in record:
         expected = "query and document, or query, pos and neg, or --columns query=NAME"
         raise SourceError(place, f"the fields {', '.join(record)}"[:160], expected)
@@ -89,6 +93,28 @@ def _as_named(record: dict, place: str, tally: Tally, needed: set[str]) -> dict:
     return others | {field: record.get(name) for field, name in tally.columns.items()}
 
 
+def _used(record: dict) -> dict[str, str | None]:
+    """The first column of a record for each field of a row, None where it has none."""
+    return {field: next((name for name in names if name in record), None) for field, names in COLUMNS.items()}
+
+
+def _with_fields(record: dict) -> dict:
+    """A record under the names of a row's fields, where all that a row needs is there under other names."""
+    used = {name: field for field, name in _used(record).items() if name}
+    if not {"query", "document"} <= set(used.values()):
+        return record
+    return {used.get(name, name): value for name, value in record.items()}
+
+
+def _listed(cell: str) -> str | list[str]:
+    """A cell's text, or its texts where it is a list of them in JSON."""
+    if cell.startswith('["') and cell.endswith('"]'):
+        with contextlib.suppress(ValueError):
+            texts = json.loads(cell)
+            return texts if all(isinstance(text, str) for text in texts) else cell
+    return cell
+
+
 def _note_unread(tally: Tally, names: set[str]) -> None:
     """Count the records that have a column or field of a name that is not read."""
     for name in sorted(names):
@@ -104,11 +130,16 @@ def _there(texts: str | list) -> list:
 def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     if tally.columns:
         raise SourceError(place, "lines without a header", "no --columns, or a table with a header as csv=PATH")
-    if "1" not in record:
-        expected = "query, document and hard negatives with tabs between them (plain documents are a corpus.jsonl's)"
-        raise SourceError(place, f"a line without a tab ({record['0'][:40]!r})", expected)
-    negatives = _there([record[key] for key in record if key not in ("0", "1")])
-    yield {"query": record["0"], "document": record["1"], "hard_negative": negatives, "source": "triplets"}
+    texts = list(record.values())
+    if len(texts) == 1:
+        tally.drop("a line without a tab between query and document", place)
+    elif all(text.lower() in COLUMNS[field] for text, field in zip(texts[:2], COLUMNS, strict=False)):
+        tally.drop("a header (csv=PATH reads tables that have one)", place)
+    elif any(text.isdecimal() for text in texts[:2]):
+        tally.drop("an id, or another number, in place of a text", place)
+    else:
+        negatives = [text for text in _there(texts[2:]) if not text.isdecimal()]
+        yield {"query": texts[0], "document": texts[1], "hard_negative": negatives, "source": "triplets"}
 
 
 def _read(path: Path, tally: Tally, wanted: str, convert: object, **reading: bool) -> Iterator[tuple[dict, str]]:

@@ -16,23 +16,38 @@ from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
 
-WHERE = "https://github.com/SKT-LSL/KoBEST_datarepo"
+WHERE = "https://github.com/SKT-LSL/KoBEST_datarepo (or skt/kobest_v1 of the hub, as Parquet)"
+FILES = r"(^|/|_){0}.*\.(tsv|parquet)|^(train|dev|test)[^/.]*\.tsv"
 ASKED = {"원인": "원인은 무엇인가?", "결과": "결과는 무엇인가?"}
 SENTIMENT = {"1": "긍정적인 상품평", "0": "부정적인 상품평"}
 
 
+def _hub(record: dict) -> bool:
+    """Whether a record comes from the hub's copy (skt/kobest_v1, Parquet), which has other names."""
+    return "label" in record and "choice1" not in record
+
+
 def _boolq(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    yield {"query": record["Question"], "document": record["Text"], "source": "kobest-boolq"}
+    query, document = ("question", "paragraph") if _hub(record) else ("Question", "Text")
+    yield {"query": record[query], "document": record[document], "source": "kobest-boolq"}
 
 
 def _copa(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    right = record["Answer"]
-    row = {"query": f"{record['sentence']} {ASKED[record['question']]}", "document": record[right]}
-    yield row | {"hard_negative": record[{"1": "2", "2": "1"}[right]], "source": "kobest-copa"}
+    if _hub(record):
+        sentence, right = record["premise"], int(record["label"])
+        alternatives = [record["alternative_1"], record["alternative_2"]]
+    else:
+        sentence, right, alternatives = (
+            record["sentence"],
+            ("1", "2").index(record["Answer"]),
+            [record["1"], record["2"]],
+        )
+    row = {"query": f"{sentence} {ASKED[record['question']]}", "document": alternatives[right]}
+    yield row | {"hard_negative": alternatives[1 - right], "source": "kobest-copa"}
 
 
 def _hellaswag(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    endings = [record[f"choice{i}"] for i in range(1, 5)]
+    endings = [record[f"{'ending_' if _hub(record) else 'choice'}{i}"] for i in range(1, 5)]
     right = endings.pop(int(record["label"]))
     yield {"query": record["context"], "document": right, "hard_negative": endings, "source": "kobest-hellaswag"}
 
@@ -46,17 +61,20 @@ def _sentineg(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 
 def _wic(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    sentences = [record[name].replace("[", "").replace("]", "") for name in ("SENTENCE1", "SENTENCE2")]
-    yield {"word": record["Target"], "sentences": sentences, "same": record["ANSWER"].upper() == "TRUE"}
+    hub = _hub(record)
+    names = ("context_1", "context_2") if hub else ("SENTENCE1", "SENTENCE2")
+    sentences = [record[name].replace("[", "").replace("]", "") for name in names]
+    same = int(record["label"]) == 1 if hub else record["ANSWER"].upper() == "TRUE"
+    yield {"word": record["word" if hub else "Target"], "sentences": sentences, "same": same}
 
 
 def _read(path: Path, tally: Tally, task: str) -> Iterator[tuple[dict, str]]:
     convert = {"BoolQ": _boolq, "COPA": _copa, "HellaSwag": _hellaswag, "SentiNeg": _sentineg}[task]
-    return converted(walk(path), rf"(^|/|_){task}.*\.tsv|^(train|dev|test)[^/.]*\.tsv", convert, tally)
+    return converted(walk(path), FILES.format(task), convert, tally)
 
 
 def _read_wic(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    found = [*converted(walk(path), r"(^|/|_)WiC.*\.tsv|^(train|dev|test)[^/.]*\.tsv", _wic, tally)]
+    found = [*converted(walk(path), FILES.format("WiC"), _wic, tally)]
     others: dict[tuple[str, str], list[str]] = {}
     for pair, _ in found:
         if not pair["same"]:
@@ -74,7 +92,8 @@ def _read_wic(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
 
 SOURCES = [
     Source(
-        f"kobest-{task.lower()}", "KoBEST", what, WHERE, "CC BY-SA 4.0", f"{task}/{{train,dev,test}}.tsv",
+        f"kobest-{task.lower()}", "KoBEST", what, WHERE, "CC BY-SA 4.0",
+        f"{task}/{{train,dev,test}}.tsv, or the hub's Parquet",
         _read_wic if task == "WiC" else partial(_read, task=task),
     )
     for task, what in (

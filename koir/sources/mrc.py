@@ -23,13 +23,17 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
     """Rows of one entry of a SQuAD-like file, whichever of its spellings: `paragraphs` or one `context` or `passage`;
     `qas`, `qa_pairs` or a flat row; `answers` as a list, an object, or lists in an object; `answer`.
 
-    A question is dropped, and counted, when it is unanswerable, has no answer (unless `answered` is False: a release
-    without them), or none of its answers or clues stands in the context at the offset given (offsets may count the
-    context as it is or as NFC; an answer without any offset must occur). A context longer than `tally.window`
+    A question is dropped, and counted, when it is unanswerable, has no answer, or none of its answers or clues stands
+    in the context at the offset given (offsets may count the context as it is or as NFC; an answer without any offset
+    must occur). answered: False for a release without answers, or with computed ones: then an answer may be missing,
+    and one without an offset need not occur, in a context that stays whole. A context longer than `tally.window`
     characters becomes a window around the first answer, begun by the title. HTML becomes text, cells divided by " | ".
     """
     title = record.get("title") or record.get("doc_title") or ""
-    for paragraph in record.get("paragraphs", [record]):
+    paragraphs = record.get("paragraphs", [record])
+    if not paragraphs:
+        tally.drop("no paragraph", place)
+    for paragraph in paragraphs or []:
         context = paragraph["passage"] if "passage" in paragraph else paragraph["context"]
         context = context or ""
         asked = paragraph.get("qas", paragraph.get("qa_pairs"))
@@ -39,6 +43,8 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
             if reason and not unicodedata.is_normalized("NFC", context):  # a macOS copy: offsets count composed text
                 context = unicodedata.normalize("NFC", context)
                 reason, start, end = _span(qa, context, answered)
+            if not reason and len(context) > tally.window and not end:
+                reason = "no place of the answer in a paragraph longer than the window"
             if reason:
                 tally.drop(reason, f"{place}, question {number}")
                 continue
@@ -49,38 +55,46 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
 
 
 def _span(qa: dict, context: str, answered: bool) -> tuple[str, int, int]:
-    """Why the question is dropped ("" when it is not), and where its answer starts and ends in the context."""
-    if qa.get("is_impossible"):
+    """Why the question is dropped ("" when it is not), and where its answer starts and ends in the context (0, 0: not
+    known)."""
+    if str(qa.get("is_impossible") or False).lower() not in ("false", "0", "n"):
         return "unanswerable", 0, 0
     if not (qa["question"] or "").strip():
         return "empty question", 0, 0
     if not context.strip():
         return "empty paragraph", 0, 0
     spans = _answers(qa)
+    located = answered or any(start is not None for start, _ in spans)
     for start, text in spans:
         start = context.find(text) if start is None else start
         if start >= 0 and context.startswith(unicodedata.normalize("NFC", text), start):
             return "", start, start + len(text)
         if start >= 0 and context.startswith(text, start):
             return "", start, start + len(text)
-    if spans:
+    if spans and located:
         return "the answer is not at its offset", 0, 0
     return ("no answer" if answered else ""), 0, 0
 
 
 def _answers(qa: dict) -> list[tuple[int | None, str]]:
-    """(offset or None, text) of every answer or, where answers have no offset, of the clue."""
+    """(offset or None, text) of every answer and clue; of an answer that has a clue only with an offset of its own."""
     found = qa.get("answers") or qa.get("answer") or []
     if isinstance(found, dict) and isinstance(found.get("text"), list):  # as dataset libraries flatten it
         found = [{"text": t, "answer_start": s} for t, s in zip(found["text"], found["answer_start"], strict=True)]
     spans = []
-    for answer in [found] if isinstance(found, (dict, str)) else found:
-        answer = {"text": answer} if isinstance(answer, str) else answer
-        if answer.get("clue_text") and answer.get("answer_start") is None:
-            spans.append((answer.get("clue_start"), answer["clue_text"]))
-        elif answer.get("text"):
-            spans.append((answer.get("answer_start"), str(answer["text"])))
+    for answer in found if isinstance(found, list) else [found]:
+        answer = answer if isinstance(answer, dict) else {"text": answer}
+        start, text, clue = _offset(answer, "answer_start"), answer.get("text"), answer.get("clue_text")
+        if text not in (None, "") and not (clue and start is None):
+            spans.append((start, str(text)))
+        if clue:
+            spans.append((_offset(answer, "clue_start"), clue))
     return spans
+
+
+def _offset(answer: dict, name: str) -> int | None:
+    found = answer.get(name)
+    return None if found is None or found == "" else int(found)
 
 
 def excerpt(context: str, start: int, end: int, window: int, title: str = "") -> str:

@@ -7,7 +7,7 @@ first paragraphs. A text that is not there is a counted drop. Which releases KoE
 was found.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from koir.sources.archives import walk
@@ -30,7 +30,7 @@ def _headline(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 
 def _article(record: dict, tally: Tally) -> str:
-    forms = [paragraph["form"].strip() for paragraph in record["paragraph"]]
+    forms = [(paragraph["form"] or "").strip() for paragraph in record["paragraph"]]
     if forms and forms[0] == (record["metadata"]["title"] or "").strip():
         forms = forms[1:]
     kept, size = [], 0
@@ -47,19 +47,25 @@ def _read_newspaper(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
     return converted(walk(path), NEWSPAPERS, _headline, tally)
 
 
-def _itself(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    yield record
+def _summary(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    summary = " ".join(filter(None, record["summary_sentences"] or []))
+    yield {"document": record["document_id"], "head": record["head"] or "", "summary": summary}
 
 
 def _read_summarisation(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    records = [*converted(walk(path), r"NIKL_SC[^/]*\.json", _itself, tally)]
-    wanted, articles = {record["document_id"] for record, _ in records}, {}
-    for document, _ in _volumes(path, tally):
+    records = [*converted(walk(path), r"NIKL_SC[^/]*\.json", _summary, tally)]
+    wanted, articles = {record["document"] for record, _ in records}, {}
+
+    def article(document: dict, place: str, aside: Tally) -> Iterator[dict]:
         if document["id"] in wanted:
             articles[document["id"]] = _article(document, tally)
+        yield from ()
+
+    _read_volumes(path, tally, article)
     for record, place in records:
-        number = record["document_id"]
-        for kind, query in (("head", record["head"]), ("summary", " ".join(record["summary_sentences"]))):
+        number = record["document"]
+        for kind in ("head", "summary"):
+            query = record[kind]
             if not articles.get(number) or not query:
                 tally.drop("article not below this path" if query else f"no {kind}", place)
                 continue
@@ -68,26 +74,36 @@ def _read_summarisation(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
 
 
 def _read_paraphrase(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    records = [*converted(walk(path), r"NIKL_PC[^/]*\.json", _itself, tally)]
-    origin = lambda record: record["sentence_id"].rpartition(".")[0]  # noqa: E731
-    wanted, texts = {origin(record) for record, _ in records}, {}
-    for document, _ in _volumes(path, tally):
-        for piece in document.get("paragraph") or document.get("utterance") or []:
-            if piece["id"] in wanted:
-                texts[piece["id"]] = piece["form"]
+    records = [*converted(walk(path), r"NIKL_PC[^/]*\.json", _paraphrases, tally)]
+    wanted, texts = {record["origin"] for record, _ in records}, {}
+
+    def piece(document: dict, place: str, aside: Tally) -> Iterator[dict]:
+        pieces = document.get("paragraph") or document.get("utterance") or []
+        texts.update((part["id"], part["form"]) for part in pieces if part["id"] in wanted)
+        yield from ()
+
+    _read_volumes(path, tally, piece)
     for record, place in records:
-        for i, paraphrase in enumerate(record["paraphrases"]):
-            if origin(record) not in texts:
+        for i, form in enumerate(record["forms"]):
+            if record["origin"] not in texts:
                 tally.drop("paragraph not below this path", place)
                 continue
-            row = {"query": paraphrase["form"], "document": texts[origin(record)], "source": "nikl-paraphrase"}
-            yield row | {"id": f"{record['sentence_id']}-{i}"}, place
+            row = {"query": form, "document": texts[record["origin"]], "source": "nikl-paraphrase"}
+            yield row | {"id": f"{record['sentence']}-{i}"}, place
 
 
-def _volumes(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    """Documents of the corpus that records point into; its own counts are of no interest."""
+def _paraphrases(record: dict, place: str, tally: Tally) -> Iterator[dict]:
+    sentence, forms = record["sentence_id"], [paraphrase["form"] for paraphrase in record["paraphrases"] or []]
+    if not forms:
+        tally.drop("no paraphrase", place)
+    yield {"sentence": sentence, "origin": sentence.rpartition(".")[0], "forms": forms}
+
+
+def _read_volumes(path: Path, tally: Tally, take: Callable[[dict, str, Tally], Iterator[dict]]) -> None:
+    """Give every document of the corpus that records point into to `take`; its own counts are of no interest."""
     aside = Tally(window=tally.window)
-    yield from converted(walk(path), VOLUMES, _itself, aside)
+    for _ in converted(walk(path), VOLUMES, take, aside):
+        pass
     tally.ignored = [name for name in tally.ignored if name not in aside.files]
     tally.files += aside.files
 

@@ -49,7 +49,7 @@ def records(file: File, tally: Tally, header: bool = True, quoted: bool | None =
                 quoted = kind == "csv" if quoted is None else quoted
                 found = [(place, _table(_cells(stream, place, kind, quoted), place, tally, header))]
             else:
-                found = [(place, json_records(decoded(stream, place), place))]
+                found = [(place, json_records(_ended(decoded(stream, place)), place))]
             for place, part in found:  # noqa: B020 (what is read tells its place)
                 for number, record in enumerate(part, 1):
                     if record is not None:
@@ -86,6 +86,12 @@ def decoded(stream: BinaryIO, place: str) -> Iterator[str]:
         if not block:
             return
         block = stream.read(CHUNK)
+
+
+def _ended(pieces: Iterator[str]) -> Iterator[str]:
+    """Without the mark that DOS and some exports put behind a file's end."""
+    for piece in pieces:
+        yield piece.rstrip("\x1a\0")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -242,10 +248,11 @@ def converted(
     A record without a field that `convert` needs, or with one of another type, is a SourceError with file and row.
     """
     for file in files:
-        if not re.search(f"(?:{wanted})$", file.name, re.IGNORECASE):
+        names = (file.name, f"{file.above}/{file.name}")  # a folder that tells may be the one that was named
+        if not any(re.search(f"(?:{wanted})$", name, re.IGNORECASE) for name in names):
             tally.ignored.append(file.name)
             continue
-        split = split_of(file.name)
+        split = split_of(file.name, file.above)
         if not tally.opens(file.name, split):
             continue
         for record, place in records(file, tally, **reading):

@@ -10,7 +10,7 @@ from pathlib import Path
 import koir.sources
 from koir.errors import FlagError, RowError, SourceError, nearest
 from koir.sources.tally import Tally
-from koir.triplets import check_row
+from koir.triplets import check_row, listed
 
 KOE5 = {  # rows that KoE5 took from each family; 723,428 in all
     "AIHUB": 552_276,
@@ -69,6 +69,7 @@ def checked_rows(source: Source, path: Path, tally: Tally) -> Iterator[dict]:
     """
     count = 0
     for row, place in source.read(path, tally):
+        row = _without_its_documents(row, tally)
         try:
             pairs = check_row(row, place)
         except RowError as error:
@@ -95,6 +96,20 @@ def checked_rows(source: Source, path: Path, tally: Tally) -> Iterator[dict]:
             tally.notes[f"not in this download: {ending}"] += 1
     for name in filter(UNOPENED.search, tally.ignored):
         tally.notes[f"an archive that is not opened (unpack it): {name}"] += 1
+
+
+def _without_its_documents(row: dict, tally: Tally) -> dict:
+    """A row without the hard negatives that are documents of its own; one with scores, which count them, as it is."""
+    name = next((name for name in ("hard_negative", "neg") if row.get(name)), None)
+    if name is None or any(row.get(f"{name}_score{s}") is not None for s in ("", "s")):
+        return row
+    right = [text for field in ("document", "pos") for text in listed(row.get(field))]
+    negatives = listed(row[name])
+    kept = [text for text in negatives if text not in right]
+    if len(kept) == len(negatives):
+        return row
+    tally.notes["hard negatives that were documents of their row"] += len(negatives) - len(kept)
+    return row | {name: kept or None}
 
 
 def _composed(row: dict, pairs: list[dict]) -> dict:

@@ -19,11 +19,15 @@ EXPANDED = 2**37  # bytes of one archive's data files (128 GiB); the largest rel
 
 @dataclass(frozen=True)
 class File:
-    """One data file. name: its path below what the user named, NFC, with "/"; place: what errors call it."""
+    """One data file. name: its path below what the user named, NFC, with "/"; place: what errors call it.
+
+    above: the two folders over that, which may tell what the name does not.
+    """
 
     name: str
     place: str
     open: Callable[[], BinaryIO]
+    above: str = ""
 
 
 def bound(place: str, expanded: int, compressed: int, total: int, members: int) -> None:

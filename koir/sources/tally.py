@@ -6,9 +6,15 @@ from collections import Counter
 WINDOW = 1500  # characters; about 512 tokens of Korean, which is what an encoder of the e5 family reads
 EXAMPLES = 3  # places remembered of each reason
 SPLITS = {
-    "test": r"(^|[/._-])(test|테스트)([/._-]|\d|$)",
-    "dev": r"(^|[/._-])(dev|valid|validation|\d\.validation|VL|VS)([/._-]|$)",
+    split: re.compile(rf"(?:^|[^\w]|_)(?:{words})\d*(?:[^\w]|_|$)", re.IGNORECASE)
+    for split, words in {
+        "test": "test|testset|테스트",
+        "dev": "dev|val|valid|validation|eval|VL|VS|검증|검증데이터",
+        "train": "train|training|TL|TS|학습|학습데이터",
+    }.items()
 }
+# A release's own folders.
+RELEASE = re.compile(r"\d+\.?\s*(?:training|validation|test)|training|validation", re.IGNORECASE)
 
 
 class Tally:
@@ -58,6 +64,14 @@ class Tally:
         }
 
 
-def split_of(name: str) -> str:
-    """The split that a file's name or folder tells: test, dev, else train."""
-    return next((split for split, sign in SPLITS.items() if re.search(sign, name, re.IGNORECASE)), "train")
+def split_of(name: str, above: str = "") -> str:
+    """The split that a file's name tells, else the nearest of its folders that does: test, dev or train.
+
+    above: folders over what the user named, of which those that releases have count (a user's own may be called dev).
+    """
+    folders = [folder for folder in above.split("/") if RELEASE.fullmatch(folder)]
+    for part in reversed([*folders, *name.split("/")]):
+        told = [split for split, sign in SPLITS.items() if sign.search(part)]
+        if len(told) == 1:
+            return told[0]
+    return "train"
