@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from koir.flags import parse, require  # first: koir says what is not installed
@@ -72,6 +73,8 @@ def _evaluate(what: EvaluateArguments, where: TaskArguments) -> list[dict]:
     for name in called:
         once = called.count(name) == 1 and name not in ("run", "pipeline")  # which are files beside results
         require(once, "--tasks", f"a folder named {name}, twice or as a file beside results is", "another name")
+    for name in sorted({f"{task.name}/{task.split}" for task in tasks} & set(settings.chosen_on or ())):
+        print(f"note: {what.pipeline} was chosen on {name}: its score there is no test", file=sys.stderr)
     output, started = Path(where.output_dir), time.perf_counter()
     joint = Joint(settings, _dev_tasks(settings, where, names, tasks), output)
     if join_processes():
@@ -144,11 +147,20 @@ def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str], score
     chosen = where.dev_tasks or [name for name in names if "dev" in splits(name) and "test" in splits(name)]
     found = {}
     for name in dict.fromkeys(chosen):
-        found[name] = sampled(load_task(name, "dev", where.data_root), where.dev_queries)
+        there = splits(name)
+        require("dev" in there or not there, f"--dev_tasks {name}", f"{', '.join(there)}", "a task with a dev split")
+        dev = load_task(name, "dev", where.data_root)
+        asked = {text for task in scored for text in task.queries.values()}
+        fresh = {query: text for query, text in dev.queries.items() if text not in asked}
         for task in scored:  # by what they hold: a path is written in many ways, and a split may stand for another
-            both = found[name].queries.items() & task.queries.items()
+            both = dev.queries.items() & task.queries.items()
             what = f"{len(both)} queries that are scored, of {task.name}/{task.split}"
             require(not both, f"--split {where.split} --dev_tasks {name}", what, "other tasks to choose on")
+        left = len(dev.queries) - len(fresh)
+        require(bool(fresh), f"--dev_tasks {name}", f"{left:,} queries, all with scored texts", "other tasks")
+        if left:
+            print(f"note: {left:,} queries of {name}/dev are scored too; nothing is chosen on them", file=sys.stderr)
+        found[name] = sampled(replace(dev, queries=fresh), where.dev_queries)
     return list(found.values())
 
 

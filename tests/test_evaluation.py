@@ -268,6 +268,20 @@ def test_bom_line_ends_and_header_do_not_matter(beir, start, end, header):
     assert task.qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}} and list(task.corpus) == ["d1", "d2"]
 
 
+def test_empty_lines_at_the_end_gzipped_qrels_and_grades_as_floats_do_not_matter(beir, tmp_path):
+    qrels = {"test": "q1\td1\t1.0\nq2\td2\t2.0\n", "dev": "q2\td2\t1\n"}
+    path = beir(corpus=json_lines(CORPUS) + b"\n \n", qrels=qrels)
+    plain = tmp_path / "노동법/qrels/test.tsv"
+    (tmp_path / "노동법/qrels/test.tsv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    task = load_task(path)
+    assert task.qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}} and list(task.corpus) == ["d1", "d2"]
+    assert splits(path) == ["dev", "test"]
+    damaged = tmp_path / "노동법/qrels/test.tsv.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert refused(path).startswith(f"{damaged}: found broken text (")
+
+
 def test_quotes_in_ids_are_letters_like_others(beir):
     queries = [{"_id": '"q1', "text": "연차는?"}]
     assert load_task(beir(queries=queries, qrels={"test": '"q1\td1\t1\n'})).qrels == {'"q1': {"d1": 1}}
@@ -313,7 +327,7 @@ def test_a_folder_without_one_of_its_files_is_refused(beir, tmp_path, name):
 BROKEN = {
     "cut short": (b'{"_id": "d9', "broken JSON or UTF-8 ("),
     "CP949": ('{"_id": "d9", "text": "연차"}'.encode("cp949"), "broken JSON or UTF-8 ("),
-    "blank": (b"", "broken JSON or UTF-8 ("),
+    "blank": (b"", "an empty line; expected one JSON object a line"),
     "a list": (b'["d9"]', "list; expected {"),
     "duplicate id": ('{"_id": "d1", "text": "또"}'.encode(), "_id 'd1' again; expected each _id once"),
 }

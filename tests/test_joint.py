@@ -221,7 +221,8 @@ def test_every_combination_is_scored_against_its_own_first_stage(task, fake, tmp
         for content, depth in zip(reranked, (5, 20), strict=True):
             koir, (scores,) = content["koir"], content["scores"]["dev"]
             (found,) = koir["comparisons"]
-            gain = scores["ndcg_at_10"] - first["scores"]["dev"][0]["ndcg_at_10"]
+            assert found["metric"] == (metric := f"ndcg_at_{min(depth, 10)}")
+            gain = scores[metric] - first["scores"]["dev"][0][metric]
             assert found["against"] == first["koir"]["name"] and found["difference"] == pytest.approx(gain)
             assert found["won"] + found["lost"] + found["tied"] == 12 and found["lost"] == 0 and 0 < found["p"] <= 1
             assert scores["hit_rate_at_10"] == scores["mrr_at_10"]  # what the oracle is given, it puts first
@@ -232,8 +233,8 @@ def test_every_combination_is_scored_against_its_own_first_stage(task, fake, tmp
     assert len(fake.asked) == len(rows[0].run) * 0 + sum(
         min(20, len(r)) for row in (rows[0], rows[3]) for r in row.run.values()
     )
-    file = json.loads((tmp_path / "bm25+oracle@5/demo.json").read_text())
-    assert file["koir"]["comparisons"] and file["scores"] == contents[1]["scores"]
+    file = json.loads((tmp_path / "bm25+oracle@20/demo.json").read_text())
+    assert file["koir"]["comparisons"] and file["scores"] == contents[2]["scores"]
 
 
 def test_what_is_scored_beside_a_milvus_names_no_index_there(task, fake, tmp_path):
@@ -483,6 +484,69 @@ def test_weights_are_not_chosen_on_what_is_scored(tmp_path, monkeypatch, capsys)
         assert re.match(r"error: --split \w+ --dev_tasks \w+/?: found 80 queries that are scored, of ", said), said
 
 
+def test_weights_are_chosen_on_dev_splits_and_on_queries_that_are_not_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    beir = Path(joint.__file__).parents[1] / "demo/beir"
+    for name in ("only-test", "again"):
+        shutil.copytree(beir, tmp_path / name)
+    (tmp_path / "only-test/qrels/dev.tsv").unlink()
+    words = [*HYBRID, "--weight", "auto", "--tasks", "demo"]
+    with pytest.raises(SystemExit):
+        evaluate.main([*words, "--dev_tasks", "only-test"])
+    assert "--dev_tasks only-test: found test, train; expected a task with a dev split" in capsys.readouterr().err
+    asked = load_task("demo").queries
+    scored = sampled(load_task("demo"), 6).queries.values()
+    queries = [{"_id": f"again {id}", "text": text} for id, text in asked.items()]
+    (tmp_path / "again/queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    lines = [f"again {query}\t{document}\t1\n" for query, of in load_task("demo").qrels.items() for document in of]
+    (tmp_path / "again/qrels/dev.tsv").write_text("".join(lines))
+    few = lambda path, *of: sampled(load_task(path, *of), 6 if path == "demo" else 999)  # noqa: E731
+    monkeypatch.setattr(evaluate, "load_task", few)
+    evaluate.main([*words, "--dev_tasks", "again", "--output_dir", "out"])
+    assert f"note: {len(set(scored))} queries of again/dev are scored too; nothing is chosen" in capsys.readouterr().err
+    pipeline = next(Path("out").glob("hybrid-demo*/pipeline.json"))
+    content = json.loads(pipeline.read_text())
+    write_json(pipeline, content | {"chosen_on": ["demo/test"]})
+    evaluate.main(["--pipeline", str(pipeline), "--output_dir", "out"])
+    assert f"note: {pipeline} was chosen on demo/test: its score there is no test" in capsys.readouterr().err
+
+
+def test_a_list_that_ends_before_ten_is_held_against_the_first_stage_as_far_as_it_reaches(fake, task, tmp_path):
+    """A reranker that changes nothing lost whatever stood at ranks 5 to 10."""
+    fake.logit = lambda query, document: 0.0
+    settings = Settings(["bm25"], ["x"], depths=(4, 10), interpolate=0.0, progress=False)
+    rows = [row.content for row in Joint(settings, [], tmp_path).evaluate(task)]
+    mixed = [content["koir"] for content in rows if content["koir"]["name"].endswith("~mixed")]
+    assert [koir["comparisons"][0]["metric"] for koir in mixed] == ["ndcg_at_3", "ndcg_at_10"]
+    assert all(koir["comparisons"][0]["difference"] == 0 and koir["comparisons"][0]["lost"] == 0 for koir in mixed)
+    assert "| bm25+x@4~mixed | bm25 | +0.000 @3 |" in markdown([rows])
+
+
+def test_results_of_ids_with_other_line_ends_are_used_again(fake, task, tmp_path):
+    query, *_ = task.queries
+    odd = {query: "\u2028".join((query, "x"))}
+    parts = [{odd.get(q, q): part[q] for q in part} for part in (task.queries, task.qrels)]
+    changed = replace(task, queries=parts[0], qrels=parts[1])
+    for _ in "12":
+        Joint(Settings(["bm25"], ["x"], depths=(10,), progress=False), [], tmp_path).evaluate(changed)
+    assert len(fake.asked) == 10 * len(task.queries)
+
+
+def test_what_a_result_takes_the_place_of_is_said(task, tmp_path, capsys):
+    def evaluated(of, weight):
+        Joint(Settings(["hybrid:demo"], weight=weight, progress=False), [], tmp_path).evaluate(of)
+        return capsys.readouterr().err
+
+    assert evaluated(task, 0.2) == evaluated(task, 0.2) == ""
+    assert f"note: {tmp_path}/hybrid-demo" in (said := evaluated(task, 0.9)) and "was of --weight 0.2, and is" in said
+    assert "of other data under the same name, and is replaced" in evaluated(sampled(task, 5), 0.9)
+
+
+def test_a_result_has_the_name_that_mteb_gives_its_part(task, tmp_path):
+    (row,) = Joint(Settings(["bm25"], progress=False), [], tmp_path).evaluate(replace(task, subset="korean"))
+    assert row.content["scores"][task.split][0]["hf_subset"] == "korean"
+
+
 def test_what_is_not_read_to_its_end_is_said_once(task, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
     id = next(iter(task.qrels[next(iter(task.queries))]))
@@ -684,11 +748,12 @@ def test_a_reranker_that_harms_is_named(measured):
         "WARNING: bm25+나쁜@10 is significantly worse than its own first stage on demo (-0.200, p = 0.0100)"
         in terminal([*measured, worse])
     )
-    nothing = "the reranker adds nothing on demo: no gain over a first stage is significant"
+    nothing = f"no gain of a reranker over its first stage is significant on demo ({worse['koir']['queries']} queries)"
     assert nothing in terminal([*measured, worse])
     better = json.loads(json.dumps(worse))
     better["koir"]["comparisons"][0]["difference"] = 0.2
     assert nothing not in terminal([better])
+    assert "- WARNING: bm25+나쁜@10 is significantly worse" in markdown([[*measured, worse]])
     assert "| bm25+나쁜@10 | bm25 | -0.200 | 0.0100 | 0/5/7 | [-0.300, -0.100] |" in markdown([[*measured, worse]])
     drawn = xml.dom.minidom.parseString(picture([*measured, worse]))
     assert len(drawn.getElementsByTagName("polyline")) == 3

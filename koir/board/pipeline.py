@@ -64,9 +64,14 @@ def step(page: Page, row: Row, base: Row | None, task: str, metric: str) -> dict
     record |= dict.fromkeys(("gain", "low", "high", "p", "won", "lost", "same"))
     record["candidate_recall"] = stored.koir.get("candidate_recall")
     record["ceiling"] = _ceiling(page, before, row.depth, metric) if before and row.depth else None
-    if row.reranker and before:
+    if row.reranker and before and not _ends_before(row, metric):
         record |= _gain(page, stored, before, metric)
     return record
+
+
+def _ends_before(row: Row, metric: str) -> bool:
+    """Whether a reranker's lists end before the rank that a metric looks at, as ndcg_at_10 does at 10."""
+    return bool(row.depth) and row.depth < int(metric.rpartition("_")[2])
 
 
 def _gain(page: Page, stored: Stored, before: Stored, metric: str) -> dict:
@@ -95,7 +100,9 @@ def _ceiling(page: Page, before: Stored, depth: int, metric: str) -> float | Non
 
 @st.cache_data(show_spinner=False, max_entries=512)
 def _best(stamp: str, file: str, depth: int, metric: str, _before: Stored) -> float | None:
-    """The mean of a metric if all right answers among the first `depth` candidates came first."""
+    """The mean of a metric if all right answers among the first `depth` candidates came first; None for fewer."""
+    if (_before.koir["pipeline"].get("depth") or depth) < depth:
+        return None
     try:
         scores = per_query(query_rows(_before), depth)
     except ResultError:

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 
 from koir.evaluation.hub import BENCHMARKS
+from koir.evaluation.metrics import KS
 from koir.flags import require
 from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES
@@ -161,9 +162,9 @@ def check(what: EvaluateArguments, where: TaskArguments) -> None:
         ),
     ):
         require(bool(used), flag, str(value), f"{beside} with it")
-    if reranked and what.depth and min(what.depth) < 10:
-        print(f"note: with --depth {min(what.depth)} a list ends after so many, so that @10 cannot be held against "
-              "the first stage's", file=sys.stderr)  # fmt: skip
+    if reranked and what.depth and min(what.depth) < max(KS):
+        print(f"note: with --depth {min(what.depth)} a list ends after so many; it is held against the first stage's "
+              "as far as it reaches", file=sys.stderr)  # fmt: skip
 
 
 def share(text: str) -> float | None:

@@ -24,7 +24,7 @@ from koir.evaluation.pipeline import (
     task_fingerprint,
 )
 from koir.evaluation.reranking import Reranked, final_run, mixture, rerank
-from koir.evaluation.results import kept_result, write_result
+from koir.evaluation.results import kept_result, what_is_replaced, write_result
 from koir.evaluation.tasks import Task
 from koir.flags import require
 from koir.reranker import Reranker, load_reranker
@@ -205,6 +205,11 @@ class Joint:
             content, run = found
             content["koir"] |= {"pipeline": pipeline.content(), "pipeline_key": made_of}
             return Evaluated(evaluate_run(task.qrels, run), run, content)
+        asked = {"weight": self.settings.weight, "interpolate": self.settings.interpolate}
+        given = {name: getattr(pipeline, name) for name, share in asked.items() if isinstance(share, float)}
+        given = {name: share for name, share in given.items() if share is not None}
+        if note := what_is_replaced(folder, task.name, task.split, task_fingerprint(task), given):
+            print(note, file=sys.stderr)
         done = make()
         done.content["koir"]["pipeline_key"] = made_of
         write_result(folder, done.content, done.run, task.qrels, top=self.settings.kept(task))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from koir.errors import FlagError, nearest, nearest_beside
-from koir.evaluation.metrics import evaluate_run
+from koir.evaluation.metrics import KS, evaluate_run
 from koir.evaluation.results import file_name, result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import Task
@@ -122,7 +122,7 @@ def evaluated(
         "tied_queries": sum(is_tied(candidates) for candidates in run.values()),
         "comparisons": [],
     }
-    return Evaluated(scores, run, result(task.name, task.split, scores, seconds, koir))
+    return Evaluated(scores, run, result(task.name, task.split, scores, seconds, koir, task.subset))
 
 
 def evaluate_first_stage(
@@ -172,8 +172,13 @@ def task_fingerprint(task: Task) -> str:
 
 
 def comparison(ours: Evaluated, theirs: Evaluated, against: str) -> dict:
-    """Of nDCG@10, ours - theirs, as results.py lays it out: difference with interval and p, queries won, lost, tied."""
-    metric = "ndcg_at_10"
+    """Of nDCG@10, ours - theirs, as results.py lays it out: difference with interval and p, queries won, lost, tied.
+
+    Where our lists end before rank 10, of nDCG at the deepest rank that they reach: ranks that they lack are no loss.
+    """
+    pipeline = ours.content["koir"]["pipeline"]
+    reach = pipeline["depth"] if pipeline["reranker"] else max(KS)
+    metric = f"ndcg_at_{max(k for k in KS if k <= reach)}"
     first = np.array([of_query[metric] for of_query in ours.scores.values()])  # [Q]
     second = np.array([theirs.scores[query][metric] for query in ours.scores])  # [Q]
     gain = first - second

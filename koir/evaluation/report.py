@@ -29,7 +29,13 @@ def time_row(content: dict) -> list[str]:
 
 def _gain(found: dict) -> list[str]:
     counts = f"{found['won']}/{found['lost']}/{found['tied']}"
-    return [f"{found['difference']:+.3f}", f"{found['p']:.4f}", counts, found["against"]]
+    return [f"{found['difference']:+.3f}{_at(found)}", f"{found['p']:.4f}", counts, found["against"]]
+
+
+def _at(found: dict) -> str:
+    """The rank that a comparison looks at, where it is not 10."""
+    at = found.get("metric", "ndcg_at_10").rpartition("_")[2]
+    return "" if at == "10" else f" @{at}"
 
 
 def title(content: dict) -> str:
@@ -43,10 +49,12 @@ def terminal(contents: Sequence[dict]) -> str:
     """One task's pipelines as two plain tables, scores and times, with warnings beneath them."""
     lines = [title(contents[0]), table(HEADER, [report_row(content) for content in contents]), ""]
     lines.append(table(TIME_HEADER, [time_row(content) for content in contents]))
+    return "\n".join(lines + _ties(contents) + warnings(contents))
+
+
+def _ties(contents: Sequence[dict]) -> list[str]:
     tied = [f"{c['koir']['name']} {c['koir']['tied_queries']:,}" for c in contents if c["koir"]["tied_queries"]]
-    if tied:
-        lines.append("queries with equal scores among the first eleven, ordered by id: " + ", ".join(tied))
-    return "\n".join(lines + warnings(contents))
+    return ["queries with equal scores among the first eleven, ordered by id: " + ", ".join(tied)] if tied else []
 
 
 def warnings(contents: Sequence[dict]) -> list[str]:
@@ -58,11 +66,10 @@ def warnings(contents: Sequence[dict]) -> list[str]:
         own, task = koir["comparisons"][0], contents[0]["task_name"]
         if own["p"] < SIGNIFICANT:
             better = better or own["difference"] > 0
-            lines += worse(koir["name"], "its own first stage", task, own["difference"], own["p"])
+            lines += worse(koir["name"], f"its own first stage{_at(own)}", task, own["difference"], own["p"])
     if reranked and not better:
-        lines.append(
-            f"the reranker adds nothing on {contents[0]['task_name']}: no gain over a first stage is significant"
-        )
+        where = f"{contents[0]['task_name']} ({reranked[0]['queries']:,} queries)"
+        lines.append(f"no gain of a reranker over its first stage is significant on {where}")
     return lines
 
 
@@ -80,6 +87,7 @@ def markdown(tasks: Sequence[Sequence[dict]]) -> str:
     for contents in tasks:
         parts += [f"## {title(contents[0])}", "", *_pipes(HEADER, [report_row(content) for content in contents]), ""]
         parts += [*_pipes(TIME_HEADER, [time_row(content) for content in contents]), ""]
+        parts += [f"- {line}" for line in _ties(contents) + warnings(contents)] + [""]
         pairs = [
             [
                 content["koir"]["name"],

@@ -27,8 +27,9 @@ main_score, hf_subset, languages}]}. Beside them `koir`:
     parameters        {first_stage, reranker}: how many weights; 0 for BM25 and without a reranker
     tied_queries      queries with two equal float32 scores among their first eleven (order by id there, as trec_eval)
     intervals         {ndcg_at_10, recall_at_10, mrr_at_10: [low, high]}, 95% bootstrap
-    comparisons       [{against: a pipeline's name, metric: ndcg_at_10, difference, interval: [low, high], p, won, lost,
-                      tied}]; with a reranker the first is its own first stage; else every first stage listed before it
+    comparisons       [{against: a pipeline's name, metric: ndcg_at_10 (a smaller k where a reranker's depth is below
+                      10), difference, interval: [low, high], p, won, lost, tied}]; with a reranker the first is its
+                      own first stage; else every first stage listed before it
 """
 
 import hashlib
@@ -46,14 +47,16 @@ from koir.retrieval.ranking import ranked
 HEADLINE = ("ndcg_at_10", "recall_at_10", "mrr_at_10")
 
 
-def result(task: str, split: str, scores: dict[str, dict[str, float]], seconds: float, koir: dict) -> dict:
+def result(
+    task: str, split: str, scores: dict[str, dict[str, float]], seconds: float, koir: dict, subset: str = "default"
+) -> dict:
     """One task's result: mteb's keys, and `koir` for pipeline, intervals, latency and origin.
 
-    scores: query id -> metrics, from `metrics.evaluate_run`. seconds: the whole evaluation's.
+    scores: query id -> metrics, from `metrics.evaluate_run`. seconds: the whole evaluation's. subset: mteb's hf_subset.
     """
     means = mean_scores(scores)
     intervals = {name: interval([of_query[name] for of_query in scores.values()]) for name in HEADLINE}
-    row = means | {"main_score": means["ndcg_at_10"], "hf_subset": "default", "languages": ["kor-Hang"]}
+    row = means | {"main_score": means["ndcg_at_10"], "hf_subset": subset, "languages": ["kor-Hang"]}
     return {
         "task_name": task,
         "dataset_revision": koir["task_fingerprint"],
@@ -98,12 +101,31 @@ def kept_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, di
         content = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
         if content["koir"]["key"] != key:
             return None
-        lines = (folder / f"{stem}.queries.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        with (folder / f"{stem}.queries.jsonl").open(encoding="utf-8") as lines:  # ids may hold other line ends
+            rows = [json.loads(line) for line in lines]
         run = {row["query_id"]: dict(zip(row["top"], row["scores"], strict=True)) for row in rows}
         return (content, run) if len(run) == content["koir"]["queries"] else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def what_is_replaced(folder: Path, task: str, split: str, fingerprint: str, given: dict) -> str | None:
+    """What a new result takes the place of, where that is of other data or of other shares: a note, else None.
+
+    given: weight and interpolate, as far as the user gave them.
+    """
+    file = folder / f"{file_stem(folder, task, split)}.json"
+    try:
+        koir = json.loads(file.read_text(encoding="utf-8"))["koir"]
+        if koir["task_fingerprint"] != fingerprint:
+            return f"note: {file} was of other data under the same name, and is replaced (--output_dir keeps both)"
+        for name, share in given.items():
+            if koir["pipeline"][name] != share:
+                was = f"--{name} {koir['pipeline'][name]:g}"
+                return f"note: {file} was of {was}, and is replaced (--output_dir keeps both)"
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return None
 
 
 def file_name(pipeline: str) -> str:

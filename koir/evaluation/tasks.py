@@ -19,7 +19,8 @@ from koir.manifest import DEMO
 class Task:
     """One split of a task: queries and corpus (title and text joined) by id, qrels as query id -> {id: grade}.
 
-    candidates: query id -> document ids, where the task itself says what is to be ranked (reranking tasks).
+    candidates: query id -> document ids, where the task itself says what is to be ranked (reranking tasks). subset:
+    mteb's name for this part of a task of its own.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Task:
     corpus: dict[str, str]
     qrels: dict[str, dict[str, int]]
     candidates: dict[str, list[str]] | None = None
+    subset: str = "default"
 
 
 def load_task(path: str, split: str = "test", data_root: str | None = None) -> Task:
@@ -45,7 +47,7 @@ def load_splits(path: str, wanted: Sequence[str], data_root: str | None = None) 
     if path in KOREAN and not Path(path).is_dir():
         known = KOREAN[path][1]
         there = [split if split in known else known[0] for split in wanted]
-        return [Task(path, split, *load_korean(path, split, data_root)) for split in there]
+        return [Task(path, split, *load_korean(path, split, data_root), KOREAN[path][0]) for split in there]
     folder = place_of(path)
     if not folder.is_dir():
         wanted = "a BEIR folder, demo or an mteb task" + nearest_beside(folder, KOREAN)
@@ -63,7 +65,7 @@ def _split(name: str, split: str, queries: dict, corpus: dict, graded: dict, fol
     qrels: dict[str, dict[str, int]] = {}
     for (query, document), (grade, number) in graded.items():
         if grade > 0:
-            place = (f"{folder}/qrels/{split}.tsv", number)
+            place = (str(_qrels_file(folder, split)), number)
             query = _known(query, queries, *place, "query", "queries.jsonl")
             qrels.setdefault(query, {})[_known(document, corpus, *place, "document", "corpus.jsonl")] = grade
     return Task(name, split, {query: queries[query] for query in qrels}, corpus, qrels)
@@ -104,7 +106,18 @@ def splits(path: str) -> list[str]:
     if path in KOREAN and not Path(path).is_dir():
         return KOREAN[path][1]
     folder = place_of(path)
-    return sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
+    return _splits(folder)
+
+
+def _splits(folder: Path) -> list[str]:
+    """The splits of a BEIR folder, by the names in qrels/."""
+    found = {file.name.removesuffix(".gz").removesuffix(".tsv") for file in (folder / "qrels").glob("*.tsv*")}
+    return sorted(split for split in found if _qrels_file(folder, split).is_file())
+
+
+def _qrels_file(folder: Path, split: str) -> Path:
+    plain = folder / "qrels" / f"{split}.tsv"
+    return plain if plain.is_file() else plain.with_name(f"{split}.tsv.gz")
 
 
 def place_of(path: str) -> Path:
@@ -123,50 +136,61 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _rows(file: Path) -> Iterator[dict]:
-    seen = set()
-    number = 0
+    seen: set[str] = set()
+    number = blank = 0
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             for number, line in enumerate(stream, 1):
-                place = f"{file}, line {number}"
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except (ValueError, RecursionError) as error:
-                    raise TaskError(place, f"broken JSON or UTF-8 ({error})", "one JSON object a line") from None
-                if not isinstance(row, dict):
-                    raise TaskError(place, type(row).__name__, '{"_id": "...", "text": "..."}')
-                if type(row.get("_id")) is int:
-                    row["_id"] = str(row["_id"])
-                for key in ("_id", "text"):
-                    if not isinstance(row.get(key), str):
-                        found = type(row[key]).__name__ if row.get(key) is not None else "nothing"
-                        among = f" among {', '.join(row)}"[:100] if key not in row else ""
-                        raise TaskError(f"{place}, field {key}", found + among, "a text")
-                if re.search("[\ud800-\udfff]", "".join(value for value in row.values() if isinstance(value, str))):
-                    raise TaskError(place, "half of a surrogate pair", "valid Unicode")
+                if not line.strip():
+                    blank = blank or number
+                    continue
+                if blank:  # at the end alone they are nothing
+                    raise TaskError(f"{file}, line {blank}", "an empty line", "one JSON object a line")
+                row = _row(line, "utf-8-sig" if number == 1 else "utf-8", f"{file}, line {number}")
                 if row["_id"] in seen:
-                    raise TaskError(place, f"_id {row['_id']!r} again", "each _id once")
-                if not isinstance(row.get("title") or "", str):
-                    raise TaskError(f"{place}, field title", type(row["title"]).__name__, "a text")
+                    raise TaskError(f"{file}, line {number}", f"_id {row['_id']!r} again", "each _id once")
                 seen.add(row["_id"])
-                yield {key: unicodedata.normalize("NFC", row[key]) for key in ("title", "text") if row.get(key)} | {
-                    "_id": row["_id"], "text": unicodedata.normalize("NFC", row["text"])}  # fmt: skip
+                yield row
     except (zlib.error, EOFError, OSError) as error:
         raise TaskError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
 
 
+def _row(line: bytes, encoding: str, place: str) -> dict:
+    """{_id, text} and perhaps title of a line, texts in NFC. Raises TaskError for anything else."""
+    try:
+        row = json.loads(line.decode(encoding))
+    except (ValueError, RecursionError) as error:
+        raise TaskError(place, f"broken JSON or UTF-8 ({error})", "one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise TaskError(place, type(row).__name__, '{"_id": "...", "text": "..."}')
+    if type(row.get("_id")) is int:
+        row["_id"] = str(row["_id"])
+    for key in ("_id", "text"):
+        if not isinstance(row.get(key), str):
+            found = type(row[key]).__name__ if row.get(key) is not None else "nothing"
+            among = f" among {', '.join(row)}"[:100] if key not in row else ""
+            raise TaskError(f"{place}, field {key}", found + among, "a text")
+    if re.search("[\ud800-\udfff]", "".join(value for value in row.values() if isinstance(value, str))):
+        raise TaskError(place, "half of a surrogate pair", "valid Unicode")
+    if not isinstance(row.get("title") or "", str):
+        raise TaskError(f"{place}, field title", type(row["title"]).__name__, "a text")
+    kept = {key: unicodedata.normalize("NFC", row[key]) for key in ("title", "text") if row.get(key)}
+    return kept | {"_id": row["_id"], "text": unicodedata.normalize("NFC", row["text"])}
+
+
 def _qrels(folder: Path, split: str) -> dict[tuple[str, str], tuple[int, int]]:
     """(query, document) -> grade, and the line that it stands in."""
-    file = folder / "qrels" / f"{split}.tsv"
+    file = _qrels_file(folder, split)
     if not file.is_file():
-        there = ", ".join(p.stem for p in sorted((folder / "qrels").glob("*.tsv")))
+        there = ", ".join(_splits(folder))
         if not there:
             raise TaskError(f"{folder}", "no qrels/*.tsv", f"qrels/{split}.tsv: query-id, corpus-id and score")
         raise TaskError(
             f"{folder}", f"no split {split!r} (there are: {there})", f"qrels/{split}.tsv, or a split that is there"
         )
     graded: dict[tuple[str, str], tuple[int, int]] = {}
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
             lines = list(enumerate(reader, 1))
@@ -175,15 +199,16 @@ def _qrels(folder: Path, split: str) -> dict[tuple[str, str], tuple[int, int]]:
             for number, row in lines:
                 if number == 1 and row[:1] == ["query-id"]:
                     continue
-                if len(row) != 3 or not re.fullmatch(r"-?[0-9]{1,9}", row[2]):
+                if len(row) != 3 or not re.fullmatch(r"-?[0-9]{1,9}(\.0)?", row[2]):
                     raise TaskError(
                         f"{file}, line {number}", "\t".join(row)[:60], "query-id, corpus-id and a whole number"
                     )
-                grade, first = graded.setdefault((row[0], row[1]), (int(row[2]), number))
-                if grade != int(row[2]):
+                given = int(row[2].removesuffix(".0"))  # some programs write whole numbers so
+                grade, first = graded.setdefault((row[0], row[1]), (given, number))
+                if grade != given:
                     found = f"grade {row[2]} for {row[0]!r} and {row[1]!r}"
                     raise TaskError(f"{file}, line {number}", found, f"{grade}, as in line {first}")
-        except (UnicodeDecodeError, csv.Error) as error:
+        except (UnicodeDecodeError, csv.Error, zlib.error, EOFError, OSError) as error:
             raise TaskError(str(file), f"broken text ({error})", "UTF-8 lines with tabs") from None
     if not any(grade > 0 for grade, _ in graded.values()):
         raise TaskError(str(file), "no right answers", "at least one line with a score above 0")
