@@ -20,7 +20,8 @@ class ModelArguments:
 
     model_name_or_path: str = field(default="demo", metadata={"help": "run folder, model folder, hub name, or demo"})
     pooling: str | None = field(
-        default=None, metadata={"choices": ["mean", "cls"], "help": "default: as the model folder says, else mean"}
+        default=None,
+        metadata={"choices": ["mean", "cls", "lasttoken"], "help": "default: as the model folder says, else mean"},
     )
     max_seq_length: int | None = field(default=None, metadata={"help": "tokens; default: the model folder's, else 512"})
     query_prompt: str | None = field(default=None, metadata={"help": "default: the model folder's, else 'query: '"})

@@ -29,10 +29,15 @@ class Collator:
         guide: Encoder | None = None,
         distillation: bool = False,
         longest: int | None = None,
+        answers: dict[str, list[int]] | None = None,
     ):
-        """longest: tokens of a text here, where fewer than the encoder reads."""
+        """longest: tokens of a text here, where fewer than the encoder reads.
+
+        answers: right answers of queries that other rows ask too, as `triplets.answers_of_repeated` finds them.
+        """
         self.encoder, self.chunk_tokens, self.max_hard_negatives = encoder, chunk_tokens, max_hard_negatives
         self.guide, self.distillation, self.longest = guide, distillation, longest
+        self.answers = answers or {}
 
     def __call__(self, rows: Sequence[dict]) -> dict:
         """b rows of `triplets.SCHEMA` to one batch."""
@@ -43,7 +48,7 @@ class Collator:
             "target": list(range(len(rows))),
             "query_hash": [text_hash(text) for text in queries],
             "document_hash": [text_hash(text) for text in documents],
-            "known": padded([row["right_answers"] for row in rows]),
+            "known": padded([self.answers.get(row["query"], row["right_answers"]) for row in rows]),
         }
         if self.distillation:
             batch |= _teacher(rows, [len(texts) for texts in negatives])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from koir.bars import progress_bar
 from koir.errors import ModelError
@@ -16,11 +16,11 @@ from koir.kernels.bfloat16 import has_bfloat16
 from koir.kernels.dropout import by_bits
 from koir.kernels.inference import Inference, half_linears, same_layers
 from koir.kernels.lookup import by_rows
-from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
+from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, tokenizer_of, weights, write_model
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import BLOCK, CPU_CHUNK, DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "lasttoken")
 
 
 class Encoder(nn.Module):
@@ -97,6 +97,9 @@ class Encoder(nn.Module):
         """[n, T, D] of a padded chunk to unit vectors [n, D]."""
         if self.pooling == "cls":
             pooled = hidden[:, 0]  # [n, D]
+        elif self.pooling == "lasttoken":
+            last = chunk["attention_mask"].sum(1) - 1  # [n]; padding stands to the right
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]  # [n, D]
         else:
             mask = chunk["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [n, T, 1]
             pooled = (hidden * mask).sum(1) / mask.sum(1)  # [n, D]
@@ -181,7 +184,10 @@ class Encoder(nn.Module):
         ]
         modes = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
         pooling = {"word_embedding_dimension": self.dimensions}
-        pooling |= {f"pooling_mode_{mode}": mode.startswith(self.pooling + "_tok") for mode in modes}
+        pooling |= {
+            f"pooling_mode_{mode}": mode in (self.pooling, f"{self.pooling}_token", f"{self.pooling}_tokens")
+            for mode in modes
+        }
         return {
             "modules.json": modules,
             "sentence_bert_config.json": {"max_seq_length": self.max_seq_length, "do_lower_case": False},
@@ -226,11 +232,9 @@ def load_encoder(
         kind = (config.architectures or [""])[0]
         if kind.endswith("ForSequenceClassification") and config.num_labels == 1:
             raise ModelError(path, f"a reranker ({kind}, one score)", "an encoder")
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer_of(path, name, trust_remote_code)
         with quiet(num_hidden_layers is not None):  # the layers left out are no news
             transformer, missing = weights(AutoModel, name, config, trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        raise ModelError(path, "a tokenizer without a padding token", "one that has it")
     if absent := sorted(key for key in missing if "pooler." not in key):
         raise ModelError(path, f"no weights for {absent[0]}", "a complete model")
     longest = most_tokens(transformer.config)
@@ -273,5 +277,9 @@ def _saved_pooling(name: str, config: dict) -> str | None:
     if "pooling_mode" in config:
         chosen |= {config["pooling_mode"]}
     if chosen and (len(chosen) > 1 or not chosen <= set(POOLINGS)):
-        raise ModelError(name, f"pooling {', '.join(sorted(chosen))}", "mean or cls; --pooling overrides the folder")
+        raise ModelError(
+            name,
+            f"pooling {', '.join(sorted(chosen))}",
+            f"one of {', '.join(POOLINGS)}; --pooling overrides the folder",
+        )
     return chosen.pop() if chosen else None

@@ -11,10 +11,10 @@ from koir.batches import padded
 from koir.mining import Answers, Query, Rules, Statistics, mine
 from koir.reranker import Reranker
 from koir.sampling import RandomOrder
-from koir.triplets import text_hash
+from koir.triplets import answers_of_repeated, text_hash
 
 BLOCK = 1024  # rows searched for at once
-KEPT = 16  # negatives of a row that are kept from a first stage's candidates; each step draws among them
+KEPT = 16  # negatives of a row that are kept, or as many as a group takes; each step draws among them
 
 
 class Groups(Dataset):
@@ -28,10 +28,7 @@ class Groups(Dataset):
 
     def __init__(self, rows: Rows, size: int, seed: int, mined: list[list[str]] | None = None, fill: bool = True):
         self.rows, self.size, self.seed, self.mined, self.fill = rows, size, seed, mined, fill
-        self.right: dict[int, set[int]] = {}
-        for batch in rows.select_columns(["query", "right_answers"]).iter(4096):
-            for query, answers in zip(batch["query"], batch["right_answers"], strict=True):
-                self.right.setdefault(text_hash(query), set()).update(answers)
+        self.answers = answers_of_repeated(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +36,7 @@ class Groups(Dataset):
     def __getitem__(self, key: tuple[int, int, bool]) -> dict:
         number, epoch, early = key
         row, draw = self.rows[number], random.Random(f"{self.seed} {number} {epoch}")
-        right = self.right[text_hash(row["query"])]
+        right = set(self.answers.get(row["query"], row["right_answers"]))
         pool = [] if early else list(range(len(row["hard_negatives"])))
         texts, scores = row["hard_negatives"], row["hard_negative_scores"] or []
         if self.mined is not None:
@@ -124,10 +121,13 @@ class PairCollator:
         }
 
 
-def mine_groups(rows: Rows, stage: Callable, depth: int, max_ratio: float, statistics: Statistics) -> list[list[str]]:
+def mine_groups(
+    rows: Rows, stage: Callable, depth: int, max_ratio: float, statistics: Statistics, size: int = KEPT
+) -> list[list[str]]:
     """For each row, up to KEPT negatives among a first stage's `depth` best candidates, over all the rows' documents.
 
-    stage: from a corpus to its index, as `stages.first_stage` gives it.
+    stage: from a corpus to its index, as `stages.first_stage` gives it. size: documents of a group, where that takes
+    more.
     """
     corpus: dict[str, str] = {}
     answers = Answers()
@@ -135,7 +135,7 @@ def mine_groups(rows: Rows, stage: Callable, depth: int, max_ratio: float, stati
         for text in (row["document"], *row["hard_negatives"]):
             corpus[str(text_hash(text))] = text
         answers.add(row["query"], map(str, row["right_answers"]))
-    index, rules, mined = stage(corpus), Rules(num_negatives=KEPT, max_ratio=max_ratio), []
+    index, rules, mined = stage(corpus), Rules(num_negatives=max(KEPT, size - 1), max_ratio=max_ratio), []
     for start in range(0, len(rows), BLOCK):
         part = rows[start : start + BLOCK]
         distinct = list(dict.fromkeys(part["query"]))

@@ -10,7 +10,7 @@ import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from koir.errors import ModelError, UserError, refused_by_machine
@@ -85,7 +85,7 @@ def configured(
     if isinstance(labels, int) and labels > MOST_LABELS:  # AutoConfig would name each
         raise ModelError(f"{name}/config.json", f"num_labels {labels:,}", f"at most {MOST_LABELS:,}; a reranker has 1")
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    _set_dropout(config, "--dropout", dropout, ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout"))
+    _set_dropout(config, "--dropout", dropout, ("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "dropout"))
     _set_dropout(
         config, "--attention_dropout", attention_dropout, ("attention_probs_dropout_prob", "attention_dropout")
     )
@@ -139,6 +139,21 @@ def _sizes_agree(kind, name: str, config, trust_remote_code: bool) -> None:
             raise ModelError(
                 f"{name}/config.json", f"{key} of {list(tensor.shape)}", f"{found}, as the weights have it"
             )
+
+
+def tokenizer_of(path: str, name: str, trust_remote_code: bool):
+    """The tokenizer of the folder or hub name `name`, which the user called `path`.
+
+    Raises ModelError for one that cannot pad or knows no words, as transformers makes where a tokenizer's files are
+    missing.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    expected = "a folder or hub name with its tokenizer's files"
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ModelError(path, f"a tokenizer that knows {len(tokenizer)} special tokens and no words", expected)
+    if tokenizer.pad_token_id is None:
+        raise ModelError(path, "a tokenizer without a padding token", "one that has it")
+    return tokenizer
 
 
 def name_accelerator() -> None:
@@ -205,9 +220,12 @@ def json_of(name: str, file: str) -> object:
 
 def not_loaded(path: str, error: Exception) -> ModelError:
     """What went wrong, in one line, to be raised."""
-    if Path(path).exists() or path == "demo":
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        return ModelError(path, said[:200], "a transformers model in safetensors with its tokenizer")
+    if Path(path).exists() or path == "demo" or try_to_load_from_cache(path, "config.json"):
+        said = " ".join(str(error).split()) or type(error).__name__
+        expected = "a transformers model in safetensors with its tokenizer"
+        if "trust_remote_code" in said:
+            said, expected = "a model with code of its own", "--trust_remote_code, where that code is trusted"
+        return ModelError(path, said[:200], expected)
     why = f"no such folder here, and no answer from the hub ({type(error).__name__})"
     return ModelError(path, why, "a reachable hub, or a local folder")
 

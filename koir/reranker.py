@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from koir.bars import progress_bar
 from koir.errors import ModelError
@@ -15,7 +15,7 @@ from koir.kernels.bfloat16 import has_bfloat16
 from koir.kernels.dropout import by_bits
 from koir.kernels.inference import Inference, half_linears, same_layers
 from koir.kernels.lookup import by_rows
-from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, weights, write_model
+from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, tokenizer_of, weights, write_model
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.passages import passages, strongest
 from koir.tokens import BLOCK, CPU_CHUNK, GPU_CHUNK, pad, plan_chunks, tokenise_pairs
@@ -182,14 +182,12 @@ def load_reranker(
     reach(name)
     with readable(path):
         config = configured(path, name, trust_remote_code, dropout, attention_dropout, num_hidden_layers)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer_of(path, name, trust_remote_code)
         _one_label(path, config)
         with quiet(True), torch.random.fork_rng(devices=[]):  # a head that is drawn is told by new_head
             torch.manual_seed(HEAD_SEED)
             transformer, missing = weights(AutoModelForSequenceClassification, name, config, trust_remote_code)
     drawn = _drawn_head(path, transformer, missing, new_head)
-    if tokenizer.pad_token_id is None:
-        raise ModelError(path, "a tokenizer without a padding token", "one that has it")
     longest = most_tokens(transformer.config)
     saved = (json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length") or tokenizer.model_max_length
     length = max_seq_length or min(saved, longest)

@@ -48,14 +48,14 @@ class RerankerTrainer(RunTrainer):
         """Negatives out of a first stage's candidates, and one line on what was found."""
         data, statistics = self.data_arguments, Statistics()
         stage = first_stage(data.negatives_from, flag="--negatives_from")
-        mined = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, statistics)
+        mined = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, statistics, data.group_size)
         self.mining = dict(statistics.counts)
-        none = sum(not texts for texts in mined)
+        none, lacking = sum(not texts for texts in mined), sum(max(0, data.group_size - 1 - len(t)) for t in mined)
         if own := sum(len(pair) for pair in triplets.pairs["hard_negatives"]):
             print(f"note:    the rows' own {own:,} hard negatives are not used; --negatives_from rows takes them",
                   file=sys.stderr)  # fmt: skip
-        print(f"mined:   {sum(map(len, mined)):,} negatives from {data.negatives_from}; {none:,} rows without one",
-              file=sys.stderr)  # fmt: skip
+        print(f"mined:   {sum(map(len, mined)):,} negatives from {data.negatives_from}; {none:,} rows without one; "
+              f"{lacking:,} places in groups of {data.group_size} are for random ones", file=sys.stderr)  # fmt: skip
         return mined
 
     def judge(self, scores: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -119,14 +119,14 @@ class RerankerTrainer(RunTrainer):
         return facts | {"mining": getattr(self, "mining", None)} | super().facts()
 
     def dev_scores(self) -> dict[str, float]:
-        """nDCG@10 of the dev tasks' candidates, reranked by the model as it is now."""
+        """nDCG@10 of the dev tasks' candidates, reranked by the model as it is now, in the precision of training."""
         reranker, depth, scores = self.accelerator.unwrap_model(self.model), self.evaluation.eval_depth, {}
         for task in self.dev_tasks:
             metric = f"{task.name}/ndcg_at_10"
             if task.name not in self._candidates:
                 found = candidates(self.evaluation.first_stage, task, depth)
                 self._candidates[task.name], self._first_stage[metric] = found, mean_ndcg(task.qrels, found)
-            run = reranked(reranker, task, self._candidates[task.name], depth)
+            run = reranked(reranker, task, self._candidates[task.name], depth, bf16=self.args.bf16)
             scores[metric] = mean_ndcg(task.qrels, run)
         return scores
 
@@ -148,7 +148,9 @@ def candidates(spec: str, task: Task, depth: int) -> dict[str, dict[str, float]]
     return dict(zip(task.queries, index.search(list(task.queries.values()), depth), strict=True))
 
 
-def reranked(reranker: Reranker, task: Task, run: dict, depth: int, progress: str | None = None) -> dict:
-    """The final run: each query's `depth` best candidates by the reranker's raw logits."""
-    logits = rerank(reranker, task, run, [depth], progress).logits
+def reranked(
+    reranker: Reranker, task: Task, run: dict, depth: int, progress: str | None = None, bf16: bool = False
+) -> dict:
+    """The final run: each query's `depth` best candidates by the reranker's raw logits. bf16: as for `score`."""
+    logits = rerank(reranker, task, run, [depth], progress, bf16).logits
     return {query: final_run(run[query], logits[query], depth, None, "") for query in task.queries}

@@ -19,7 +19,7 @@ from koir.retrieval import stages
 from koir.runs.interruptions import broken_loss, refuse_broken
 from koir.runs.trainer import RunTrainer
 from koir.sampling import OneSourceBatches, RandomOrder
-from koir.triplets import Triplets
+from koir.triplets import Triplets, answers_of_repeated
 
 
 def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
@@ -38,6 +38,9 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     largest = max(loss.matryoshka_dimensions, default=0)
     expected = f"at most {encoder.dimensions}, the encoder's dimensions"
     require(largest <= encoder.dimensions, "--matryoshka_dimensions", str(largest), expected)
+    if 0 < largest < encoder.dimensions and groups["training"].process_index == 0:
+        whole = f"whole vectors, of {encoder.dimensions:,}, get no loss of their own"
+        print(f"note:    --matryoshka_dimensions ends at {largest:,}: {whole}", file=sys.stderr)
     if loss.distillation is not None:
         flag = f"--distillation {loss.distillation}"
         require_scores(triplets, flag, groups["data"].max_hard_negatives, lone=False)
@@ -68,7 +71,7 @@ class EmbeddingTrainer(RunTrainer):
         distillation = self.loss_arguments.distillation is not None
         collator = Collator(
             encoder, groups["chunks"].chunk_tokens, data.max_hard_negatives, guide, distillation,
-            data.train_max_seq_length,
+            data.train_max_seq_length, answers_of_repeated(triplets.pairs),
         )  # fmt: skip
         super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
         self.data_arguments, self.tokenizer = data, encoder.tokenizer
@@ -99,11 +102,11 @@ class EmbeddingTrainer(RunTrainer):
         return {"negatives_per_query": negatives / max(queries, 1)} | super().facts()
 
     def dev_scores(self) -> dict[str, float]:
-        """nDCG@10 of the dev tasks, by exact search with the encoder as it is now."""
+        """nDCG@10 of the dev tasks, by exact search with the encoder as it is now, in the precision of training."""
         encoder = self.accelerator.unwrap_model(self.model)
         scores = {}
         for task in self.dev_tasks:
-            done = pipeline.evaluate_first_stage(stages.in_memory(encoder), task, "dense")
+            done = pipeline.evaluate_first_stage(stages.in_memory(encoder, bf16=self.args.bf16), task, "dense")
             (row,) = done.content["scores"][task.split]
             scores[f"{task.name}/ndcg_at_10"] = row["ndcg_at_10"]
         return scores

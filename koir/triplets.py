@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from koir.errors import RowError
 from koir.manifest import DEMO, cache_folder, write_json, written_aside
@@ -84,6 +85,19 @@ def report(counts: dict) -> str:
     line = f"{counts['rows']:,} rows, {counts['pairs']:,} pairs, {counts['duplicates']:,} exact duplicates dropped"
     ignored = ", ".join(counts["ignored_columns"])
     return line + (f", columns ignored: {ignored}" if ignored else "")
+
+
+def answers_of_repeated(pairs: datasets.Dataset) -> dict[str, list[int]]:
+    """Queries that several pairs ask -> hashes of all that any of these calls a right answer."""
+    table = (pairs if pairs._indices is None else pairs.flatten_indices()).data.table.select(["query", "right_answers"])
+    counts = pc.value_counts(table["query"])
+    repeated = counts.field(0).filter(pc.greater(counts.field(1), 1))
+    asked = table.filter(pc.is_in(table["query"], value_set=repeated))
+    answers: dict[str, set[int]] = {}
+    for batch in asked.to_batches():
+        for query, of_row in zip(batch["query"].to_pylist(), batch["right_answers"].to_pylist(), strict=True):
+            answers.setdefault(query, set()).update(of_row)
+    return {query: sorted(hashes) for query, hashes in answers.items()}
 
 
 # --- one row ---------------------------------------------------------------------------------------------------------

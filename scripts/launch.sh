@@ -27,9 +27,14 @@ launch() {
   bash "$root/scripts/setup.sh"
   local gpus processes command=()
   if [ "${CUDA_VISIBLE_DEVICES+set}" = set ]; then
-    gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^[0-9]+$|^(GPU|MIG)-')" || gpus=0
+    gpus="$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES")"
   else
-    gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" || gpus=0
+    gpus="$(nvidia-smi --list-gpus 2>/dev/null)" || gpus=""
+  fi
+  if grep -q MIG <<<"$gpus"; then
+    gpus=1  # of several parts CUDA shows a process the first
+  else
+    gpus="$(grep -cE '^([0-9]+$|GPU[- ])' <<<"$gpus")" || gpus=0
   fi
   processes="${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}"
   if ! [[ "$processes" =~ ^[1-9][0-9]*$ ]]; then

@@ -1,17 +1,23 @@
 """A processor without bfloat16: float32 takes its place everywhere, and where a flag asked for it a line says so."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from one_step import tiny_encoder
+from test_joint import Fake
 from test_reranker import KINDS, PAIRS, tiny_reranker
 
 import evaluate
 from koir.arguments import TrainingArguments
+from koir.evaluation.joint import sampled
+from koir.evaluation.tasks import load_task
 from koir.kernels.bfloat16 import or_float32
+from koir.reranker_training import RerankerTrainer
 from koir.serving.loading import Loader, ServedArguments
+from koir.training import EmbeddingTrainer
 
 CPU = torch.device("cpu")
 SAYS = "found neither AVX512-BF16 nor AMX; float32 is used"
@@ -66,6 +72,23 @@ def test_evaluation_says_so_and_finds_what_float32_left(avx2, tmp_path, capsys):
 def test_serving_says_so_where_it_was_asked_for(avx2, capsys, dtype, said):
     assert Loader(ServedArguments(None, None, dtype=dtype)).bf16 is False
     assert (f"--dtype bfloat16: {SAYS}" in capsys.readouterr().err) is said
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_dev_scores_are_in_the_precision_of_training(bf16, monkeypatch):
+    asked = []
+    encoder, task = tiny_encoder(), sampled(load_task("demo", "dev"), 3)
+    monkeypatch.setattr(encoder, "embedded", lambda chunk, half: asked.append(half) or encoder.embed(chunk))
+    monkeypatch.setattr(encoder, "_autocast", encoder.embedded)
+    trainer = SimpleNamespace(model=encoder, dev_tasks=[task], args=SimpleNamespace(bf16=bf16))
+    trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+    assert 0 <= EmbeddingTrainer.dev_scores(trainer)["demo/ndcg_at_10"] <= 1
+    assert set(asked) == {bf16}
+    reranker, asked = Fake(lambda *_: 0.0), []
+    trainer.evaluation = SimpleNamespace(eval_depth=5, first_stage="bm25")
+    trainer._candidates, trainer._first_stage, trainer.model = {}, {}, reranker
+    RerankerTrainer.dev_scores(trainer)
+    assert reranker.bf16 is bf16
 
 
 def test_a_chip_that_has_it_is_left_alone(capsys, monkeypatch):

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from one_step import tiny_encoder
+from test_reranker import tiny_reranker
 from toy import needs_bfloat16
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
+from koir.loading import not_loaded
 from koir.manifest import DEMO, ROOT
+from koir.reranker import load_reranker
 from koir.tokens import ROWS, Plan, chunked, expanded, pad, plan_chunks, shortened, some_of
 
 TEXTS = ["연차는 며칠인가요?", "김치", "확정일자를 받으면 우선변제권이 생긴다. " * 30, "", "😀 NFC 한글"]
@@ -56,7 +59,7 @@ def test_who_may_read_the_rest_of_a_model_folder_may_read_its_weights(tmp_path, 
     assert modes == {0o666 & ~mask}
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_sentence_transformers_gives_the_same_vectors(tmp_path, pooling):
     from sentence_transformers import SentenceTransformer
 
@@ -220,9 +223,9 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, folder):
 
 def test_a_dense_head_or_another_pooling_is_refused(folder):
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
-    pooling |= {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    pooling |= {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    with pytest.raises(ModelError, match="lasttoken"):
+    with pytest.raises(ModelError, match="pooling max; expected one of mean, cls, lasttoken; --pooling overrides"):
         load_encoder(str(folder))
     assert load_encoder(str(folder), pooling="cls").pooling == "cls"
     modules = json.loads((folder / "modules.json").read_text())
@@ -230,6 +233,28 @@ def test_a_dense_head_or_another_pooling_is_refused(folder):
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ModelError, match="Dense"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("load", [load_encoder, load_reranker])
+def test_a_model_without_its_tokenizers_files_is_refused(folder, load, tmp_path):
+    """transformers makes a tokenizer of special tokens alone of it, to which all words are one."""
+    model = folder if load is load_encoder else tmp_path / "reranker"
+    if load is load_reranker:
+        tiny_reranker(model)
+    for file in (*model.glob("tokenizer*"), *model.glob("special*")):
+        file.unlink()
+    with pytest.raises(ModelError, match="a tokenizer that knows . special tokens and no words"):
+        load(str(model))
+
+
+def test_what_is_wrong_with_a_hub_model_that_is_there_is_not_laid_to_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("koir.loading.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    said = str(not_loaded("klue/some-model", OSError("no file named model.safetensors\nfound in it")))
+    assert said.startswith("klue/some-model: found no file named model.safetensors found in it; expected a transf")
+    said = str(not_loaded("a/b", ValueError("Please pass the argument `trust_remote_code=True` to allow")))
+    assert said == "a/b: found a model with code of its own; expected --trust_remote_code, where that code is trusted"
+    monkeypatch.setattr("koir.loading.try_to_load_from_cache", lambda *_: None)
+    assert "no answer from the hub (OSError)" in str(not_loaded("klue/some-model", OSError("x")))
 
 
 def test_chunks_keep_to_their_budget_and_to_few_shapes():

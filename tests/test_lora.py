@@ -91,7 +91,9 @@ def test_a_run_with_every_option_is_resumed_to_the_same_weights(tmp_path, teache
     (cut / "run.json").unlink()
     for late in ("checkpoint-6", "checkpoint-4"):
         shutil.rmtree(cut / "checkpoints" / late)
-    with pytest.raises(RunError, match="a run with --lora_rank"):
+    with pytest.raises(RunError, match="found --lora_rank none; expected --lora_rank 2, as the run began"):
         train(cut, "--resume_from_checkpoint", "last", rank=())
+    with pytest.raises(RunError, match="--lora_alpha 256.0.*; expected --lora_alpha none"):
+        train(cut, "--resume_from_checkpoint", "last", "--lora_alpha", 256)
     found = train(cut, "--resume_from_checkpoint", "last")
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())

@@ -15,7 +15,8 @@ from koir import contrast, losses
 from koir.arguments import LossArguments
 from koir.batches import Collator, require_scores
 from koir.errors import RowError
-from koir.triplets import load_triplets, text_hash
+from koir.losses import right_answers
+from koir.triplets import answers_of_repeated, load_triplets, text_hash
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -73,6 +74,19 @@ def test_a_rows_candidates_carry_their_scores(tmp_path):
     assert batch["document_hash"].tolist() == [text_hash(text) for text in "나바아다자"]  # the first of two negatives
     assert batch["teacher_columns"].tolist() == [[0, 3], [1, -1], [2, 4]]
     assert batch["teacher_scores"].tolist() == [[3, 1], [5, 0], [4, 0.5]]
+
+
+def test_what_another_row_calls_an_answer_is_known_without_that_row(tmp_path):
+    lines = [{"query": "가", "document": "나", "hard_negative": "라"}, {"query": "마", "document": ["바", "사"]},
+             {"query": "가", "document": "다"}, {"query": "아", "document": "다"}]  # fmt: skip
+    pairs = _triplets(tmp_path, lines).pairs
+    answers = answers_of_repeated(pairs)
+    assert answers == {"가": sorted(map(text_hash, "나다")), "마": sorted(map(text_hash, "바사"))}
+    assert answers_of_repeated(pairs.select([0, 4])) == {}
+    batch = Collator(tiny_encoder(), 50, answers=answers)([pairs[0], pairs[4]])
+    assert batch["known"].tolist() == [answers["가"], [text_hash("다"), 0]]
+    right = right_answers(batch["known"], batch["document_hash"])  # columns: 나, 다 of the other row, 라
+    assert right.tolist() == [[True, True, False], [False, True, False]]
 
 
 def _triplets(folder, lines):

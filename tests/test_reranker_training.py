@@ -245,6 +245,8 @@ def test_negatives_come_from_a_first_stages_candidates(tmp_path, monkeypatch):
     assert mined[:2] == [[texts[1], extra], []] and len(mined) == statistics.counts["rows"] == 4
     for depth, ratio in ((1, 0.95), (10, 0.01)):
         assert mine_groups(pairs, stage, depth, ratio, Statistics())[0] == []
+    monkeypatch.setattr("koir.groups.KEPT", 1)
+    assert [len(mine_groups(pairs, stage, 10, 0.95, Statistics(), size)[0]) for size in (2, 3)] == [1, 2]
     groups = Groups(pairs, 2, seed=0, mined=mined)
     assert len(groups[0, 0, False]["documents"]) == 2 and groups[0, 0, False]["filled"] == 0
     document, *negatives = Groups(pairs, 3, seed=0, mined=mined)[0, 0, False]["documents"]

@@ -1,13 +1,14 @@
 """What is read and refused before training begins; contradictions of flags are in test_arguments.py."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from koir.arguments import EvaluationArguments
 from koir.errors import FlagError, TaskError
 from koir.manifest import DEMO
-from koir.runs.checks import read_tasks
+from koir.runs.checks import choose_metric, read_tasks
 
 
 def test_tasks_of_one_name_are_refused(tmp_path):
@@ -29,6 +30,18 @@ def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsy
         assert capsys.readouterr().err.endswith(
             said and f"note: {task} has no test split; the last table will be {said}"
         )
+
+
+def test_what_is_best_needs_a_score_and_is_by_default_the_mean(capsys):
+    task = SimpleNamespace(name="demo")
+    args = SimpleNamespace(lr_scheduler_type="linear", metric_for_best_model=None, save_strategy="best")
+    with pytest.raises(FlagError, match="found no --eval_tasks"):
+        choose_metric(args, [])
+    choose_metric(args, [task, SimpleNamespace(name="x")])
+    assert (args.metric_for_best_model, args.greater_is_better) == ("mean/ndcg_at_10", True)
+    args = SimpleNamespace(lr_scheduler_type="linear", metric_for_best_model=None, save_strategy="steps")
+    choose_metric(args, [task])
+    assert args.metric_for_best_model is None
 
 
 def test_a_broken_test_split_shows_before_training(tmp_path):

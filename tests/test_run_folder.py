@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from koir.arguments import TrainingArguments
+from koir.arguments import DataArguments, LossArguments, ModelArguments, TrainingArguments
 from koir.errors import RunError
-from koir.runs.folder import complete, keep_lines, run_folder
+from koir.runs.averaging import WeightArguments
+from koir.runs.folder import complete, keep_lines, require_same, run_folder
 
 
 def checkpoint(folder, step, state='{"global_step": 1}', ranks=()):
@@ -49,6 +50,25 @@ def checkpoint_of(folder, step):
     there.mkdir(parents=True)
     (there / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return str(there)
+
+
+def test_other_flags_of_model_rows_or_loss_are_refused_on_resuming(tmp_path, capsys):
+    checkpoint = tmp_path / "run/checkpoints/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    groups = {"model": ModelArguments(), "data": DataArguments(), "loss": LossArguments(temperature=0.05),
+              "weights": WeightArguments()}  # fmt: skip
+    require_same(checkpoint, tmp_path / "run", groups)  # of a run without a recipe nothing is known
+    (tmp_path / "run/recipe.yaml").write_text("temperature: 0.05\nlora_targets: []\nmodel_name_or_path: demo\n")
+    require_same(checkpoint, tmp_path / "run", groups)
+    groups["loss"].temperature, groups["model"].lora_targets = 0.02, ["query", "key"]
+    groups["model"].model_name_or_path = "moved"
+    with pytest.raises(
+        RunError, match="query key, --temperature 0.02; expected --lora_targets none, --temperature 0.05,"
+    ):
+        require_same(checkpoint, tmp_path / "run", groups)
+    require_same(checkpoint, tmp_path / "another", groups)
+    said = capsys.readouterr().err
+    assert said.startswith("note: --lora_targets query key, --temperature 0.02 from here on; ")
 
 
 def test_lines_after_the_checkpoint_and_cut_lines_go(tmp_path):

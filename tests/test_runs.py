@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,30 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
     files = [tmp_path / name / "metrics.jsonl" for name in ("whole", "cut")]
     steps = [[json.loads(line)["step"] for line in file.open()] for file in files]
     assert steps[0] == steps[1] == sorted(set(steps[0]))
+    seconds = [json.loads(line)["seconds"] for line in files[1].open()]
+    assert seconds == sorted(seconds)  # counted on after the interruption
+    assert json.loads((tmp_path / "cut/run.json").read_text())["wall_seconds"] > seconds[-1]
+
+
+def test_numbers_that_json_has_not_are_null_in_metrics(base, tmp_path, monkeypatch):
+    class Skipping(trainer_class("v1.1")):
+        def log(self, logs, start_time=None):
+            super().log(logs | ({"grad_norm": float("inf")} if "grad_norm" in logs else {}), start_time)
+
+    words = as_typed("v1.1", base, tmp_path / "run", "--max_steps", "1")[1:]
+    command.run(Skipping, "v1.1", "", ENCODER, words, CacheArguments)
+    (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=lambda name: 1 / 0)["grad_norm"] is None
+
+
+def test_another_optimizer_than_the_run_began_with_is_refused(base, tmp_path):
+    words = as_typed("v1", base, tmp_path / "run", "--max_steps", "2", "--save_steps", "1")[1:]
+    command.run(trainer_class("v1"), "v1", "", ENCODER, words)
+    (tmp_path / "run/run.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/checkpoint-2")
+    with pytest.raises(RunError, match="found --optim adafactor; expected adamw_torch.*, as the run began"):
+        more = ["--resume_from_checkpoint", "last", "--optim", "adafactor"]
+        command.run(trainer_class("v1"), "v1", "", ENCODER, [*words, *more])
 
 
 def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):

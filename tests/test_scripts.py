@@ -242,6 +242,22 @@ def test_a_failed_installation_is_said_and_tried_again(root):
     assert root.run("scripts/setup.sh").returncode == 0 and root.called is not None
 
 
+@pytest.mark.parametrize(
+    ("listed", "visible", "processes"),
+    [
+        ("echo 'GPU 0: toy'; echo '  MIG 1g.10gb Device 0: (UUID: MIG-a)'; echo '  MIG 1g.10gb Device 1: b'", None, 1),
+        ("echo 'GPU 0: toy'", "MIG-a,MIG-b", 1),
+        ("echo 'GPU 0: toy'; echo 'GPU 1: toy'", "GPU-a,GPU-b", 2),
+    ],
+)
+def test_of_a_gpu_in_parts_one_is_used(root, listed, visible, processes):
+    root.write("bin/nvidia-smi", f"#!/usr/bin/env bash\n{listed}\n")
+    variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert root.run("v1.1/scripts/finetune.sh", **variables).returncode == 0
+    started = root.called
+    assert (f"--nproc_per_node {processes}" in " ".join(started)) if processes > 1 else started[1].endswith("train.py")
+
+
 def direct(root, version, recipe, *flags):
     return ["python", f"{root.folder}/{version}/train.py", recipe, *flags]
 

@@ -41,7 +41,7 @@ def test_every_kind_flattened_counts_positions_as_it_does_padded(chunk, kind, mo
     torch.testing.assert_close(encoder.embed(chunk), padded, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_embeddings_and_gradients_are_those_of_padded_chunks(chunk, pooling, monkeypatch):
     found = []
     for flattened in (False, True):

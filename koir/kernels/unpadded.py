@@ -76,9 +76,11 @@ def flatten(chunk: dict[str, torch.Tensor], config) -> tuple[dict, torch.Tensor]
 
 
 def pool(hidden: torch.Tensor, lengths: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Token vectors [t, D] of n texts, one after another, to one vector a text [n, D]: mean or first (cls)."""
+    """Token vectors [t, D] of n texts, one after another, to one vector a text [n, D]: mean, first (cls) or last."""
     if pooling == "cls":
         return hidden[lengths.cumsum(0) - lengths]  # [n, D]
+    if pooling == "lasttoken":
+        return hidden[lengths.cumsum(0) - 1]  # [n, D]
     numbers = torch.arange(len(lengths), device=hidden.device)  # [n]
     text = torch.repeat_interleave(numbers, lengths, output_size=len(hidden))  # [t]
     sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, text, hidden)  # [n, D]

@@ -28,14 +28,30 @@ class Dense:
     ids: document ids, sorted. vectors: [N, D] float32, in memory or memory-mapped, in the order of ids.
     """
 
-    def __init__(self, encoder: Encoder, ids: list[str], vectors: np.ndarray, name: str, progress: bool = False):
+    def __init__(
+        self,
+        encoder: Encoder,
+        ids: list[str],
+        vectors: np.ndarray,
+        name: str,
+        progress: bool = False,
+        bf16: bool = False,
+    ):
         self.encoder, self.ids, self.vectors, self.name, self.progress = encoder, ids, vectors, name, progress
+        self.bf16 = bf16
 
     @classmethod
     def build(
-        cls, encoder: Encoder, corpus: dict[str, str], name: str, progress: bool = False, parts: Path | None = None
+        cls,
+        encoder: Encoder,
+        corpus: dict[str, str],
+        name: str,
+        progress: bool = False,
+        parts: Path | None = None,
+        bf16: bool = False,
     ) -> "Dense":
-        """Embed a corpus. parts: a folder for finished shards, from which an interrupted build goes on.
+        """Embed a corpus. parts: a folder for finished shards, from which an interrupted build goes on. bf16: as for
+        `Encoder.encode`, without `parts`.
 
         With `parts` and several processes (torchrun), they share the shards; all return once all are done.
         """
@@ -44,9 +60,11 @@ class Dense:
         texts = list(dict.fromkeys(corpus.values()))  # equal texts get one vector, so they tie
         row = {text: number for number, text in enumerate(texts)}
         shown = "documents" if progress else None
-        vectors = encoder.encode(texts, "document", progress=shown) if parts is None else _shards(
-            encoder, texts, parts, shown)  # fmt: skip
-        return cls(encoder, ids, vectors[[row[corpus[document]] for document in ids]], name, progress)
+        if parts is None:
+            vectors = encoder.encode(texts, "document", progress=shown, bf16=bf16)
+        else:
+            vectors = _shards(encoder, texts, parts, shown)
+        return cls(encoder, ids, vectors[[row[corpus[document]] for document in ids]], name, progress, bf16)
 
     def save(self, folder: Path) -> None:
         """Write ids and vectors into a folder that `load` maps back into memory."""
@@ -64,7 +82,8 @@ class Dense:
     def search(self, queries: Sequence[str], depth: int, vectors: np.ndarray | None = None) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine. vectors: [Q, D], of queries embedded already."""
         if vectors is None:
-            vectors = self.encoder.encode(valid(queries), "query", progress="queries" if self.progress else None)
+            shown = "queries" if self.progress else None
+            vectors = self.encoder.encode(valid(queries), "query", progress=shown, bf16=self.bf16)
         found, waiting, wanted = {}, np.arange(len(queries)), depth
         while len(waiting):  # a tie that reaches beyond what was fetched is fetched whole
             wanted = min(wanted + 8, len(self.ids))

@@ -114,12 +114,13 @@ def choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
     """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another."""
     if args.lr_scheduler_type in OVER_SCORES:  # of a loss, by default
         args.lr_scheduler_kwargs = {"mode": "max"} | (args.lr_scheduler_kwargs or {})
-    if args.metric_for_best_model is None:
+    if args.metric_for_best_model is None and args.save_strategy != "best":
         return
     names = [f"{task.name}/ndcg_at_10" for task in tasks] + ["mean/ndcg_at_10"] * (len(tasks) > 1)
-    if args.metric_for_best_model == "loss" and names:  # what the parent makes of none
+    require(bool(names), "what is best", "no --eval_tasks", "--eval_tasks to choose by")
+    if args.metric_for_best_model in (None, "loss"):  # what the parent makes of none
         args.metric_for_best_model = names[-1]
     metric = args.metric_for_best_model.removeprefix("eval_")
-    expected = f"one of {', '.join(names)}{nearest(metric, names)}" if names else "--eval_tasks to choose by"
+    expected = f"one of {', '.join(names)}{nearest(metric, names)}"
     require(metric in names, f"--metric_for_best_model {metric}", "no dev score", expected)
     args.greater_is_better = True

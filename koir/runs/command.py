@@ -25,7 +25,7 @@ from koir.loading import name_accelerator
 from koir.manifest import ROOT, alone, origin, peak_memory_bytes, write_json, write_text
 from koir.runs.averaging import average
 from koir.runs.checks import OVER_SCORES, check, choose_metric, read_tasks
-from koir.runs.folder import keep_lines, run_folder, write_recipe
+from koir.runs.folder import keep_lines, require_same, run_folder, write_recipe
 from koir.runs.interruptions import StopOnBrokenGradient, StopOnSignal, has_checkpoint, smaller_budget, to_resume
 from koir.runs.trainer import RunTrainer
 from koir.tokens import some_of
@@ -87,9 +87,14 @@ def _in_folder(
     folder, main = Path(args.output_dir), args.process_index == 0
     groups["dev_tasks"], groups["held_out"] = read_tasks(groups["evaluation"])
     choose_metric(args, groups["dev_tasks"])
+    if checkpoint:
+        require_same(Path(checkpoint), folder, groups)
     load = kind.loader(model)
     unset_hf_deepspeed_config()  # models are small enough to load whole; its engine splits them afterwards
     start = load()
+    most = groups["data"].train_max_seq_length or start.max_seq_length
+    expected = f"at most the {start.max_seq_length} tokens that the model reads"
+    require(most <= start.max_seq_length, "--train_max_seq_length", str(most), expected)
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
     kind.prepare(start, triplets, groups)
@@ -119,6 +124,7 @@ def _in_folder(
         "--data_seed": args.data_seed,
         "batch of all processes": args.train_batch_size * world_size(),
         "--gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "--optim": str(getattr(args.optim, "value", args.optim)),
     }
     if args.deepspeed or args.lr_scheduler_type in OVER_SCORES:  # elsewhere a new one holds from there on
         trainer.began["--learning_rate"] = args.learning_rate
@@ -138,7 +144,8 @@ def _in_folder(
         facts |= {"rows": triplets.counts, **trained}
         write_text(folder / "model" / "README.md", kind.card(facts, groups))
         facts["scores"] = kind.compare(load, groups, folder)
-        facts |= {"wall_seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
+        seconds = trainer.earlier_seconds + time.perf_counter() - started
+        facts |= {"wall_seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
         write_json(folder / "run.json", facts | origin())
         tasks, here = groups["evaluation"].eval_tasks, Path() if Path.cwd() == ROOT else ROOT
         words = [here / ".venv/bin/python", here / "evaluate.py", *kind.next(groups, folder)]
@@ -196,7 +203,7 @@ def _parsed(
 
 def _cut_lines(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict) -> list[str]:
     """How many of some rows training does not read to the end, where there are any."""
-    most = min(groups["data"].train_max_seq_length or start.max_seq_length, start.max_seq_length)
+    most = groups["data"].train_max_seq_length or start.max_seq_length
     rows = some_of(triplets.pairs)
     what, longer = kind.longer(start, rows, most)
     line = f"cut:     {longer:,} of {len(rows['query']):,} {what} looked at have more than {most:,} tokens"

@@ -130,6 +130,36 @@ def read_counters(checkpoint: str, began: dict) -> dict:
     return kept["counted"]
 
 
+FREE = ("model_name_or_path", "train_data", "trust_remote_code")  # a run may be moved; its rows have a fingerprint
+
+
+def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
+    """Raise RunError where a run goes on with other flags of its model, rows or loss than its recipe.yaml has.
+
+    What it says of itself would be true of neither part. One that goes on in a new folder is told what differs.
+    """
+    recipe = checkpoint.resolve().parents[1] / "recipe.yaml"
+    if not recipe.is_file():
+        return
+    before = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    parts = [groups[name] for name in ("model", "data", "loss", "weights")]
+    now = yaml.safe_load(yaml.safe_dump({key: value for part in parts for key, value in vars(part).items()}))
+    usual = {key: value for part in parts for key, value in vars(type(part)()).items()}
+    # a key that is not there was None, or no flag yet
+    kept = {key for key in now if (before[key] == now[key] if key in before else now[key] in (None, usual[key]))}
+    changed = [key for key in now if key not in FREE and key not in kept]
+    found = ", ".join(f"--{key} {_said(now[key])}" for key in changed)
+    began = ", ".join(f"--{key} {_said(before.get(key))}" for key in changed)
+    if changed and recipe.parent == folder.resolve():
+        raise RunError(f"--resume_from_checkpoint {checkpoint}", found, f"{began}, as the run began")
+    if changed:
+        print(f"note: {found} from here on; {checkpoint} was trained with {began}", file=sys.stderr)
+
+
+def _said(value: object) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value).lower()
+
+
 def _refuse_complete(folder: Path) -> None:
     if (folder / "run.json").is_file():
         raise RunError(f"--output_dir {folder}", "a complete run", "another folder; a run is never overwritten")

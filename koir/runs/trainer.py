@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ class RunTrainer(ChunkedSteps, Trainer):
     counts on.
     """
 
-    COUNTED: tuple[str, ...] = ("all_tokens", "training_seconds", "steps")
+    COUNTED: tuple[str, ...] = ("all_tokens", "training_seconds", "steps", "seconds")
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class RunTrainer(ChunkedSteps, Trainer):
         self.metrics_file = Path(args.output_dir) / "metrics.jsonl"
         self.started = self.ticked = time.perf_counter()
         self.tokens = self.all_tokens = self.steps = 0
-        self.training_seconds = 0.0
+        self.training_seconds = self.earlier_seconds = 0.0
         self.paused = 0.0  # seconds spent on dev scores since the last line, not to be counted as training
 
     def train(self, resume_from_checkpoint: str | None = None):
@@ -99,6 +100,15 @@ class RunTrainer(ChunkedSteps, Trainer):
             for line in state.log_history
         )
         return state.global_step % state.eval_steps == 0 and not scored
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without what lay between an interruption and its resuming."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    @seconds.setter
+    def seconds(self, earlier: float) -> None:
+        self.earlier_seconds = earlier
 
     def facts(self) -> dict:
         """What run.json says of the training itself."""
@@ -164,7 +174,8 @@ class RunTrainer(ChunkedSteps, Trainer):
         if self.is_world_process_zero() and "train_runtime" not in logs:
             line = {"step": self.state.global_step, "epoch": self.state.epoch}
             line |= {name.removeprefix("eval_"): value for name, value in logs.items() if name != "epoch"}
-            line["seconds"] = time.perf_counter() - self.started
+            line["seconds"] = self.seconds
+            line = {name: None if _broken(value) else value for name, value in line.items()}  # JSON has no such number
             with self.metrics_file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
 
@@ -250,6 +261,10 @@ class RunTrainer(ChunkedSteps, Trainer):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(self._best_checkpoint())
+
+
+def _broken(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 @contextlib.contextmanager
