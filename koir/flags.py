@@ -236,8 +236,10 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
 def _help(
     parser: argparse.ArgumentParser, groups: Sequence[type], everything: bool, recipes: bool, description: str
 ) -> str:
-    usage = "[RECIPE.yaml] [--flag value ...]   flags override the recipe's keys" if recipes else "[--flag value ...]"
-    lines = [description, "", f"usage: {usage}", ""]
+    usage = f"{Path(sys.argv[0]).name} [--flag value ...]"
+    if recipes:
+        usage = "finetune.sh [RECIPE.yaml] [--flag value ...]   flags override the recipe's keys"
+    lines = [description.strip(), "", f"usage: {usage}", ""]
     actions = {action.dest: action for action in parser._actions}
     inherited = {f.name for f in dataclasses.fields(HfTrainingArguments)}
     for group in groups:

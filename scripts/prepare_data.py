@@ -230,6 +230,10 @@ def _say(report: dict, plan: Plan, seconds: float, memory: int) -> None:
         for note in (note for note in source["notes"] if note.startswith(SAID)):
             count = f" ({source['notes'][note]:,} records have it)" if note.startswith(UNREAD) else ""
             print(f"note: {source['source']}: {note}{count}")
+    for source in report["sources"]:
+        if left_out := source["negatives_left_out"]:
+            why = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+            print(f"note: {source['source']}: {sum(left_out.values()):,} hard negatives were left out ({why})")
     tests = sum(source["records"].get("test", 0) for source in report["sources"])
     if tests:
         print(f"note: {tests:,} records come from test files; --splits train leaves such files out")

@@ -171,6 +171,12 @@ def test_score_map_is_shown_by_a_search_too(built):
     assert sum(hit["relevance_score"] for hit in answer["results"]) == pytest.approx(1)
 
 
+def test_a_search_for_blanks_is_refused(built):
+    with TestClient(create_app(load(ServedArguments("bm25", "none", str(built / "hybrid"))))) as client:
+        answer = client.post("/v1/search", json={"query": " \u3000\n"})
+    assert answer.status_code == 422 and "found blanks; expected a question" in answer.text
+
+
 @pytest.mark.parametrize(("top_n", "status"), [(-1, 422), (0, 422), (10**9, 200)])
 def test_top_n_of_a_search(built, top_n, status):
     registry = load(ServedArguments("bm25", "none", str(built / "hybrid")))

@@ -193,11 +193,17 @@ class EmbeddingRequest(_Truncation):
         return [self.input] if isinstance(self.input[0], int) else self.input
 
 
+def _asked(query: str) -> str:
+    if not query.strip():
+        raise ValueError("found blanks; expected a question")
+    return query
+
+
 class SearchRequest(BaseModel):
     """The whole pipeline: first stage, then the reranker over its best candidates."""
 
     model: str | None = Field(None, description="a pipeline's name; any where one is loaded")
-    query: Query
+    query: Annotated[Query, AfterValidator(_asked)]
     top_n: int = Field(10, ge=1, description="documents returned, at most 1,000")
     depth: int | None = Field(None, ge=1, le=1000, description="reranked, at least top_n; default: the pipeline's")
     rerank: bool = Field(True, description="false: the first stage alone")
