@@ -532,14 +532,22 @@ def test_results_of_ids_with_other_line_ends_are_used_again(fake, task, tmp_path
     assert len(fake.asked) == 10 * len(task.queries)
 
 
-def test_what_a_result_takes_the_place_of_is_said(task, tmp_path, capsys):
-    def evaluated(of, weight):
-        Joint(Settings(["hybrid:demo"], weight=weight, progress=False), [], tmp_path).evaluate(of)
+def test_what_a_result_takes_the_place_of_is_said(fake, task, tmp_path, capsys):
+    def evaluated(of, share):
+        Joint(Settings(["bm25"], ["x"], interpolate=share, progress=False), [], tmp_path).evaluate(of)
         return capsys.readouterr().err
 
     assert evaluated(task, 0.2) == evaluated(task, 0.2) == ""
-    assert f"note: {tmp_path}/hybrid-demo" in (said := evaluated(task, 0.9)) and "was of --weight 0.2, and is" in said
-    assert "of other data under the same name, and is replaced" in evaluated(sampled(task, 5), 0.9)
+    assert f"note: {tmp_path}/bm25+x@" in (said := evaluated(task, 0.9)) and "was of --interpolate 0.2, and is" in said
+    assert evaluated(sampled(task, 5), 0.9).count("of other data under the same name, and is replaced") == 3
+
+
+def test_weights_that_are_given_have_results_of_their_own(task, tmp_path):
+    for weight, chosen in ((0.2, None), (0.75, None), (0.75, ["demo/dev"]), (None, None)):
+        settings = Settings(["hybrid:demo"], weight=weight, progress=False, chosen_on=chosen)
+        Joint(settings, [], tmp_path).evaluate(task)
+    kept = sorted(folder.name for folder in tmp_path.iterdir())
+    assert kept == ["hybrid-demo", "hybrid-demo-w0.2", "hybrid-demo-w0.75"]
 
 
 def test_a_result_has_the_name_that_mteb_gives_its_part(task, tmp_path):

@@ -205,9 +205,7 @@ class Joint:
             content, run = found
             content["koir"] |= {"pipeline": pipeline.content(), "pipeline_key": made_of}
             return Evaluated(evaluate_run(task.qrels, run), run, content)
-        asked = {"weight": self.settings.weight, "interpolate": self.settings.interpolate}
-        given = {name: getattr(pipeline, name) for name, share in asked.items() if isinstance(share, float)}
-        given = {name: share for name, share in given.items() if share is not None}
+        given = pipeline.interpolate if isinstance(self.settings.interpolate, float) else None
         if note := what_is_replaced(folder, task.name, task.split, task_fingerprint(task), given):
             print(note, file=sys.stderr)
         done = make()

@@ -15,6 +15,7 @@ from koir.evaluation.metrics import KS, evaluate_run
 from koir.evaluation.results import file_name, result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import Task
+from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES, ranked
 from koir.retrieval.score_maps import SCORE_MAPS
 
@@ -47,6 +48,8 @@ class Pipeline:
     def name(self) -> str:
         """The folder's name under results/."""
         name = file_name(self.first_stage) + ("-rrf" if self.fusion == "rrf" else "")
+        if self.weight not in (None, DENSE_SHARE) and self.chosen_on is None:  # given by hand, to be compared
+            name += f"-w{self.weight:g}"
         if self.reranker is None:
             return name
         mixed = "~mixed" if self.interpolate is not None else ""

@@ -6,9 +6,9 @@
     results/<pipeline>/pipeline.json          what `--pipeline FILE` and `scripts/serve.py` read
     results/<pipeline>/run.json               written last: command, versions, wall seconds
 
-<pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-rrf`, and with a reranker
-`<first stage>+<reranker>@<depth>`; after it `p<tokens>` where documents are read in passages, and `~mixed` where the
-first stage's score has a share in the final one.
+<pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-rrf`, `hybrid-v1.1-demo-w0.5` of a weight
+that was given, and with a reranker `<first stage>+<reranker>@<depth>`; after it `p<tokens>` where documents are read in
+passages, and `~mixed` where the first stage's score has a share in the final one.
 
 <task>.json has mteb's keys: task_name, dataset_revision (the task's fingerprint), mteb_version, evaluation_time, and
 scores: {split: [{ndcg_at_k, recall_at_k, precision_at_k, mrr_at_k, hit_rate_at_k, f1_at_k for k in 1, 3, 5, 10;
@@ -109,20 +109,18 @@ def kept_result(folder: Path, task: str, split: str, key: str) -> tuple[dict, di
         return None
 
 
-def what_is_replaced(folder: Path, task: str, split: str, fingerprint: str, given: dict) -> str | None:
-    """What a new result takes the place of, where that is of other data or of other shares: a note, else None.
+def what_is_replaced(folder: Path, task: str, split: str, fingerprint: str, interpolate: float | None) -> str | None:
+    """What a new result takes the place of, where that is of other data or another share: a note, else None.
 
-    given: weight and interpolate, as far as the user gave them.
+    interpolate: the reranker's share, where the user gave it.
     """
     file = folder / f"{file_stem(folder, task, split)}.json"
     try:
         koir = json.loads(file.read_text(encoding="utf-8"))["koir"]
         if koir["task_fingerprint"] != fingerprint:
             return f"note: {file} was of other data under the same name, and is replaced (--output_dir keeps both)"
-        for name, share in given.items():
-            if koir["pipeline"][name] != share:
-                was = f"--{name} {koir['pipeline'][name]:g}"
-                return f"note: {file} was of {was}, and is replaced (--output_dir keeps both)"
+        if interpolate is not None and (was := koir["pipeline"]["interpolate"]) != interpolate:
+            return f"note: {file} was of --interpolate {was:g}, and is replaced (--output_dir keeps both)"
     except (OSError, ValueError, TypeError, KeyError):
         pass
     return None
@@ -132,10 +130,11 @@ def file_name(pipeline: str) -> str:
     """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`.
 
     A folder that lies elsewhere or is called demo, a hub name that would read as a folder in outputs/, and names that
-    end as a pipeline's do (-rrf) or have its @ get a piece of a hash, so that two of one name never share results.
+    end as a pipeline's do (-rrf, -w0.3) or have its @ get a piece of a hash, so that two of one name never share
+    results.
     """
     kind, _, path = pipeline.partition(":")
-    outputs, as_pipeline = Path("outputs").resolve(), re.compile("-rrf$|@")
+    outputs, as_pipeline = Path("outputs").resolve(), re.compile(r"-rrf$|-w[\d.]+$|@")
     if not path or not Path(path).is_dir():
         name = "-".join(part for part in path.split("/") if part not in ("", ".", ".."))
         where = path if as_pipeline.search(name) or ("/" in path and (outputs / name).is_dir()) else ""
