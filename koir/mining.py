@@ -1,6 +1,7 @@
 """Which retrieved passages make good hard negatives: near the query, and most likely not right answers."""
 
 import functools
+import os.path
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -184,7 +185,13 @@ def near_equal(text: str, others: Iterable[str], threshold: float, part: bool = 
 
 
 def _overlap(*texts: str) -> bool:
-    """Whether one of the three thirds of either text stands in the other; not of texts so short that any might."""
+    """Whether one of the three thirds of either text stands in the other; not of texts so short that any might.
+
+    What both begin or end with, a heading or a notice, is left aside.
+    """
+    for _ in "ab":  # the beginning, then the end
+        alike = len(os.path.commonprefix(texts))
+        texts = tuple(text[alike:][::-1] for text in texts)
     for text, other in (texts, texts[::-1]):
         third = len(text) // 3
         if third >= STRETCH and any(text[start : start + third] in other for start in (0, third, 2 * third)):

@@ -147,9 +147,10 @@ def test_two_windows_of_one_page_that_overlap_are_equal(shift):
 
 
 def test_passages_that_share_a_heading_or_a_notice_are_not_equal():
-    notice = text("알림", 30)
-    assert len(normalised(notice)) > 50
-    assert not near_equal(f"{notice}\n{text(1, 60)}", [f"{notice}\n{text(2, 60)}"], 0.8, part=True)
+    heading, notice = text("제목", 150), text("알림", 150)
+    assert len(normalised(heading)) > 100
+    one, other = (f"{heading}\n{text(seed, 250)}\n{notice}" for seed in (1, 2))
+    assert not near_equal(one, [other], 0.8, part=True)
 
 
 def test_near_equal_counts_3_grams_of_both_or_of_the_shorter():

@@ -410,9 +410,28 @@ def test_columns_that_cannot_be_meant_are_refused(columns, expected, tmp_path):
 def test_columns_without_a_source_that_has_names_of_its_own_are_refused(tmp_path):
     words = ["--source", "beir=demo", "--columns", "query=a", "--output_dir", tmp_path / "rows"]
     assert "--columns: found beir; expected one of bge, csv, hub, triplets" in fails(*words)
-    (tmp_path / "x.tsv").write_text(f"{FIRST[0]}\t{FIRST[1]}\n", encoding="utf-8")
-    words[1] = f"triplets={tmp_path / 'x.tsv'}"
-    assert "found lines without a header" in fails(*words)
+
+
+def test_sources_beside_the_one_that_was_meant_keep_their_names(given, tmp_path):
+    (tmp_path / "x.csv").write_text(f"제목,본문글\n산은 무엇인가요,{LAST[0]}\n", encoding="utf-8")
+    (tmp_path / "y.tsv").write_text(f"탑은 무엇인가요\t{LAST[1]}\n", encoding="utf-8")
+    (tmp_path / "z.jsonl").write_text(json.dumps({"제목": "강은 무엇인가요", "positive": LAST[2]}), encoding="utf-8")
+    sources = [given[0], f"csv={tmp_path / 'x.csv'}", *(f"triplets={tmp_path / name}" for name in ("y.tsv", "z.jsonl"))]
+    columns = ["query=제목", "document=본문글", "hard_negative=오답글"]
+    assert "'오답글', as --columns names the hard_negative" in fails(
+        "--source", *sources, "--columns", *columns, "--output_dir", tmp_path / "a"
+    )
+    run("--source", *sources[:3], "--columns", *columns[:2], "--output_dir", tmp_path / "b")
+    assert len(read(tmp_path / "b")) == 5
+    run("--source", sources[3], "--columns", "query=제목", "--output_dir", tmp_path / "c")
+    assert read(tmp_path / "c")[0]["document"] == LAST[2]
+
+
+def test_a_hard_negative_that_is_there_stays(tmp_path):
+    rows_file(tmp_path / "x.jsonl", FIRST[:1], hard_negative=[LAST[0]])
+    words = ["--columns", "hard_negative=neg2", "--output_dir", tmp_path / "rows"]
+    run("--source", f"triplets={tmp_path / 'x.jsonl'}", *words)
+    assert read(tmp_path / "rows")[0]["hard_negative"] == LAST[0]
 
 
 def test_every_file_that_decides_about_rows_is_there():

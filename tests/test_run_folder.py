@@ -55,19 +55,22 @@ def checkpoint_of(folder, step):
 def test_other_flags_of_model_rows_or_loss_are_refused_on_resuming(tmp_path, capsys):
     checkpoint = tmp_path / "run/checkpoints/checkpoint-2"
     checkpoint.mkdir(parents=True)
-    groups = {"model": ModelArguments(), "data": DataArguments(), "loss": LossArguments(temperature=0.05),
-              "weights": WeightArguments()}  # fmt: skip
+    groups = {"model": ModelArguments(), "data": DataArguments(), "loss": LossArguments(temperature=0.05)}
+    groups |= {"weights": WeightArguments(), "training": SimpleNamespace(process_index=0)}
     require_same(checkpoint, tmp_path / "run", groups)  # of a run without a recipe nothing is known
     (tmp_path / "run/recipe.yaml").write_text("temperature: 0.05\nlora_targets: []\nmodel_name_or_path: demo\n")
     require_same(checkpoint, tmp_path / "run", groups)
     groups["loss"].temperature, groups["model"].lora_targets = 0.02, ["query", "key"]
-    groups["model"].model_name_or_path = "moved"
+    groups["model"].model_name_or_path = groups["loss"].guide_model_name_or_path = "moved"
     with pytest.raises(
         RunError, match="query key, --temperature 0.02; expected --lora_targets none, --temperature 0.05,"
     ):
         require_same(checkpoint, tmp_path / "run", groups)
     require_same(checkpoint, tmp_path / "another", groups)
     said = capsys.readouterr().err
+    groups["training"].process_index = 1
+    require_same(checkpoint, tmp_path / "another", groups)  # said once
+    assert not capsys.readouterr().err
     assert said.startswith("note: --lora_targets query key, --temperature 0.02 from here on; ")
 
 

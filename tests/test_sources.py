@@ -426,10 +426,23 @@ def listed_of(record):
     return record.get("neg") or record.get("negatives") or []
 
 
+@pytest.mark.parametrize("negative", [5, 0.5, {"text": "다른 글"}])
+def test_a_hard_negative_that_is_no_text_is_counted(negative, tmp_path):
+    records_of = lines(
+        {"query": "버스", "document": BUS, "hard_negative": negative}, {"query": "등대", "document": LAMP}
+    )
+    rows, tally = read("triplets", write(tmp_path, {"rows.jsonl": records_of}))
+    assert len(rows) == sum(tally.dropped.values()) == 1
+
+
 def test_a_cell_with_a_list_of_texts(tmp_path):
-    table = f'query,document,hard_negative\n등대,{LAMP},"[""{BUS}"", ""바다""]"\n버스,{BUS},"[공지] 아니다"\n'
+    lists = ['"[""바다"", ""하늘""]"', "", '"[공지] 아니다"']
+    queries = ["등대", '"[""등대"", ""버스""]"', "버스"]
+    table = "".join(f"{query},{LAMP},{cell}\n" for query, cell in zip(queries, lists, strict=True))
+    table = f"query,document,hard_negative\n{table}"
     rows, _ = read("csv", write(tmp_path, {"x.csv": table}))
-    assert [row["hard_negative"] for row in rows] == [[BUS, "바다"], "[공지] 아니다"]
+    assert [row.get("hard_negative") for row in rows] == [["바다", "하늘"], None, "[공지] 아니다"]
+    assert rows[1]["query"] == '["등대", "버스"]'
 
 
 def test_a_missing_file_of_a_pack_is_noted(tmp_path):
@@ -478,7 +491,8 @@ def test_only_wanted_splits_are_read(tmp_path):
      ("xnli.dev.ko.tsv", "dev"), ("kor_Pair_test.csv", "test"), ("contest.json", "train"), ("sts-dev.tsv", "dev"),
      ("korquad2.1_dev_00.json", "dev"), ("latest/level.json", "train"), ("val.json", "dev"), ("VL1.zip/a.json", "dev"),
      ("[라벨]VL/a.json", "dev"), ("도서_검증.json", "dev"), ("02.검증/a.json", "dev"), ("testset.json", "test"),
-     ("train_test/train.json", "train"), ("my-test/KorQuAD_v1.0_train.json", "train"), ("train_test/a.json", "train"),
+     ("train_test/train.json", "train"), ("my-test/KorQuAD_v1.0_train.json", "train"), ("train_test/a.json", "test"),
+     ("dev_test.jsonl", "test"), ("train_dev.json", "dev"), ("학습 자료_test.json", "test"),
      ("2.Validation/TL_a.json", "train"), ("validation-00000-of-00001.parquet", "dev"), ("환경영향평가.json", "train")],
 )  # fmt: skip
 def test_split_of_a_file(name, split):
@@ -505,6 +519,12 @@ def test_a_folder_that_was_named_counts_for_what_a_file_is_called(tmp_path):
     pq.write_table(pa.Table.from_pylist([flat]), file)
     for path in (tmp_path, file.parent, file):
         assert read("klue-mrc", path)[0] == [mrc_row("klue-mrc")]
+
+
+def test_a_folder_that_was_named_does_not_widen_what_is_read_below_it(tmp_path):
+    files = {"etri/etri_mrc/a.json": squad((BUS, RIGHT)), "etri/ner/tags.json": {"data": [{"tags": []}]}}
+    rows, tally = read("exobrain-mrc", write(tmp_path, files) / "etri")
+    assert len(rows) == 1 and tally.ignored == ["ner/tags.json"]
 
 
 def test_kobest_as_the_hub_has_it(tmp_path):
@@ -541,6 +561,7 @@ def test_kobest_as_the_hub_has_it(tmp_path):
         ({"answers": {"text": "Yes", "answer_start": -1, "clue_start": 3, "clue_text": "한빛시는"}},
          "the answer is not at its offset"),
         ({"answer": 70}, ""),
+        ({"answers": [{"text": "70세 이상", "answer_start": "처음"}]}, "the answer is not at its offset"),
         ({"answer": 13}, "the answer is not at its offset"),
     ],
 )  # fmt: skip
@@ -590,7 +611,7 @@ def test_null_fields_of_nikl_are_counted_and_missing_ones_named(tmp_path):
 
 
 def test_evidence_is_a_sentence_and_not_its_number(tmp_path):
-    head = "질문,정답,정답 근거1(문서 번호),정답 근거1(문장),정답 근거 2\n"
+    head = "질문,정답,정답 근거1(문서 번호),정답 근거1(문장),정답 근거 2(본문)\n"
     files = {"단문질문.csv": f"{head}높이는?,18,12,{LAMP},등대다\n", "목록.csv": "파일,크기\na,1\n"}
     rows, tally = read("exobrain-evidence", write(tmp_path, files))
     assert rows[0]["document"] == [LAMP, "등대다"]

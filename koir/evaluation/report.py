@@ -32,10 +32,13 @@ def _gain(found: dict) -> list[str]:
     return [f"{found['difference']:+.3f}{_at(found)}", f"{found['p']:.4f}", counts, found["against"]]
 
 
+def rank_of(found: dict) -> str:
+    """The rank that a comparison looks down to: 10, or less for lists that end before."""
+    return found.get("metric", "ndcg_at_10").rpartition("_")[2]
+
+
 def _at(found: dict) -> str:
-    """The rank that a comparison looks at, where it is not 10."""
-    at = found.get("metric", "ndcg_at_10").rpartition("_")[2]
-    return "" if at == "10" else f" @{at}"
+    return "" if rank_of(found) == "10" else f" @{rank_of(found)}"
 
 
 def title(content: dict) -> str:
@@ -66,19 +69,23 @@ def warnings(contents: Sequence[dict]) -> list[str]:
         own, task = koir["comparisons"][0], contents[0]["task_name"]
         if own["p"] < SIGNIFICANT:
             better = better or own["difference"] > 0
-            lines += worse(koir["name"], f"its own first stage{_at(own)}", task, own["difference"], own["p"])
+            lines += worse(koir["name"], "its own first stage", task, own)
     if reranked and not better:
         where = f"{contents[0]['task_name']} ({reranked[0]['queries']:,} queries)"
         lines.append(f"no gain of a reranker over its first stage is significant on {where}")
     return lines
 
 
-def worse(name: str, called: str, task: str, difference: float, p: float) -> list[str]:
-    """The warning that a model's mean nDCG@10 is below that of something `called` so; none where it is not."""
-    if difference > -1e-9:
+def worse(name: str, called: str, task: str, found: dict) -> list[str]:
+    """The warning that a model's mean nDCG is below that of something `called` so; none where it is not.
+
+    found: as `pipeline.comparison` gives it.
+    """
+    if found["difference"] > -1e-9:
         return []
-    how = "significantly worse" if p < SIGNIFICANT else "worse"
-    return [f"WARNING: {name} is {how} than {called} on {task} ({difference:+.3f}, p = {p:.4f})"]
+    how = "significantly worse" if found["p"] < SIGNIFICANT else "worse"
+    gained = f"{found['difference']:+.3f}{_at(found)}"
+    return [f"WARNING: {name} is {how} than {called} on {task} ({gained}, p = {found['p']:.4f})"]
 
 
 def markdown(tasks: Sequence[Sequence[dict]]) -> str:

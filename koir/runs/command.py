@@ -94,7 +94,8 @@ def _in_folder(
     start = load()
     most = groups["data"].train_max_seq_length or start.max_seq_length
     expected = f"at most the {start.max_seq_length} tokens that the model reads"
-    require(most <= start.max_seq_length, "--train_max_seq_length", str(most), expected)
+    fits = most <= start.max_seq_length or checkpoint is not None  # what a run began with, it goes on with
+    require(fits, "--train_max_seq_length", str(most), expected)
     with args.main_process_first(desc="reading rows"):
         triplets = load_triplets(groups["data"].train_data)
     kind.prepare(start, triplets, groups)

@@ -76,7 +76,7 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
         print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
         print(table(SCORE_HEADER, rows))
         print(f"nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
-        lines += worse("tuned", "its base", task.name, difference, p)
+        lines += worse("tuned", "its base", task.name, found)
         scores[task.name] = {"split": split, "difference": difference, "p": p}
         for kind, done in (("base", before), ("tuned", after)):
             scores[task.name][kind] = done.content["scores"][split][0] | {

@@ -130,7 +130,8 @@ def read_counters(checkpoint: str, began: dict) -> dict:
     return kept["counted"]
 
 
-FREE = ("model_name_or_path", "train_data", "trust_remote_code")  # a run may be moved; its rows have a fingerprint
+# What may be moved since, and what has a fingerprint of its own.
+FREE = ("model_name_or_path", "guide_model_name_or_path", "train_data", "trust_remote_code")
 
 
 def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
@@ -138,7 +139,7 @@ def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
 
     What it says of itself would be true of neither part. One that goes on in a new folder is told what differs.
     """
-    recipe = checkpoint.resolve().parents[1] / "recipe.yaml"
+    recipe = checkpoint.resolve().parent.parent / "recipe.yaml"
     if not recipe.is_file():
         return
     before = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -146,14 +147,21 @@ def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
     now = yaml.safe_load(yaml.safe_dump({key: value for part in parts for key, value in vars(part).items()}))
     usual = {key: value for part in parts for key, value in vars(type(part)()).items()}
     # a key that is not there was None, or no flag yet
-    kept = {key for key in now if (before[key] == now[key] if key in before else now[key] in (None, usual[key]))}
+    same = lambda key: _unmoved(before[key]) == _unmoved(now[key])  # noqa: E731
+    kept = {key for key in now if (same(key) if key in before else now[key] in (None, usual[key]))}
     changed = [key for key in now if key not in FREE and key not in kept]
     found = ", ".join(f"--{key} {_said(now[key])}" for key in changed)
     began = ", ".join(f"--{key} {_said(before.get(key))}" for key in changed)
     if changed and recipe.parent == folder.resolve():
         raise RunError(f"--resume_from_checkpoint {checkpoint}", found, f"{began}, as the run began")
-    if changed:
+    if changed and groups["training"].process_index == 0:
         print(f"note: {found} from here on; {checkpoint} was trained with {began}", file=sys.stderr)
+
+
+def _unmoved(value: object) -> object:
+    """A first stage's kind alone; any other value as it is."""
+    staged = isinstance(value, str) and value.startswith(("dense:", "hybrid:", "milvus:"))
+    return value.partition(":")[0] if staged else value
 
 
 def _said(value: object) -> str:

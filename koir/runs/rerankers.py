@@ -9,7 +9,7 @@ from pathlib import Path
 from koir.arguments import ChunkArguments
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
-from koir.evaluation.report import worse
+from koir.evaluation.report import rank_of, worse
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.tasks import Task
 from koir.gather import world_size
@@ -119,9 +119,9 @@ def _report(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, l
         ("to_base", names[1], base, "its base"),
     ):
         found[kind] = pipeline.comparison(tuned, other, name)
-        difference, p = found[kind]["difference"], found[kind]["p"]
-        print(f"tuned to {name}: nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
-        warnings += worse("tuned", called, task.name, difference, p)
+        difference, p, rank = found[kind]["difference"], found[kind]["p"], rank_of(found[kind])
+        print(f"tuned to {name}: nDCG@{rank} {difference:+.3f}, p = {p:.4f} (paired randomisation)")
+        warnings += worse("tuned", called, task.name, found[kind])
     for kind, row in (("first_stage", first), ("base", base), ("tuned", tuned)):
         found[kind] = row.content["scores"][task.split][0] | {"intervals": row.content["koir"]["intervals"]}
     return found, warnings

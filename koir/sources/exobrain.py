@@ -1,8 +1,8 @@
 """Exobrain (ETRI): reading comprehension, and short questions with evidence.
 
 MRC: question -> paragraph. Short questions (단문질문, an Excel file; CSV is read too): question -> every evidence
-sentence (columns that begin with 정답 근거). Quiz sets (객관식, 주관식, 연상형) have no passage: dropped and
-counted, as is a footer.
+sentence (columns that begin with 정답 근거, but for its number or page). Quiz sets (객관식, 주관식, 연상형) have no
+passage: dropped and counted, as is a footer.
 """
 
 import re
@@ -20,8 +20,7 @@ LICENCE = "ETRI terms: research use on application; not to be passed on"
 WHERE = "https://aiopen.etri.re.kr (corpus download, ETRI QA Datasets)"
 
 
-# 정답 근거1(문장), 정답 근거 2; not its page or number
-EVIDENCE = re.compile(r"정답\s*근거\s*\d*\s*(?:$|\(문장|\.\d+$)")
+EVIDENCE = re.compile(r"정답\s*근거(?!.*(?:번호|위치|페이지|쪽|출처|ID|URL))", re.IGNORECASE)  # 정답 근거1(문장)
 
 
 def _evidence(record: dict, place: str, tally: Tally) -> Iterator[dict]:

@@ -55,7 +55,8 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
     record = _as_named(record, place, tally, set(tally.columns))
     record = {name.lower(): value for name, value in record.items()}
     used = _used(record)
-    row = {field: None if name is None else _listed(record[name]) for field, name in used.items()}
+    row = {field: None if name is None else record[name] for field, name in used.items()}
+    row |= {field: _listed(row[field]) for field in ("document", "hard_negative") if row[field]}
     for field in ("query", "document"):
         if row[field] is None:
             columns = f"the columns {', '.join(record)}"
@@ -69,7 +70,7 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
 
 def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     record = _as_named(record, place, tally, set(tally.columns) - {"hard_negative"})
-    if "query" not in record:  # as {anchor, positive, negative}, {question, answer}
+    if "query" not in record or not {"document", "pos"} & set(record):  # as {anchor, positive}, {question, answer}
         record = _with_fields(record)
     if "query" not in record:
         expected = "query and document, or query, pos and neg, or --columns query=NAME"
@@ -84,13 +85,17 @@ def _row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
 
 
 def _as_named(record: dict, place: str, tally: Tally, needed: set[str]) -> dict:
-    """A record with the columns that the user named under the names of fields; those of `needed` must be there."""
-    for field in sorted(needed):
-        if (name := tally.columns[field]) not in record:
-            found, expected = f"the columns {', '.join(record)}"[:160], f"{name!r}, as --columns names the {field}"
-            raise SourceError(place, found, expected)
-    others = {name: value for name, value in record.items() if name not in tally.columns.values()}
-    return others | {field: record.get(name) for field, name in tally.columns.items()}
+    """A record with the columns that the user named under the names of fields.
+
+    Those of `needed` must be there, or the fields themselves, as in a source beside the one that was meant.
+    """
+    there = {field: name for field, name in tally.columns.items() if name in record}
+    for field in sorted(needed - set(there)):
+        if not {field, *(theirs for theirs, ours in BGE.items() if ours == field)} & set(record):
+            found = f"the columns {', '.join(record)}"[:160]
+            raise SourceError(place, found, f"{tally.columns[field]!r}, as --columns names the {field}")
+    others = {name: value for name, value in record.items() if name not in there.values()}
+    return others | {field: record[name] for field, name in there.items()}
 
 
 def _used(record: dict) -> dict[str, str | None]:
@@ -128,8 +133,6 @@ def _there(texts: str | list) -> list:
 
 
 def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
-    if tally.columns:
-        raise SourceError(place, "lines without a header", "no --columns, or a table with a header as csv=PATH")
     texts = list(record.values())
     if len(texts) == 1:
         tally.drop("a line without a tab between query and document", place)
@@ -138,7 +141,10 @@ def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     elif any(text.isdecimal() for text in texts[:2]):
         tally.drop("an id, or another number, in place of a text", place)
     else:
-        negatives = [text for text in _there(texts[2:]) if not text.isdecimal()]
+        given = _there(texts[2:])
+        negatives = [text for text in given if not text.isdecimal()]
+        if len(negatives) < len(given):
+            tally.notes["numbers in place of hard negatives"] += len(given) - len(negatives)
         yield {"query": texts[0], "document": texts[1], "hard_negative": negatives, "source": "triplets"}
 
 

@@ -1,5 +1,6 @@
 """Reading comprehension becomes rows: question -> paragraph, where the answer stands where the file says it stands."""
 
+import contextlib
 import html
 import re
 import unicodedata
@@ -93,8 +94,11 @@ def _answers(qa: dict) -> list[tuple[int | None, str]]:
 
 
 def _offset(answer: dict, name: str) -> int | None:
+    """Where an answer or clue begins; None where that is not told, -1 where it is no number."""
     found = answer.get(name)
-    return None if found is None or found == "" else int(found)
+    with contextlib.suppress(ValueError, OverflowError):
+        return None if found is None or found == "" else int(found)
+    return -1
 
 
 def excerpt(context: str, start: int, end: int, window: int, title: str = "") -> str:

@@ -248,7 +248,9 @@ def converted(
     A record without a field that `convert` needs, or with one of another type, is a SourceError with file and row.
     """
     for file in files:
-        names = (file.name, f"{file.above}/{file.name}")  # a folder that tells may be the one that was named
+        names = [file.name]
+        if "/" not in file.name:  # the folder that tells may be the one that was named
+            names.append(f"{file.above}/{file.name}")
         if not any(re.search(f"(?:{wanted})$", name, re.IGNORECASE) for name in names):
             tally.ignored.append(file.name)
             continue

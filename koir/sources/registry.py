@@ -103,6 +103,8 @@ def _without_its_documents(row: dict, tally: Tally) -> dict:
     name = next((name for name in ("hard_negative", "neg") if row.get(name)), None)
     if name is None or any(row.get(f"{name}_score{s}") is not None for s in ("", "s")):
         return row
+    if not all(isinstance(row.get(field), (str, list, type(None))) for field in (name, "document", "pos")):
+        return row  # which `check_row` refuses
     right = [text for field in ("document", "pos") for text in listed(row.get(field))]
     negatives = listed(row[name])
     kept = [text for text in negatives if text not in right]

@@ -65,13 +65,12 @@ class Tally:
 
 
 def split_of(name: str, above: str = "") -> str:
-    """The split that a file's name tells, else the nearest of its folders that does: test, dev or train.
+    """The split that a file's name tells, else the nearest of its folders that does; of several test, then dev.
 
     above: folders over what the user named, of which those that releases have count (a user's own may be called dev).
     """
     folders = [folder for folder in above.split("/") if RELEASE.fullmatch(folder)]
     for part in reversed([*folders, *name.split("/")]):
-        told = [split for split, sign in SPLITS.items() if sign.search(part)]
-        if len(told) == 1:
-            return told[0]
+        if told := next((split for split, sign in SPLITS.items() if sign.search(part)), None):
+            return told
     return "train"
