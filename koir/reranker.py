@@ -42,6 +42,11 @@ class Reranker(nn.Module):
         self.new_head = new_head
         self._inference: dict[bool, Inference] = {}  # by half precision or not
 
+    @property
+    def reads_types(self) -> bool:
+        """Whether it takes a tokenizer's token types; a RoBERTa with BERT's tokenizer does not."""
+        return getattr(self.transformer.config, "type_vocab_size", 2) >= 2
+
     def activation_checkpointing_enable(self, **settings) -> None:
         """For --activation_checkpointing: keep only the inputs of layers, and run the layers again in backward."""
         self.transformer.activation_checkpointing_enable(**settings)
@@ -57,9 +62,7 @@ class Reranker(nn.Module):
         queries, documents = zip(*pairs, strict=True)
         longest = min(longest or self.max_seq_length, self.max_seq_length)
         coded = tokenise_pairs(self.tokenizer, queries, documents, longest)
-        ids, types = coded["input_ids"], coded.get("token_type_ids")
-        if getattr(self.transformer.config, "type_vocab_size", 2) < 2:  # as RoBERTa with BERT's tokenizer
-            types = None
+        ids, types = coded["input_ids"], coded.get("token_type_ids") if self.reads_types else None
         plan = plan_chunks([len(sequence) for sequence in ids], chunk_tokens, self.max_seq_length)
         chunks = []
         for rows, width in zip(plan.chunks, plan.width, strict=True):

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import threading
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from starlette.testclient import TestClient
+from test_reranker import tiny_reranker
 
 from koir.encoder import load_encoder
 from koir.evaluation.pipeline import Pipeline
@@ -19,6 +21,7 @@ from koir.manifest import DEMO
 from koir.reranker import load_reranker
 from koir.retrieval.score_maps import exp_normalize, sigmoid
 from koir.retrieval.stages import in_memory
+from koir.serving import app
 from koir.serving.app import create_app
 from koir.serving.door import DoorRules, read_keys
 from koir.serving.loading import ServedArguments, load
@@ -293,6 +296,52 @@ def test_a_mistake_is_said_in_the_shape_that_all_clients_read(client, path, what
     body = answer.json()
     assert set(body["error"]) == {"message", "type", "code", "param"} and body["detail"] == body["error"]["message"]
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/rerank", {"query": "a", "documents": [1] * 3000}), ("/rerank", {"query": "a", "texts": [1] * 3000}),
+     ("/v1/embeddings", {"input": [-1] * 3000}), ("/v1/embeddings", {"input": [[-1] * 300] * 300}),
+     ("/score", {"text_1": "a", "text_2": [1] * 3000})],
+)  # fmt: skip
+def test_a_long_list_of_the_wrong_type_ends_at_its_first_element(client, path, body, monkeypatch):
+    """An error for each would take minutes and gigabytes, in which nobody else is served."""
+    counted, first = [], app.from_validation
+    monkeypatch.setattr(app, "from_validation", lambda errors: counted.append(len(errors)) or first(errors))
+    assert client.post(path, json=body).status_code == 422
+    assert counted[0] < 10
+
+
+def test_a_roberta_with_berts_tokenizer_is_served(tmp_path):
+    tiny_reranker(tmp_path, "roberta", type_vocab_size=1)
+    file = tmp_path / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_input_names": names}))
+    with TestClient(create_app(load(ServedArguments("dense:demo", str(tmp_path), dtype="float32")))) as client:
+        found = by_index(rerank(client, raw_scores=True)["results"])
+    expected = load_reranker(str(tmp_path)).score([(QUERY, text) for text in DOCUMENTS])
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_fields_of_objects_are_put_together_as_texts_are(client):
+    apart = unicodedata.normalize("NFD", SENTENCE)
+    found = rerank(client, documents=[{"body": SENTENCE}, {"body": apart}], rank_fields=["body"])["results"]
+    assert found[0]["relevance_score"] == found[1]["relevance_score"]
+
+
+def test_a_model_is_found_by_its_name_and_probes_may_ask_for_heads(client):
+    (first, *_) = client.get("/v1/models").json()["data"]
+    assert client.get(f"/v1/models/{first['id']}").json() == first
+    assert client.get("/v1/models/nobody").status_code == 404
+    for path in ("/health", "/ready", "/v1/models"):
+        assert client.head(path).status_code == 200
+
+
+def test_a_task_that_has_no_prompt_is_the_bare_text(client):
+    asked = ({}, {"input_type": "classification"}, {"task": "text-matching"}, {"task": "query"})
+    answers = [client.post("/v1/embeddings", json={"input": QUERY} | more).json() for more in asked]
+    vectors = [answer["data"][0]["embedding"] for answer in answers]
+    assert vectors[0] == vectors[1] == vectors[2] != vectors[3]
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"query": NaN', b"[" * 50000, b"1" * 5000])

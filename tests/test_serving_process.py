@@ -52,6 +52,28 @@ def metric(url, name):
         return float(re.search(rf'^{name}\{{kind="reranker".*\}} (\S+)$', page.read().decode(), re.M)[1])
 
 
+def test_a_request_that_never_ends_holds_nobody_up(tmp_path):
+    """Neither for ever, by a body that stops in its middle, nor at the end, when a signal says stop."""
+    script = """import runpy, sys, koir.serving.app as app, koir.serving.door as door
+app.GRACE, door.BODY_WAIT, sys.argv[0] = 1, int(sys.argv.pop(1)), "serve.py"
+runpy.run_path("scripts/serve.py", run_name="__main__")"""
+    head = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    for wait in ("1", "60"):
+        with serving("--first_stage", "dense:demo", log=tmp_path / "log", script=("-c", script, wait)) as (
+            process,
+            url,
+        ):
+            host, port = url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), timeout=20) as client:
+                client.sendall(head)
+                if wait == "1":
+                    assert client.recv(100).startswith(b"HTTP/1.1 408")
+                else:
+                    time.sleep(0.3)
+                    process.send_signal(signal.SIGTERM)
+                    assert process.wait(20) is not None
+
+
 def test_sigterm_under_load_loses_no_accepted_request(server):
     process, url, log = server
     answered, lost, stop = [], [], threading.Event()

@@ -8,6 +8,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import yaml
 from served import ROOT
 from starlette.testclient import TestClient
 
@@ -169,6 +170,48 @@ def test_score_map_is_shown_by_a_search_too(built):
     flags = ServedArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), score_map="exp_normalize")
     answer, _ = search(flags, top_n=3)
     assert sum(hit["relevance_score"] for hit in answer["results"]) == pytest.approx(1)
+
+
+def test_of_a_long_query_the_beginning_is_read(built, monkeypatch):
+    monkeypatch.setattr("koir.serving.search.LONGEST_QUERY", 3)
+    with TestClient(create_app(load(ServedArguments("bm25", "none", str(built / "hybrid"))))) as client:
+        short, long = (client.post("/v1/search", json={"query": q}).json() for q in ("휴가", "휴가 유급휴가를 준다"))
+    assert [hit["id"] for hit in long["results"]] == [hit["id"] for hit in short["results"]]
+    assert long["meta"]["warnings"] == ["the query was too long and was cut"] and "meta" not in short
+
+
+def test_null_is_what_a_search_does_by_itself(built):
+    with TestClient(create_app(load(ServedArguments("bm25", "none", str(built / "hybrid"))))) as client:
+        bare, null = (client.post("/v1/search", json={"query": "휴가"} | dict.fromkeys(fields)).json()["results"]
+                      for fields in ((), ("top_n", "rerank", "return_documents", "depth")))  # fmt: skip
+    assert bare == null and bare[0]["document"]
+
+
+@pytest.mark.parametrize("part", ["documents.jsonl", "vectors.npy", "dense-*/ids.json", "vocabulary.json", "a line"])
+def test_an_index_that_was_cut_short_is_refused_in_one_line(built, part, tmp_path):
+    shutil.copytree(built / "hybrid", tmp_path / "cut")
+    (file,) = (
+        (tmp_path / "cut").rglob("documents.jsonl" if part == "a line" else part.rpartition("/")[2])
+        if "*" not in part
+        else (tmp_path / "cut").glob(part)
+    )
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1] if part == "a line" else whole[: len(whole) * 2 // 3])
+    with pytest.raises(RunError, match="cut short|2 of 3 documents"):
+        load(ServedArguments(index_uri=str(tmp_path / "cut"), reranker="none"))
+
+
+def test_a_model_has_one_name_however_its_path_is_spelt(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(built)
+    file = tmp_path / "models.yaml"
+    rows = [{"name": "rr", "reranker": "./reranker/"}, {"pipeline": str(built / "pipeline.json")}]
+    file.write_text(yaml.safe_dump(rows), encoding="utf-8")
+    assert list(load(ServedArguments(models=str(file), dtype="float32")).by_kind["reranker"]) == ["rr"]
+    file.write_text(yaml.safe_dump([*rows, {"name": "b", "reranker": "reranker"}]), encoding="utf-8")
+    with pytest.raises(
+        FlagError, match="--models, b: found the reranker that is served as rr; expected each model once"
+    ):
+        load(ServedArguments(models=str(file), dtype="float32"))
 
 
 def test_a_search_for_blanks_is_refused(built):

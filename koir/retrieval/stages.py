@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from koir.encoder import Encoder, load_encoder
-from koir.errors import FlagError, nearest, without_passwords
+from koir.errors import FlagError, RunError, nearest, without_passwords
 from koir.gather import gather_sizes, meet, rank, world_size
 from koir.manifest import cache_folder, write_json, written_aside
 from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B
@@ -144,9 +144,13 @@ class FirstStage:
         return self.uri or str(self.store / f"{self._collection(corpus_key)}.db")
 
     def _load(self, part: str, folder: Path) -> BM25 | Dense:
-        if part == "bm25":
-            return BM25.load(folder)
-        return Dense.load(folder, self.encoder, self.spec, self.progress)
+        try:
+            if part == "bm25":
+                return BM25.load(folder)
+            return Dense.load(folder, self.encoder, self.spec, self.progress)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            why = " ".join(str(error).split())[:120]
+            raise RunError(str(folder), f"an index that is cut short ({why})", "it deleted, and built anew") from None
 
     def _say_what_is_cut(self, corpus: dict[str, str]) -> None:
         if not self.progress or rank():

@@ -21,6 +21,7 @@ from koir.serving.routes import router
 from koir.serving.schemas import ErrorBody
 
 ERRORS = (400, 401, 404, 413, 422, 429)
+GRACE = 30  # seconds after the signal in which what is in flight may end
 LAST_CALLS = 0.5  # seconds in which open connections may still bring a request after the signal to stop
 
 
@@ -56,11 +57,13 @@ def create_app(
 
 
 def _server_routes(app: FastAPI, meters: Meters) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["server"])
     async def health() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", tags=["server"], responses={503: {"model": ErrorBody}})
     async def ready() -> dict[str, str]:
         """Models are loaded and the server is not shutting down."""
@@ -126,7 +129,8 @@ def run(app: FastAPI, host: str, port: int) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again at its end, for these to take
         signal.signal(stop, lambda *_: None)
     config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75
-    )
+        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE,
+    )  # fmt: skip
     Server(config).run()
     app.state.registry.close()

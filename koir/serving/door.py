@@ -15,6 +15,7 @@ from koir.errors import FlagError
 from koir.serving.meters import Meters
 from koir.serving.problems import Problem
 
+BODY_WAIT = 60  # seconds for the next part of a request's body
 OPEN = {"/health", "/ready", "/v1/models", "/models", "/docs", "/openapi.json"}
 GONE = 499  # how the log and the metrics call a client that hung up
 log = logging.getLogger("koir.serving")
@@ -70,7 +71,7 @@ class Door:
             if body is not None:
                 await self._unless_gone(scope, body, receive, noted)
         except Problem as problem:
-            headers = problem.headers | ({"Connection": "close"} if problem.status == 413 else {})
+            headers = problem.headers | ({"Connection": "close"} if problem.status in (408, 413) else {})
             await JSONResponse(problem.body(), problem.status, headers)(scope, receive, noted)
         except (
             Exception
@@ -93,10 +94,14 @@ class Door:
             raise Problem(401, "Authorization: found no known key; expected Bearer KEY", "invalid_api_key")
 
     async def _body(self, scope, receive) -> bytes | None:
-        """The whole body, or None where the client hung up before its end. Raises Problem 413."""
+        """The whole body, or None where the client hung up before its end. Raises Problem 408, 413."""
         parts, size, limit = [], 0, self.rules.max_body
         while True:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), BODY_WAIT)
+            except TimeoutError:
+                found = f"body: found nothing more for {BODY_WAIT} seconds; expected the rest"
+                raise Problem(408, found, "request_timeout") from None
             if message["type"] == "http.disconnect":
                 return None
             part = message.get("body", b"")

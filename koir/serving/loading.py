@@ -16,7 +16,7 @@ from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
 from koir.flags import require
 from koir.kernels.bfloat16 import or_float32
-from koir.manifest import newest_run
+from koir.manifest import model_folder, newest_run, read_run
 from koir.reranker import load_reranker
 from koir.retrieval.opening import described, index_folder, open_index
 from koir.retrieval.score_maps import SCORE_MAPS
@@ -114,16 +114,18 @@ class Loader:
         return self._once(ServedEncoder, load_encoder, path, name)
 
     def _once(self, kind: type, load_model: Callable, path: str, name: str | None):
-        if (kind, path) not in self.loaded:
+        there = path != "demo" and Path(path).exists()
+        key = kind, str(Path(model_folder(path)).resolve()) if there else path  # however it is spelt
+        if key not in self.loaded:
             name = name or name_of(path)
             taken = name in self.registry.by_kind[kind.kind]
             require(not taken, f"{kind.kind} {path}", f"another one called {name}", "a name of its own, by --models")
             model = load_model(path).to(self.device)
-            self.loaded[kind, path] = kind(
-                name, model, self.bf16, self.arguments.chunk_tokens, self.arguments.max_queue
-            )
-            self.registry.add(self.loaded[kind, path])
-        return self.loaded[kind, path]
+            self.loaded[key] = kind(name, model, self.bf16, self.arguments.chunk_tokens, self.arguments.max_queue)
+            self.registry.add(self.loaded[key])
+        own = self.loaded[key].name
+        require(name in (None, own), f"--models, {name}", f"the {kind.kind} that is served as {own}", "each model once")
+        return self.loaded[key]
 
     def search(
         self, pipeline: Pipeline, name: str, encoder: ServedEncoder | None, reranker: ServedReranker | None
@@ -133,7 +135,7 @@ class Loader:
         model = encoder.model if encoder else None
         if uri:
             index = open_index(uri, False, spec, *how, model)
-            texts_of = index.dense.texts if is_milvus(uri) else Documents(index_folder(uri) / "documents.jsonl")
+            texts_of = index.dense.texts if is_milvus(uri) else _documents(index_folder(uri))
         else:
             corpus = load_task("demo").corpus
             index = first_stage(spec, None, False, how[0] or "weighted", how[1], model)(corpus)
@@ -143,6 +145,11 @@ class Loader:
         served = ServedPipeline(name, index, texts_of, pipeline, encoder, reranker, self.arguments.max_queue)
         self.registry.add(served)
         return served
+
+
+def _documents(folder: Path) -> Documents:
+    count = read_run(folder).get("documents")
+    return Documents(folder / "documents.jsonl", count if isinstance(count, int) else None)
 
 
 def name_of(path: str) -> str:

@@ -172,7 +172,7 @@ class ServedReranker(Served):
             (queries, documents), beyond = self._within_reach(list(zip(*part, strict=True)), limits)
             queries, cut_queries = self._shortened(queries, limits.query, limits)
             documents, cut_documents = self._shortened(documents, limits.document, limits)
-            items, cut = self._code(queries, documents, limits=limits)
+            items, cut = self._code(queries, documents, limits=limits, types=self.model.reads_types)
             return items, sorted(beyond | cut_queries | cut_documents | set(cut))
 
         return await self._answer(pairs, code, limits)

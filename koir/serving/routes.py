@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import time
+import unicodedata
 import uuid
 from collections.abc import Sequence
 
@@ -13,10 +14,12 @@ from fastapi.responses import Response
 
 from koir.retrieval.score_maps import sigmoid
 from koir.serving import schemas
-from koir.serving.models import Answer, Limits
-from koir.serving.problems import invalid
+from koir.serving.models import Answer, Limits, ServedEncoder, ServedReranker
+from koir.serving.problems import Problem, invalid
+from koir.serving.search import ServedPipeline
 
 router = APIRouter()
+TOP_N = 10  # documents of a search that does not say
 ROWS = 64  # embeddings written as JSON before other requests get their turn
 EMBEDDED = 8192  # texts of one request; the answer of 1,024 numbers each takes 180 MB, and several times that to write
 
@@ -58,7 +61,7 @@ def _text(position: int, document: schemas.Document, fields: Sequence[str] | Non
     text = " ".join(map(str, values))
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise invalid(f"documents.{position}", "half of a surrogate pair", "valid Unicode")
-    return text
+    return unicodedata.normalize("NFC", text)
 
 
 async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: bool = False) -> Response:
@@ -187,30 +190,39 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
     """The whole pipeline in one call: candidates of the first stage, ordered by the reranker."""
     pipeline = request.app.state.registry.find("pipeline", body.model)
     _note(request, pipeline.name, 1)
-    found = await pipeline.search(body.query, body.top_n, body.depth, body.rerank)
+    found = await pipeline.search(body.query, body.top_n or TOP_N, body.depth, body.rerank is not False)
     truncated = len(found.cut) + found.cut_query
     request.scope["koir"] |= {"texts": found.texts, "tokens": found.tokens, "truncated": truncated}
     results = []
     for hit in found.hits:
         results.append({"id": hit.id, "relevance_score": hit.score, "first_stage_score": hit.first_stage_score})
-        if body.return_documents:
+        if body.return_documents is not False:
             results[-1]["document"] = {"text": hit.text}
     content = {"id": f"search-{uuid.uuid4().hex}", "object": "search", "model": pipeline.name, "results": results}
     content |= {"usage": _usage(found.tokens), "milliseconds": found.milliseconds}
     if truncated:
-        said = ["the query was too long for the encoder and was cut"] if found.cut_query else []
+        said = ["the query was too long and was cut"] if found.cut_query else []
         content["meta"] = {"warnings": said + ([_too_long(found.cut, "id")] if found.cut else [])}
     return _json(content, truncated)
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", **LISTED, tags=["server"])
 @router.get("/models", **LISTED, tags=["server"])
 async def models(request: Request) -> Response:
     """What is served, by name; open without a key, since mteb asks without one."""
-    data = []
-    for served in request.app.state.registry.all:
-        data.append({"id": served.name, "object": "model", "created": served.created, "owned_by": "koir"})
-        data[-1] |= {"kind": served.kind}
-        if served.max_seq_length:
-            data[-1]["max_model_len"] = served.max_seq_length
-    return _json({"object": "list", "data": data})
+    return _json({"object": "list", "data": [_model(served) for served in request.app.state.registry.all]})
+
+
+@router.get("/v1/models/{name:path}", response_model=None, tags=["server"])
+async def model(request: Request, name: str) -> Response:
+    """One of them."""
+    found = next((served for served in request.app.state.registry.all if served.name == name), None)
+    if found is None:
+        raise Problem(404, "model: found none of that name; /v1/models lists them", "model_not_found", "model")
+    return _json(_model(found))
+
+
+def _model(served: ServedEncoder | ServedReranker | ServedPipeline) -> dict:
+    facts = {"id": served.name, "object": "model", "created": served.created, "owned_by": "koir", "kind": served.kind}
+    return facts | ({"max_model_len": served.max_seq_length} if served.max_seq_length else {})

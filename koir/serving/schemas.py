@@ -38,7 +38,11 @@ class TextDocument(BaseModel):
 
 
 Document = Text | TextDocument
-Documents = Annotated[list[Document], Field(min_length=1, description="texts, or objects with a field text")]
+# Lists end at their first fault: one error for each of a million elements would take minutes and gigabytes.
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+Documents = Annotated[
+    list[Document], Field(min_length=1, fail_fast=True, description="texts, or objects with a field text")
+]
 
 
 class _Truncation(BaseModel):
@@ -70,7 +74,7 @@ class RerankRequest(_Truncation):
     documents: Documents
     top_n: int | None = Field(None, ge=1, description="best ones returned; default: all")
     return_documents: bool | None = Field(None, description="repeat each text as document.text; default: the server's")
-    rank_fields: list[str] | None = Field(None, description="fields of document objects to read (Cohere v1)")
+    rank_fields: Texts | None = Field(None, description="fields of document objects to read (Cohere v1)")
     max_tokens_per_doc: TokenLimit = None
     max_tokens_per_query: TokenLimit = None
     raw_scores: bool | None = Field(None, description="logits in place of 0 to 1 (Infinity, TEI)")
@@ -94,7 +98,7 @@ class TeiRerankRequest(BaseModel):
 
     model: str | None = None
     query: Query
-    texts: Annotated[list[Text], Field(min_length=1)]
+    texts: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
     raw_scores: bool | None = Field(None, description="logits in place of 0 to 1")
     return_text: bool | None = Field(None, description="repeat each text")
     truncate: bool | None = Field(None, description="false: refuse what is too long; default: cut it")
@@ -115,12 +119,12 @@ class ScoreRequest(_Truncation):
     """vLLM's score: one text against many, or as many pairs as there are texts on both sides."""
 
     model: str | None = None
-    text_1: Text | list[Text] | None = None
-    text_2: Text | list[Text] | None = None
-    queries: Text | list[Text] | None = None
-    documents: Text | list[Text] | None = None
-    data_1: Text | list[Text] | None = None
-    data_2: Text | list[Text] | None = None
+    text_1: Text | Texts | None = None
+    text_2: Text | Texts | None = None
+    queries: Text | Texts | None = None
+    documents: Text | Texts | None = None
+    data_1: Text | Texts | None = None
+    data_2: Text | Texts | None = None
     use_activation: bool | None = None
 
     @model_validator(mode="after")
@@ -150,10 +154,11 @@ class ScoreRequest(_Truncation):
 
 
 SIDES = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
-TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 PROMPTS = {"query": "query", "search_query": "query", "retrieval.query": "query"}
 PROMPTS |= {"document": "document", "passage": "document", "search_document": "document"}
 PROMPTS |= {"retrieval.passage": "document", "retrieval.document": "document"}
+PROMPTS |= dict.fromkeys(("classification", "clustering", "separation", "text-matching"))  # no prompt
 
 
 class EmbeddingRequest(_Truncation):
@@ -162,9 +167,9 @@ class EmbeddingRequest(_Truncation):
     model: str | None = None
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     ) = Field(description="a text, texts, or token ids of the model's own tokenizer, taken as they are")
     encoding_format: Literal["float", "base64"] | None = Field(None, description="default, and null: float")
     dimensions: int | None = Field(None, ge=1, description="the first so many, normalised again")
@@ -204,10 +209,10 @@ class SearchRequest(BaseModel):
 
     model: str | None = Field(None, description="a pipeline's name; any where one is loaded")
     query: Annotated[Query, AfterValidator(_asked)]
-    top_n: int = Field(10, ge=1, description="documents returned, at most 1,000")
+    top_n: int | None = Field(None, ge=1, description="documents returned, at most 1,000; default: 10")
     depth: int | None = Field(None, ge=1, le=1000, description="reranked, at least top_n; default: the pipeline's")
-    rerank: bool = Field(True, description="false: the first stage alone")
-    return_documents: bool = True
+    rerank: bool | None = Field(None, description="false: the first stage alone")
+    return_documents: bool | None = Field(None, description="false: ids and scores alone")
 
 
 class ErrorBody(BaseModel):

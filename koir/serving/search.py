@@ -25,6 +25,7 @@ from koir.serving.problems import Problem
 
 log = logging.getLogger("koir.serving")
 MOST_CANDIDATES = 1000
+LONGEST_QUERY = 10_000  # characters; morphemes of a million take twenty seconds, in which all other searches wait
 
 
 class Documents:
@@ -33,14 +34,20 @@ class Documents:
     The file stays open, so that what is built in its place later does not mix with an index that is in memory.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, count: int | None = None):
+        """count: how many there are to be. Raises RunError for a file that is cut short."""
         if not file.is_file():
             raise RunError(str(file), "no such file", "what scripts/build_index.py or evaluate.py wrote there")
         self.lines, self.places = file.open("rb"), {}
-        place = 0
-        for line in self.lines:
-            self.places[json.loads(line)["_id"]] = place, len(line)
-            place += len(line)
+        place, whole = 0, "a whole index: scripts/build_index.py writes it again"
+        try:
+            for line in self.lines:
+                self.places[json.loads(line)["_id"]] = place, len(line)
+                place += len(line)
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{file}, line {len(self.places) + 1}", "a line that is cut short", whole) from None
+        if count not in (None, len(self.places)):
+            raise RunError(str(file), f"{len(self.places):,} of {count:,} documents", whole)
 
     def __call__(self, ids: Sequence[str]) -> dict[str, str]:
         """id -> title and text of documents, as they were indexed."""
@@ -63,7 +70,7 @@ class Hit:
 class Found:
     """A search's answer. hits: best first. milliseconds: of each stage. texts, tokens: that went through models.
 
-    cut_query: whether the encoder read only a part of the query. cut: ids of candidates the reranker read in part.
+    cut_query: whether only a part of the query was read. cut: ids of candidates the reranker read in part.
     """
 
     hits: list[Hit]
@@ -105,9 +112,11 @@ class ServedPipeline:
     async def search(self, query: str, top_n: int, depth: int | None, rerank: bool) -> Found:
         """The `top_n` best documents."""
         depth, started = min(max(depth or self.pipeline.depth, top_n), MOST_CANDIDATES), time.perf_counter()
+        query, beyond = query[:LONGEST_QUERY], len(query) > LONGEST_QUERY
         candidates, texts, embedded = await self._first_stage(query, depth)
         milliseconds = {"first_stage": 1000 * (time.perf_counter() - started)}
         texts_read, tokens, cut_query = (1, embedded.tokens, bool(embedded.truncated)) if embedded else (0, 0, False)
+        cut_query = cut_query or beyond
         if self.reranker is None or not rerank or self.pipeline.interpolate == 0 or not candidates:
             hits = [Hit(d, texts[d], candidates[d], candidates[d]) for d in ranked(candidates)[:top_n]]
             return Found(hits, milliseconds, texts_read, tokens, cut_query, [])
