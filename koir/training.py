@@ -41,6 +41,10 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     if 0 < largest < encoder.dimensions and groups["training"].process_index == 0:
         whole = f"whole vectors, of {encoder.dimensions:,}, get no loss of their own"
         print(f"note:    --matryoshka_dimensions ends at {largest:,}: {whole}", file=sys.stderr)
+    alone = groups["training"].train_batch_size * world_size() == 1
+    taught = most != 0 and pc.any(pc.greater(pc.list_value_length(triplets.pairs.data.column("hard_negatives")), 0))
+    require(not alone or bool(taught and taught.as_py()), "--per_device_train_batch_size", "1, and no hard negatives",
+            "2 or more: there is nothing to tell a document from")  # fmt: skip
     if loss.distillation is not None:
         flag = f"--distillation {loss.distillation}"
         require_scores(triplets, flag, groups["data"].max_hard_negatives, lone=False)

@@ -116,7 +116,8 @@ def check_row(row: object, place: str) -> list[dict]:
             raise RowError(f"{place}, field {theirs}", f"{ours} beside it", "one of the two")
     row = {BGE.get(name, name): value for name, value in row.items() if value is not None}
     if row and "query" not in row and "document" not in row:
-        raise RowError(place, f"the fields {', '.join(map(_shown, map(str, row)))}"[:160], "query and document")
+        found = f"the fields {', '.join(map(_shown, map(str, row)))}"[:160]
+        raise RowError(place, found, "query and document; prepare_data.py --columns reads other names")
     query = _text(row.get("query"), place, "query")
     documents = _texts(row.get("document"), place, "document")
     if not documents:

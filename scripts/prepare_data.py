@@ -1,4 +1,4 @@
-"""Turn official downloads into training rows: read, clean, find hard negatives, write shards and a report.
+"""Turn official downloads and your own tables into training rows: read, clean, find hard negatives, write a report.
 
 Example: python scripts/prepare_data.py --source korquad=KorQuAD_v1.0_train.json beir=demo --output_dir rows
 A killed run goes on when the same command is given again. Train on the result with --train_data rows/train-*.jsonl.gz
@@ -52,8 +52,8 @@ class InputArguments:
     columns: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "FIELD=NAME, several: what your table, JSON records or hub dataset calls a row's query, document, "
-            "hard_negative"
+            "help": "FIELD=NAME, several: what your tables, JSON records and hub datasets call a row's query, document "
+            "or hard_negative; for every source that has such a column"
         },
     )
     list: bool = field(default=False, metadata={"help": "say for each source what it is, where to get it, its licence"})

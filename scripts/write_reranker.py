@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     require(not folder.exists(), f"--output_dir {folder}", "something there", "a new folder")
     matcher.written(load_encoder(settings.encoder), settings.encoder, settings.seed).save(folder)
     print(f"model: {folder}\nnext:  bash reranker/scripts/finetune.sh reranker/recipes/korean-small.yaml "
-          f"--model_name_or_path {shlex.quote(str(folder))} --train_data FILES")  # fmt: skip
+          f"--model_name_or_path {shlex.quote(str(folder))} --train_data FILES --negatives_from rows")  # fmt: skip
 
 
 if __name__ == "__main__":

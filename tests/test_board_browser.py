@@ -142,6 +142,6 @@ def test_nothing_is_wider_than_the_window(served, page):
 
 def test_the_table_is_one_that_a_screen_reader_reads(served, page):
     settled(page.goto(served[0] + "?lang=ko") and page)
-    region = page.get_by_role("region", name=re.compile("우리 결과"))
+    region = page.get_by_role("region", name=re.compile("자체 결과"))
     assert region.get_by_role("columnheader", name="파이프라인").count() == 1
     assert region.get_by_role("rowheader").count() == len(served[1])

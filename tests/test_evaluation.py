@@ -345,6 +345,12 @@ def test_a_title_must_be_a_text(beir):
     assert refused(path) == f"{path}/corpus.jsonl, line 3, field title: found int; expected a text"
 
 
+def test_a_corpus_that_is_a_table_is_told_what_it_is_to_be(tmp_path):
+    (tmp_path / "규정.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(TaskError, match=r"규정.xlsx: found an unknown ending; expected .jsonl or .jsonl.gz, lines of"):
+        load_corpus(str(tmp_path / "규정.xlsx"))
+
+
 def test_a_truncated_gzip_is_refused(beir, tmp_path):
     path = beir(ending=".gz")
     file = tmp_path / "노동법/corpus.jsonl.gz"

@@ -427,6 +427,17 @@ def test_sources_beside_the_one_that_was_meant_keep_their_names(given, tmp_path)
     assert read(tmp_path / "c")[0]["document"] == LAST[2]
 
 
+def test_a_table_of_known_names_beside_one_of_others(tmp_path):
+    (tmp_path / "faq.csv").write_text(f"질문,답변\n산은 무엇인가요,{FIRST[1]}\n", encoding="utf-8")
+    (tmp_path / "title.csv").write_text(f"제목,본문글\n강은 무엇인가요,{FIRST[0]}\n", encoding="utf-8")
+    sources = [f"csv={tmp_path / name}" for name in ("faq.csv", "title.csv")]
+    columns = ["query=제목", "document=본문글"]
+    run("--source", *sources, "--columns", *columns, "--output_dir", tmp_path / "rows")
+    assert {row["query"]: row["document"] for row in read(tmp_path / "rows")} == {
+        "산은 무엇인가요": FIRST[1], "강은 무엇인가요": FIRST[0]
+    }  # fmt: skip
+
+
 def test_a_hard_negative_that_is_there_stays(tmp_path):
     rows_file(tmp_path / "x.jsonl", FIRST[:1], hard_negative=[LAST[0]])
     words = ["--columns", "hard_negative=neg2", "--output_dir", tmp_path / "rows"]

@@ -56,7 +56,8 @@ def test_other_flags_of_model_rows_or_loss_are_refused_on_resuming(tmp_path, cap
     checkpoint = tmp_path / "run/checkpoints/checkpoint-2"
     checkpoint.mkdir(parents=True)
     groups = {"model": ModelArguments(), "data": DataArguments(), "loss": LossArguments(temperature=0.05)}
-    groups |= {"weights": WeightArguments(), "training": SimpleNamespace(process_index=0)}
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-4)
+    groups |= {"weights": WeightArguments(), "training": args}
     require_same(checkpoint, tmp_path / "run", groups)  # of a run without a recipe nothing is known
     (tmp_path / "run/recipe.yaml").write_text("temperature: 0.05\nlora_targets: []\nmodel_name_or_path: demo\n")
     require_same(checkpoint, tmp_path / "run", groups)
@@ -68,9 +69,11 @@ def test_other_flags_of_model_rows_or_loss_are_refused_on_resuming(tmp_path, cap
         require_same(checkpoint, tmp_path / "run", groups)
     require_same(checkpoint, tmp_path / "another", groups)
     said = capsys.readouterr().err
-    groups["training"].process_index = 1
-    require_same(checkpoint, tmp_path / "another", groups)  # said once
-    assert not capsys.readouterr().err
+    groups["loss"], groups["model"] = LossArguments(temperature=0.05), ModelArguments()
+    (tmp_path / "run/recipe.yaml").write_text("temperature: 0.05\nlearning_rate: 0.0002\nnum_train_epochs: 1.0\n")
+    require_same(checkpoint, tmp_path / "run", groups)
+    assert "note: --learning_rate 0.0001 from here on; " in (late := capsys.readouterr().err)
+    assert late.endswith(" was trained with --learning_rate 0.0002\n")
     assert said.startswith("note: --lora_targets query key, --temperature 0.02 from here on; ")
 
 

@@ -18,7 +18,7 @@ from transformers import TrainerState
 from koir import tokens
 from koir.arguments import CacheArguments, EvaluationArguments, ModelArguments, TrainingArguments
 from koir.encoder import load_encoder
-from koir.errors import RunError, exit_on_user_error
+from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.pipeline import evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.flags import parse
@@ -79,6 +79,12 @@ def test_numbers_that_json_has_not_are_null_in_metrics(base, tmp_path, monkeypat
     command.run(Skipping, "v1.1", "", ENCODER, words, CacheArguments)
     (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=lambda name: 1 / 0)["grad_norm"] is None
+
+
+def test_a_batch_of_one_without_hard_negatives_is_refused(base, tmp_path):
+    words = as_typed("v1.1", base, tmp_path / "run", "--max_steps", "1", "--per_device_train_batch_size", "1")[1:]
+    with pytest.raises(FlagError, match="--per_device_train_batch_size: found 1, and no hard negatives"):
+        command.run(trainer_class("v1.1"), "v1.1", "", ENCODER, [*words, "--max_hard_negatives", "0"], CacheArguments)
 
 
 def test_another_optimizer_than_the_run_began_with_is_refused(base, tmp_path):

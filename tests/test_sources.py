@@ -435,6 +435,39 @@ def test_a_hard_negative_that_is_no_text_is_counted(negative, tmp_path):
     assert len(rows) == sum(tally.dropped.values()) == 1
 
 
+@pytest.mark.parametrize("title", [["2026년 사내 FAQ 목록"], ["FAQ", "", ""], ["제목"], []])
+@pytest.mark.parametrize("kind", ["x.csv", "x.xlsx"])
+def test_a_title_above_the_header_is_no_header(title, kind, tmp_path):
+    rows_of = [title, [], ["질문", "답변", "비고"], ["등대는?", LAMP, ""], ["버스는?", BUS, ""]]
+    if kind == "x.csv":
+        content = "".join(",".join(row) + "\n" for row in rows_of)
+    else:
+        book, stream = openpyxl.Workbook(), io.BytesIO()
+        for row in rows_of:
+            book.active.append(row)
+        book.save(stream)
+        content = stream.getvalue()
+    rows, tally = read("csv", write(tmp_path, {kind: content}))
+    assert [row["document"] for row in rows] == [LAMP, BUS]
+    assert tally.notes["title lines above the header"] == bool(title)
+
+
+def test_a_table_of_one_column_has_no_title(tmp_path):
+    with pytest.raises(SourceError, match="x.csv, row 1: found the columns 질문; expected one of document"):
+        own(tmp_path, "csv", {"x.csv": "질문\n" + "등대는?\n" * 20})
+
+
+def test_a_sheet_without_the_columns_is_named(tmp_path):
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    book.active.title = "표지"
+    book.active.append(["작성자", "홍길동"])
+    book.active.append(["날짜", "2026"])
+    book.create_sheet("본문").append(["질문", "답변"])
+    book.save(stream)
+    with pytest.raises(SourceError, match="sheet 표지, row 1: .*, or a workbook without this sheet"):
+        own(tmp_path, "csv", {"x.xlsx": stream.getvalue()})
+
+
 def test_a_cell_with_a_list_of_texts(tmp_path):
     lists = ['"[""바다"", ""하늘""]"', "", '"[공지] 아니다"']
     queries = ["등대", '"[""등대"", ""버스""]"', "버스"]

@@ -412,5 +412,5 @@ def test_the_ending_is_checked_even_when_the_content_is_cached(rows):
 
 
 def test_rows_with_other_fields_are_told_what_they_have():
-    with pytest.raises(RowError, match="^x: found the fields 질문, 답; expected query and document$"):
+    with pytest.raises(RowError, match="^x: found the fields 질문, 답; expected query and document; prepare_data.py"):
         check_row({"질문": "연차는?", "답": "열닷새"}, "x")

@@ -91,6 +91,8 @@ def load_corpus(path: str) -> dict[str, str]:
         wanted = "a BEIR folder, demo, or a .jsonl[.gz] file" + nearest_beside(folder)
         raise TaskError(f"corpus {path}", "no such file or folder", wanted)
     file, corpus = _file(folder, "corpus.jsonl") if folder.is_dir() else folder, {}
+    if not file.name.lower().endswith((".jsonl", ".jsonl.gz")):
+        raise TaskError(f"corpus {path}", "an unknown ending", ".jsonl or .jsonl.gz, lines of {_id, title, text}")
     for row in _rows(file):
         title = row.get("title") or ""
         corpus[row["_id"]] = (

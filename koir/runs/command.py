@@ -220,7 +220,7 @@ def _known_queries(triplets: Triplets, groups: dict) -> list[str]:
         met |= asked.intersection(batch["query"])
     return [
         f"WARNING: {len(met & queries):,} of the {len(queries):,} queries of {name}, {split} are among the rows: its "
-        "scores will say too much; prepare_data.py --exclude_tasks leaves such rows out"
+        "scores will say too much; prepare_data.py --exclude_tasks (--exclude_by queries) leaves such rows out"
         for (name, split), queries in tasks.items()
         if met & queries
     ]

@@ -48,7 +48,8 @@ def _describe(encoder: Encoder, groups: dict) -> list[str]:
     return [
         f"encoder: {groups['model'].model_name_or_path}, {size}",
         *adapted,
-        f"batch:   {rows * world_size():,} queries ({world_size()} x {rows:,}) see each other's documents",
+        f"batch:   {rows * world_size():,} queries ({world_size()} x {rows:,}), or as many rows as there are, see each "
+        "other's documents",
         f"padding: {padded}",
     ]
 

@@ -41,7 +41,9 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
         if numbered:
             there = len([*numbered[max(numbered)].glob("rng_state_*.pth")])
             found += f": of {numbered[max(numbered)].name} {there} processes wrote their part, and this is {_world()}"
-        raise RunError(f"--resume_from_checkpoint last in {folder}", found, "one to resume from, or --output_dir")
+        expected = "one to resume from, or the same command without --resume_from_checkpoint"
+        raise RunError(f"--resume_from_checkpoint last in {folder}", found, expected if args.output_dir else
+                       "one to resume from, or --output_dir")  # fmt: skip
     _refuse_others(folder, numbered if resume is None else {})
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
@@ -131,6 +133,7 @@ def read_counters(checkpoint: str, began: dict) -> dict:
 
 
 # What may be moved since, and what has a fingerprint of its own.
+RATES = ("learning_rate", "num_train_epochs", "warmup_steps")  # another holds from there on, and is said
 FREE = ("model_name_or_path", "guide_model_name_or_path", "train_data", "trust_remote_code")
 
 
@@ -154,7 +157,11 @@ def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
     began = ", ".join(f"--{key} {_said(before.get(key))}" for key in changed)
     if changed and recipe.parent == folder.resolve():
         raise RunError(f"--resume_from_checkpoint {checkpoint}", found, f"{began}, as the run began")
-    if changed and groups["training"].process_index == 0:
+    others = {key: (before.get(key), value) for key, value in _in_force(groups).items() if key in RATES}
+    others = {key: pair for key, pair in others.items() if pair[0] is not None and pair[0] != pair[1]}
+    found = ", ".join(filter(None, [found, *(f"--{key} {_said(now)}" for key, (_, now) in others.items())]))
+    began = ", ".join(filter(None, [began, *(f"--{key} {_said(was)}" for key, (was, _) in others.items())]))
+    if found and groups["training"].process_index == 0:
         print(f"note: {found} from here on; {checkpoint} was trained with {began}", file=sys.stderr)
 
 
@@ -175,6 +182,11 @@ def _refuse_complete(folder: Path) -> None:
 
 def write_recipe(folder: Path, groups: dict) -> None:
     """recipe.yaml: every value that was in force, so that the run can be repeated by naming it."""
+    keys = {key: value for key, value in _in_force(groups).items() if value is not None}
+    write_text(folder / "recipe.yaml", yaml.safe_dump(keys, allow_unicode=True, sort_keys=False))
+
+
+def _in_force(groups: dict) -> dict:
     keys = {}
     for name in [name for name in groups if name not in ("training", "dev_tasks", "held_out", "guide")]:
         keys |= vars(groups[name])
@@ -185,8 +197,7 @@ def write_recipe(folder: Path, groups: dict) -> None:
             continue
         if key in SAID or value != defaults.get(key):
             keys[key] = value
-    text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
-    write_text(folder / "recipe.yaml", text)
+    return keys
 
 
 def keep_lines(file: Path, checkpoint: str | None) -> None:

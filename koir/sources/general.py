@@ -63,6 +63,7 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
             if len(record) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns), None)):
                 raise SourceError(place, f"{mark!r} between the cells of {columns[12:]!r:.60}", "commas (.tsv: tabs)")
             expected = f"one of {', '.join(COLUMNS[field])} for the {field}, or --columns {field}=NAME"
+            expected += ", or a workbook without this sheet" if ", sheet " in place else ""
             raise SourceError(place, columns, expected)
     _note_unread(tally, set(record) - set(used.values()) - {"id"})
     yield {**row, "hard_negative": row["hard_negative"] or None, "source": source, "id": record.get("id")}
@@ -91,7 +92,7 @@ def _as_named(record: dict, place: str, tally: Tally, needed: set[str]) -> dict:
     """
     there = {field: name for field, name in tally.columns.items() if name in record}
     for field in sorted(needed - set(there)):
-        if not {field, *(theirs for theirs, ours in BGE.items() if ours == field)} & set(record):
+        if not set(COLUMNS[field]) & {name.lower() for name in record}:
             found = f"the columns {', '.join(record)}"[:160]
             raise SourceError(place, found, f"{tally.columns[field]!r}, as --columns names the {field}")
     others = {name: value for name, value in record.items() if name not in there.values()}

@@ -22,6 +22,7 @@ from koir.sources.streams import File, bound
 from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
+TITLES = 8  # lines above a table's header, blank ones too
 BEHIND = re.compile(r'"[ \x1a]+(?=,|\s*$)')  # a quote, blanks (or DOS's end of a file) and the cell's end
 QUOTED = re.compile(r'"(?=.*"")((?:[^"]|"")*)"', re.DOTALL)  # as CSV quotes a cell that has quotes
 csv.field_size_limit(2**27)
@@ -200,7 +201,7 @@ def _table(
     """ragged: empty cells at a line's end may be missing, or too many."""
     names: list[str] | None = None
     number = 0  # as `records` counts what is yielded
-    for row in rows:
+    for row in _below_title(rows, tally) if header else rows:
         number += names is not None
         if not any(cell.strip() for cell in row):
             if names is not None:
@@ -219,6 +220,24 @@ def _table(
             yield None
             continue
         yield dict(zip(names, (cell.strip() for cell in row), strict=True))
+
+
+def _below_title(rows: Iterator[list[str]], tally: Tally) -> Iterator[list[str]]:
+    """Rows from the header on: lines of one cell before the first with several are titles, and noted as such."""
+    held: list[list[str]] = []
+    for row in rows:
+        if sum(bool(cell.strip()) for cell in row) > 1:
+            if any(map("".join, held)):
+                tally.notes["title lines above the header"] += 1
+            yield row
+            break
+        held.append(row)
+        if len(held) > TITLES:  # a table of one column
+            yield from held
+            break
+    else:
+        yield from held
+    yield from rows
 
 
 def _distinct(header: list[str]) -> list[str]:
