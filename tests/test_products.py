@@ -88,7 +88,7 @@ def test_few_products_stay_compiled_unless_the_environment_says_otherwise(monkey
 def test_no_more_than_the_few_stay_compiled_in_fact():
     """More shapes than are kept, twice over: each product of the second round is compiled again, of a few none is."""
     code = (
-        "import torch; from koir import products; products.keep_few_compiled(); weight = torch.ones(16, 16)\n"
+        "import torch; from koir.kernels import products; products.keep_few_compiled(); weight = torch.ones(16, 16)\n"
         "for rows in 2 * [*range(1, {shapes} + 1)]: products._product(torch.ones(rows, 16), weight)"
     )
     root = Path(products.__file__).parents[1]
