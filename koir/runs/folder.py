@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -133,36 +134,41 @@ def read_counters(checkpoint: str, began: dict) -> dict:
 
 
 # What may be moved since, and what has a fingerprint of its own.
-RATES = ("learning_rate", "num_train_epochs", "warmup_steps")  # another holds from there on, and is said
 FREE = ("model_name_or_path", "guide_model_name_or_path", "train_data", "trust_remote_code")
+RATES = ("learning_rate", "num_train_epochs", "warmup_steps")  # another holds from there on, and is said
 
 
 def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
     """Raise RunError where a run goes on with other flags of its model, rows or loss than its recipe.yaml has.
 
-    What it says of itself would be true of neither part. One that goes on in a new folder is told what differs.
+    What it says of itself would be true of neither part. Of a run that goes on in a new folder they are said, and of
+    any run other RATES.
     """
     recipe = checkpoint.resolve().parent.parent / "recipe.yaml"
     if not recipe.is_file():
         return
     before = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    parts = [groups[name] for name in ("model", "data", "loss", "weights")]
+    parts, args = [groups[name] for name in ("model", "data", "loss", "weights")], groups["training"].to_dict()
     now = yaml.safe_load(yaml.safe_dump({key: value for part in parts for key, value in vars(part).items()}))
     usual = {key: value for part in parts for key, value in vars(type(part)()).items()}
-    # a key that is not there was None, or no flag yet
-    same = lambda key: _unmoved(before[key]) == _unmoved(now[key])  # noqa: E731
-    kept = {key for key in now if (same(key) if key in before else now[key] in (None, usual[key]))}
-    changed = [key for key in now if key not in FREE and key not in kept]
-    found = ", ".join(f"--{key} {_said(now[key])}" for key in changed)
-    began = ", ".join(f"--{key} {_said(before.get(key))}" for key in changed)
+
+    def is_kept(key: str) -> bool:
+        if key not in before:  # it was None, or no flag yet
+            return now[key] in (None, usual[key])
+        return _unmoved(before[key]) == _unmoved(now[key])
+
+    changed = {key: value for key, value in now.items() if key not in FREE and not is_kept(key)}
     if changed and recipe.parent == folder.resolve():
-        raise RunError(f"--resume_from_checkpoint {checkpoint}", found, f"{began}, as the run began")
-    others = {key: (before.get(key), value) for key, value in _in_force(groups).items() if key in RATES}
-    others = {key: pair for key, pair in others.items() if pair[0] is not None and pair[0] != pair[1]}
-    found = ", ".join(filter(None, [found, *(f"--{key} {_said(now)}" for key, (_, now) in others.items())]))
-    began = ", ".join(filter(None, [began, *(f"--{key} {_said(was)}" for key, (was, _) in others.items())]))
-    if found and groups["training"].process_index == 0:
-        print(f"note: {found} from here on; {checkpoint} was trained with {began}", file=sys.stderr)
+        raise RunError(f"--resume_from_checkpoint {checkpoint}", _flags(changed, changed),
+                       f"{_flags(changed, before)}, as the run began")  # fmt: skip
+    changed |= {key: args[key] for key in RATES if before.get(key, args[key]) != args[key]}
+    if changed and groups["training"].process_index == 0:
+        began = f"{checkpoint} was trained with {_flags(changed, before)}"
+        print(f"note: {_flags(changed, changed)} from here on; {began}", file=sys.stderr)
+
+
+def _flags(names: Iterable[str], values: dict) -> str:
+    return ", ".join(f"--{name} {_said(values.get(name))}" for name in names)
 
 
 def _unmoved(value: object) -> object:
@@ -182,11 +188,6 @@ def _refuse_complete(folder: Path) -> None:
 
 def write_recipe(folder: Path, groups: dict) -> None:
     """recipe.yaml: every value that was in force, so that the run can be repeated by naming it."""
-    keys = {key: value for key, value in _in_force(groups).items() if value is not None}
-    write_text(folder / "recipe.yaml", yaml.safe_dump(keys, allow_unicode=True, sort_keys=False))
-
-
-def _in_force(groups: dict) -> dict:
     keys = {}
     for name in [name for name in groups if name not in ("training", "dev_tasks", "held_out", "guide")]:
         keys |= vars(groups[name])
@@ -197,7 +198,8 @@ def _in_force(groups: dict) -> dict:
             continue
         if key in SAID or value != defaults.get(key):
             keys[key] = value
-    return keys
+    text = yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, allow_unicode=True, sort_keys=False)
+    write_text(folder / "recipe.yaml", text)
 
 
 def keep_lines(file: Path, checkpoint: str | None) -> None:
