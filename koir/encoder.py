@@ -114,7 +114,11 @@ class Encoder(nn.Module):
 
     def forward(self, chunks: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """All chunks, one after another, concatenated: [U, D]. One call is one forward for a data-parallel wrapper."""
-        return torch.cat([self.embed(chunk) for chunk in chunks])  # [U, D]
+        embeddings = []
+        for chunk in chunks:
+            torch.clear_autocast_cache()  # with one half-precision copy of a weight for all, gradients add up in it
+            embeddings.append(self.embed(chunk))
+        return torch.cat(embeddings)  # [U, D]
 
     @torch.inference_mode()
     def encode(

@@ -76,6 +76,28 @@ class OneSourceBatches(RandomOrder):
             yield from order.view(-1, self.batch).tolist()
 
 
+class ProcessBatches(Sampler):
+    """This process's part of each global batch of an order: as many rows for each, the last ones of a pass too.
+
+    Where fewer rows than processes are left, the order's first ones join them, for each process needs one.
+    """
+
+    def __init__(self, order: RandomOrder, rows: int, processes: int, process: int, drop_last: bool = False):
+        """rows: of a process in a whole batch."""
+        self.order, self.processes, self.process, self.drop_last = order, processes, process, drop_last
+        self.batch_size, self.batch = rows, rows * processes
+
+    def __len__(self) -> int:
+        return (len(self.order) + (0 if self.drop_last else self.batch - 1)) // self.batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.order)
+        for start in range(0, len(self) * self.batch, self.batch):
+            rows = order[start : start + self.batch]
+            rows += [order[n % len(order)] for n in range(self.processes - len(rows))]
+            yield torch.tensor(rows).tensor_split(self.processes)[self.process].tolist()
+
+
 def shares(weights: Sequence[float], total: int) -> list[int]:
     """`total` split in proportion to `weights` into whole numbers, the largest remainders rounded up."""
     exact = [weight / sum(weights) * total for weight in weights]

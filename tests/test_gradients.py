@@ -136,9 +136,29 @@ def test_gradients_are_averaged_in_buckets_of_one_type_each_once(monkeypatch):
     large.grad, small.grad = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[5.0]])
     double.grad = torch.tensor([[7.0], [8.0]], dtype=torch.float64)
     gather.average_gradients([large, small, unused, frozen, double])
-    assert reduced == [[1, 2, 3], [5, 0], [7, 8]]
+    assert reduced == [[1, 2, 3, 1], [5, 0, 1, 0], [7, 8, 1]]  # last of each, who has a gradient
     found = [parameter.grad.tolist() for parameter in (large, small, unused, double)]
     assert found == [[3, 5, 7], [[11]], [1], [[15], [17]]] and frozen.grad is None  # 4 times and 2, halved
+
+
+def test_what_no_process_has_a_gradient_for_keeps_none(monkeypatch):
+    """Zeros in its place would let weight decay move it."""
+    monkeypatch.setattr(gather, "world_size", lambda: 2)
+    monkeypatch.setattr(gather.dist, "all_reduce", lambda flat: flat.mul_(2))
+    used, unread = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+    used.grad = torch.tensor([1.0, 2.0])
+    gather.average_gradients([used, unread])
+    assert used.grad.tolist() == [1, 2] and unread.grad is None
+
+
+def test_half_precision_over_many_chunks_is_as_near_as_the_caches(rows, tmp_path, any_bfloat16):
+    """One half-precision copy of a weight for all chunks would add up their gradients in half precision."""
+    found = {}
+    for name, version, bf16 in (("exact", "v1", False), ("plain", "v1", True), ("cached", "v1.1", True)):
+        same = {"rows": rows, "dropout": 0.0, "chunk_tokens": 16, "bf16": bf16, "folder": tmp_path / name}
+        found[name] = torch.cat([g.flatten() for g in gradients(version, **same).values()])
+    off = {name: (found[name] - found["exact"]).norm() for name in ("plain", "cached")}
+    assert off["plain"] < 1.2 * off["cached"]
 
 
 def test_half_precision_is_as_near_as_it_can_be(rows, tmp_path, any_bfloat16):

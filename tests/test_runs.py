@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
-from commands import run, start
+from commands import run, run_together, start
 from one_step import tiny_encoder, trainer_class, trainer_module
+from safetensors.torch import load_file
 from test_reranker import tiny_reranker
 from transformers import TrainerState
 
@@ -68,6 +70,33 @@ def test_killed_and_resumed_ends_in_the_same_weights(version, base, tmp_path):
     seconds = [json.loads(line)["seconds"] for line in files[1].open()]
     assert seconds == sorted(seconds)  # counted on after the interruption
     assert json.loads((tmp_path / "cut/run.json").read_text())["wall_seconds"] > seconds[-1]
+
+
+@pytest.mark.parametrize(("version", "each"), [("v1", 16), ("v1.1", 16), ("v1.1", 64)])
+def test_two_processes_train_on_what_one_does_to_the_last_row(version, each, tmp_path):
+    """37 rows: of a pass's last batch each process has a part, and no row stands in it twice."""
+    tiny_encoder(dropout=0.0).save(tmp_path / "base")
+    lines = [{"query": f"{n}번째 질문은 무엇인가", "document": f"{n}번째 답은 {n * n}이다"} for n in range(37)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    weights = []
+    for processes in (1, 2):
+        flags = ["--model_name_or_path", tmp_path / "base", "--train_data", rows, "--max_seq_length", "32", "--use_cpu"]
+        flags += [
+            "--per_device_train_batch_size",
+            2 * each // processes,
+            "--learning_rate",
+            "1e-2",
+            "--chunk_tokens",
+            "90",
+        ]
+        words = [*flags, "--output_dir", tmp_path / str(processes), "--num_train_epochs", 2, "--learning_rate", "1e-2"]
+        done = run_together(ROOT / version / "train.py", processes, *map(str, words))
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(load_file(tmp_path / str(processes) / "model/model.safetensors"))
+        told = json.loads((tmp_path / str(processes) / "run.json").read_text())
+        weights[-1]["negatives"] = torch.tensor(told["negatives_per_query"])
+    assert all(torch.allclose(weights[1][name], weight, atol=1e-4) for name, weight in weights[0].items())
 
 
 def test_numbers_that_json_has_not_are_null_in_metrics(base, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import BatchSampler
 
 from koir.errors import FlagError
-from koir.sampling import OneSourceBatches, RandomOrder, shares
+from koir.sampling import OneSourceBatches, ProcessBatches, RandomOrder, shares
 
 SOURCES = ["법령"] * 40 + ["위키"] * 17 + ["판례"] * 8 + ["뉴스"] * 3 + [None] * 6
 
@@ -92,13 +92,15 @@ def test_small_sources_are_said(capsys):
         OneSourceBatches(["작은"] * 7, 8, 1.0, 3, lambda: 0)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8, 9, 13])
-def test_processes_get_equal_batches_and_the_last_is_filled_from_the_start(rows):
-    def dealt(process):
-        batches = BatchSampler(RandomOrder(rows, 0, lambda: 0), 4, False)
-        return list(BatchSamplerShard(batches, 2, process, even_batches=True))
-
-    parts, order = [dealt(0), dealt(1)], list(RandomOrder(rows, 0, lambda: 0))
-    assert {len(batch) for part in parts for batch in part} == {4} and len(parts[0]) == len(parts[1])
-    seen = [row for pair in zip(*parts, strict=True) for batch in pair for row in batch]
-    assert seen[:rows] == order and set(seen[rows:]) <= set(order[:8])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 13, 22])
+def test_processes_share_the_last_rows_of_a_pass(rows):
+    order = RandomOrder(rows, 0, lambda: 0)
+    parts = [list(ProcessBatches(order, 4, 3, process)) for process in range(3)]
+    assert {len(part) for part in parts} == {len(ProcessBatches(order, 4, 3, 0))} == {-(-rows // 12)}
+    dealt = [row for batch in zip(*parts, strict=True) for part in batch for row in part]
+    assert dealt[:rows] == list(order)
+    assert len(dealt) == max(rows, 3) or rows % 12 in (1, 2)  # fewer than processes: filled up to one each
+    sizes = [len(part[-1]) for part in parts]
+    assert max(sizes) - min(sizes) <= 1 <= min(sizes)
+    whole = [list(ProcessBatches(order, 4, 3, process, drop_last=True)) for process in range(3)]
+    assert {len(batch) for part in whole for batch in part} <= {4} and len(whole[0]) == rows // 12

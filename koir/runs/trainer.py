@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
@@ -16,10 +16,11 @@ from koir.arguments import TrainingArguments
 from koir.chunked_steps import ChunkedSteps
 from koir.errors import FlagError, RunError
 from koir.evaluation.tasks import Task
-from koir.gather import meet, world_size
+from koir.gather import meet, rank, world_size
 from koir.runs.folder import read_counters, set_aside_later, write_counters
 from koir.runs.interruptions import refuse_broken_gradient
 from koir.runs.progress import Progress
+from koir.sampling import ProcessBatches
 
 
 class RunTrainer(ChunkedSteps, Trainer):
@@ -77,6 +78,16 @@ class RunTrainer(ChunkedSteps, Trainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
             self.progress.close()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's, but a pass's last rows are split over the processes, not filled up with others."""
+        loader = super().get_train_dataloader()
+        if world_size() > 1:
+            shard = loader.batch_sampler
+            order, drop = shard.batch_sampler.sampler, self.args.dataloader_drop_last
+            shard.batch_sampler = ProcessBatches(order, self._train_batch_size, world_size(), rank(), drop)
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False  # it passes them on
+        return loader
 
     def _is_done(self, state: TrainerState) -> bool:
         """Whether a checkpoint's state is that of the last step."""
