@@ -17,12 +17,15 @@ GRAM = 13  # words in a row that give away a text of a task (Brown et al. 2020, 
 # Site furniture: a text that is mostly this says nothing of its subject. The words alone are none, since people ask of
 # copyright, of logging in and of JavaScript: a mark, or the sentence's end, tells them apart.
 FURNITURE = re.compile(
-    r"무단\s*(?:전재|복제|배포)[^\n.?]*금(?:지(?:합니다|됩니다|함)?|합니다)(?![가-힣])|저작권자\s*(?:[ⓒ©:]|\(c\))[^\n.]*|[ⓒ©][^\n.]*"
+    r"무단\s*(?:전재|복제|배포)[^\n.?]*금(?:지(?:합니다|됩니다|함)?|합니다)(?![가-힣])|저작권자\s*(?:[ⓒ©:]|\(c\))[^\n.?]*|[ⓒ©][^\n.)\]?]*"
     r"|copyrights?\s*(?:[ⓒ©:\d]|\(c\)|by\b)[^\n.]*|all rights reserved(?![가-힣])"
     r"|(?:본문|메뉴|주메뉴)\s*(?:으로)?\s*바로\s*가기|페이지를 찾을 수 없습니다|잘못된 접근입니다"
     r"|(?:로그인\s*(?:후|이)\s*(?:이용|필요)|자바스크립트를\s*(?:사용|활성|지원|허용|켜))[^\n.?]*(?:니다|세요|시오)(?![가-힣])",
     re.IGNORECASE,
 )
+
+
+NUMBER = re.compile(r"[\d.,%+-]+")  # as tables are full of
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Cleaner:
 
     - `too short`, `too long`: query or document outside min_characters..max_characters
     - `symbols`: less than half of a text's visible characters are letters or digits
-    - `repetition`: 30 words or more in a text, and less than a fifth of them distinct
-    - `boilerplate`: more than half of a text is site furniture (copyright, log-in and error lines)
+    - `repetition`: 30 words or more in a text, numbers left aside, and less than a fifth of them distinct
+    - `boilerplate`: more than half of a document is site furniture (copyright, log-in and error lines)
     - `query equals document`
     - `query in TASK (equal)`, `(13-gram)`, and `document in TASK`, for each (name, queries, documents) of `exclude`
     - `exact duplicate`, `near duplicate` of an earlier row that was kept: similarity is the Jaccard coefficient of
@@ -82,7 +85,10 @@ class Cleaner:
 
         Its unfit hard negatives are taken out of it, and counted in `left_out` by reason.
         """
-        query, documents = self.facts(row["query"]), [self.document(text) for text in listed(row["document"])]
+        query, documents = (
+            self.facts(row["query"], asked=True),
+            [self.document(text) for text in listed(row["document"])],
+        )
         reason = (
             next((facts.reason for facts in (query, *documents) if facts.reason), None)
             or ("query equals document" if query.digest in {facts.digest for facts in documents} else None)
@@ -120,10 +126,12 @@ class Cleaner:
                 return f"document in {name} ({how})"
         return None
 
-    def facts(self, text: str) -> Facts:
-        """What decides about one text of a row."""
+    def facts(self, text: str, asked: bool = False) -> Facts:
+        """What decides about one text of a row. asked: it is the query, which may well be about copyright."""
         if reason := self._unfit(text):
             return Facts(reason)
+        if not asked and 2 * len(FURNITURE.sub("", text)) < len(text):
+            return Facts("boilerplate")
         of_text = words(text)
         hashes = shingles("".join(of_text))
         signature = self.minhash(hashes) if self.near else None
@@ -136,12 +144,11 @@ class Cleaner:
             return "too short"
         if len(text) > self.bounds[1]:
             return "too long"
-        parts = text.split()
-        if 2 * sum(map(len, words(text))) < sum(map(len, parts)):
+        parts = [part for part in text.split() if len(part) > 1 or part.isalnum()]  # not a table's | and - and ○
+        if 2 * sum(map(len, words(text))) < sum(map(len, parts)) or not parts:
             return "symbols"
-        if len(parts) >= 30 and 5 * len(set(parts)) < len(parts):
-            return "repetition"
-        return "boilerplate" if 2 * len(FURNITURE.sub("", text)) < len(text) else None
+        parts = [part for part in parts if not NUMBER.fullmatch(part)]
+        return "repetition" if len(parts) >= 30 and 5 * len(set(parts)) < len(parts) else None
 
     def _excluded(self, query: Facts, documents: list[Facts]) -> str | None:
         for name, of_queries, _ in self.exclude:

@@ -280,6 +280,7 @@ def test_published_rows_come_with_the_groups_own_table_first(made):
 
 def test_the_pareto_front_holds_what_nothing_beats():
     assert pareto([(1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (9, 0.9)]) == [0, 2, 4]
+    assert pareto([(1, 0.5), (1, 0.5), (2, 0.5), (2, 0.6), (0.5, 0.1), (3, 0.6)]) == [4, 0, 1, 3]
 
 
 def test_a_first_stage_is_found_wherever_its_index_lay(results):

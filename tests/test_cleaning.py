@@ -86,6 +86,31 @@ def test_site_furniture(furniture):
     assert reasons([row(document=furniture)]) == ["boilerplate"]
 
 
+@pytest.mark.parametrize("cell", ["{}", "{:,}", "-", "○", "3.5%"])
+def test_a_table_of_numbers_is_kept(cell):
+    regions = [f"{WORDS[n]} | " + " | ".join(cell.format(n * month % 31) for month in range(12)) for n in range(17)]
+    table = "지역 | " + " | ".join(f"{month}월" for month in range(1, 13)) + "\n" + "\n".join(regions)
+    assert reasons([row(document=table)]) == [None]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "로그인이 필요 없는 메뉴를 알려 주세요",
+        "자바스크립트를 사용해 배열을 정렬하는 방법을 알려주세요",
+        "ⓒ 기호는 무엇을 뜻하나요?",
+    ],
+)
+def test_a_query_is_no_site_furniture(asked):
+    assert reasons([row(asked, 1)]) == [None]
+
+
+def test_a_pictures_mark_does_not_make_an_article_furniture():
+    assert reasons([row(document="(사진 ⓒ연합뉴스) 한빛시는 올해 3월부터 무료 버스를 운행하는 조례를 시행한다")]) == [
+        None
+    ]
+
+
 @pytest.mark.parametrize(
     "asked",
     [

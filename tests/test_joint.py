@@ -542,6 +542,18 @@ def test_what_a_result_takes_the_place_of_is_said(fake, task, tmp_path, capsys):
     assert evaluated(sampled(task, 5), 0.9).count("of other data under the same name, and is replaced") == 3
 
 
+def test_a_kill_between_a_results_files_leaves_no_scores_of_another(fake, task, tmp_path, monkeypatch):
+    def evaluated(share):
+        return Joint(Settings(["bm25"], ["x"], interpolate=share, progress=False), [], tmp_path).evaluate(task)[-1]
+
+    first = evaluated(0.2)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("koir.evaluation.results.write_json", lambda *_: 1 / 0)
+        evaluated(0.8)
+    again = evaluated(0.2)
+    assert again.content["scores"] == first.content["scores"] and again.run == first.run
+
+
 def test_weights_that_are_given_have_results_of_their_own(task, tmp_path):
     for weight, chosen in ((0.2, None), (0.75, None), (0.75, ["demo/dev"]), (None, None)):
         settings = Settings(["hybrid:demo"], weight=weight, progress=False, chosen_on=chosen)

@@ -104,3 +104,9 @@ def test_where_bm25_begins_to_rank_changes_nothing(monkeypatch, depth):
     found = index.search(queries, depth)
     monkeypatch.setattr(index, "_floor", lambda *_: 0.0)
     assert [list(run.items()) for run in found] == [list(run.items()) for run in index.search(queries, depth)]
+
+
+def test_full_width_letters_and_characters_that_show_nothing_make_no_other_words():
+    plain, odd = morphemes(["KT 5G 요금제는 대한민국", "\uff2b\uff34\u3000\uff15\uff27 요금제는 대\u200b한\u00ad민국"])
+    assert plain == odd and "kt" in plain
+    assert bm25.character_pairs("ＫＴ") == bm25.character_pairs("KT")

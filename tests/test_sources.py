@@ -469,12 +469,14 @@ def test_a_sheet_without_the_columns_is_named(tmp_path):
 
 
 def test_a_cell_with_a_list_of_texts(tmp_path):
-    lists = ['"[""바다"", ""하늘""]"', "", '"[공지] 아니다"']
-    queries = ["등대", '"[""등대"", ""버스""]"', "버스"]
+    lists = ['"[""바다"", ""하늘""]"', "", '"[공지] 아니다"', "\"['바다', '하늘']\"", "[]", "nan"]
+    queries = ["등대", '"[""등대"", ""버스""]"', "버스", "섬", "산", "강"]
     table = "".join(f"{query},{LAMP},{cell}\n" for query, cell in zip(queries, lists, strict=True))
     table = f"query,document,hard_negative\n{table}"
     rows, _ = read("csv", write(tmp_path, {"x.csv": table}))
-    assert [row.get("hard_negative") for row in rows] == [["바다", "하늘"], None, "[공지] 아니다"]
+    assert [row.get("hard_negative") for row in rows] == [
+        ["바다", "하늘"], None, "[공지] 아니다", ["바다", "하늘"], None, None
+    ]  # fmt: skip
     assert rows[1]["query"] == '["등대", "버스"]'
 
 
@@ -602,6 +604,19 @@ def test_spellings_of_answers(qa, reason):
     tally = Tally()
     rows = [*questions({"context": BUS, "qas": [{"question": "대상은?"} | qa]}, "x", tally, "squad")]
     assert (len(rows), list(tally.dropped)) == ((0, [reason]) if reason else (1, []))
+
+
+def test_the_text_of_a_table_decides_whether_it_is_long_and_its_caption_comes_first(tmp_path):
+    wide = TABLE.replace("<td>", '<td style="width: 120px; text-align: center; border: 1px solid">')
+    part = {
+        "context": wide,
+        "table_title": "2019년 요금",
+        "qas": [{"question": "어른은?", "answer": at(wide, "1,400원")}],
+    }
+    tally = Tally(window=100)
+    assert len(wide) > 100
+    ((row, *_),) = [[*questions({"title": "제목", "paragraphs": [part]}, "x", tally, "squad")]]
+    assert row["document"] == f"2019년 요금\n{plain(wide)}" and not tally.notes
 
 
 @pytest.mark.parametrize("answer", ["13", ["13"], {"text": "13"}, 13, {"number": "13"}, None])

@@ -56,8 +56,9 @@ def standings(rows: Sequence[Row], tasks: Sequence[str], metric: str) -> tuple[l
         one.mean = sum(one.values[task] for task in common) / len(common)
         one.interval = mean_interval(one.row, common, metric)
     found.sort(key=lambda one: (-(one.mean if one.mean is not None else -1), one.row.name))
-    for place, one in enumerate(found, 1):
-        one.rank = place if one.mean is not None else None
+    means = [one.mean for one in found if one.mean is not None]
+    for one in found:
+        one.rank = None if one.mean is None else 1 + sum(mean > one.mean for mean in means)
     return found, common
 
 
@@ -195,9 +196,8 @@ def _indistinct(vectors: np.ndarray, one: int) -> list[int]:
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """Places of the points (cost, quality) that no other point beats in one and equals in the other, cheapest first."""
     order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1]))
-    front, best = [], -math.inf
+    front = []
     for place in order:
-        if points[place][1] > best:
+        if not front or points[place][1] > points[front[-1]][1] or points[place] == points[front[-1]]:
             front.append(place)
-            best = points[place][1]
     return front

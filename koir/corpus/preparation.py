@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -168,7 +169,8 @@ def read_part(source: Source, path: Path, plan: Plan) -> Part:
     """The checked rows of one source, from the cache folder where the same bytes were read before."""
     code = content_key([ROOT / "koir" / name for name in CODE[:2]])
     columns = plan.columns if source.name in NAMED else {}
-    settings = f"{source.name} {plan.splits} {plan.window} {columns} {code}"
+    above = Path(os.path.abspath(path)).parent.parts[-2:]  # folders that may tell the split
+    settings = f"{source.name} {plan.splits} {plan.window} {columns} {above} {code}"
     content = hub_revision(str(path), "--hub") if source.name == "hub" else content_key([path])
     key = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:24]
     file = cache_folder() / "sources" / f"{source.name}-{key}.jsonl.gz"

@@ -72,6 +72,9 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
     (split,) = content["scores"]
     stem = file_stem(folder, content["task_name"], split)
     file = folder / f"{stem}.json"
+    same = _koir(file).get("key") == content["koir"].get("key")
+    if not same:  # a kill in between would leave its scores beside rows of this
+        file.unlink(missing_ok=True)
     with written_aside(folder / f"{stem}.queries.jsonl") as aside, aside.open("w", encoding="utf-8") as out:
         for query, answers in qrels.items():
             found = run.get(query, {})
@@ -83,6 +86,13 @@ def write_result(folder: Path, content: dict, run: dict[str, dict[str, float]], 
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_json(file, content)
     return file
+
+
+def _koir(file: Path) -> dict:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["koir"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def file_stem(folder: Path, task: str, split: str) -> str:

@@ -9,14 +9,13 @@ on four (benchmarks/bm25_tags.py).
 import json
 import os
 import re
-import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from koir.retrieval.morphemes import morphemes
+from koir.retrieval.morphemes import morphemes, plain_forms
 from koir.retrieval.ranking import as_run, best
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s tries JAX, where it is, which takes most of a GPU when it starts
@@ -30,7 +29,7 @@ PAIR = "\t"  # pairs begin with it, and no morpheme does
 
 def character_pairs(text: str) -> list[str]:
     """Each two neighbouring characters of each word, lower-cased; a word's beginning counts as a character, a space."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
+    words = re.findall(r"\w+", plain_forms(text).lower())
     return [PAIR + marked[at : at + 2] for marked in (f" {word}" for word in words) for at in range(len(marked) - 1)]
 
 

@@ -23,6 +23,8 @@ from koir.manifest import cache_folder
 # Chosen by nDCG@10 on dev splits (benchmarks/bm25_tags.py); dependent nouns, pronouns and verbs cost more than they
 # give.
 CONTENT_TAGS = ("NNG", "NNP", "NR", "XR", "SL", "SN", "SH", "W_", "XP", "XS")
+PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
+PLAIN |= dict.fromkeys([0x00AD, *range(0x200B, 0x200E), 0x2060, 0xFEFF])  # soft hyphen, zero-width ones
 WORTH_KEEPING = 20_000  # characters in one call below which the cache is left alone: 0.3 s of one core
 CACHE_BYTES = 2 * 2**30  # then the older half is forgotten
 CHUNK = 2048  # texts between two commits: a killed run keeps what it has
@@ -42,7 +44,7 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
     found, shared = [], {}  # equal words are one object: a corpus of words fits in memory
     with keep as cache, progress_bar(progress, total=len(texts), unit="text", leave=False) as bar:
         for start in range(0, len(texts), CHUNK):
-            chunk = [unicodedata.normalize("NFC", t).encode("utf-8", "ignore") for t in texts[start : start + CHUNK]]
+            chunk = [plain_forms(t).encode("utf-8", "ignore") for t in texts[start : start + CHUNK]]
             lists = None
             if cache:
                 try:
@@ -54,6 +56,11 @@ def morphemes(texts: Sequence[str], progress: str | None = None) -> list[list[st
             found += [[shared.setdefault(word, word) for word in words] for words in lists]
             bar.update(len(chunk))
     return found
+
+
+def plain_forms(text: str) -> str:
+    """A text in NFC, full-width letters, digits and signs as ASCII's, without characters that show nothing."""
+    return unicodedata.normalize("NFC", text).translate(PLAIN)
 
 
 def _tokenised(texts: list[str]) -> list[list[str]]:

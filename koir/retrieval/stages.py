@@ -32,7 +32,7 @@ from koir.manifest import cache_folder, write_json, written_aside
 from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B
 from koir.retrieval.dense import Dense, encoder_fingerprint, valid
 from koir.retrieval.hybrid import DENSE_SHARE, Hybrid
-from koir.retrieval.morphemes import CONTENT_TAGS
+from koir.retrieval.morphemes import CONTENT_TAGS, PLAIN
 from koir.tokens import some_of
 
 KINDS = ("bm25", "dense", "hybrid", "milvus")
@@ -72,7 +72,10 @@ class FirstStage:
         if self.fuses and self.fusion == "weighted" and self.weight is None:
             self.weight = DENSE_SHARE
         versions = map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
-        self._keys = {"bm25": digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, LEAD_WORDS, *versions), "dense": dense}
+        self._keys = {
+            "bm25": digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, LEAD_WORDS, len(PLAIN), *versions),
+            "dense": dense,
+        }
         self.fingerprint = digest(self.kind, *[self._keys[part] for part in self.part_kinds])
 
     @property

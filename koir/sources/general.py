@@ -7,8 +7,8 @@ document, hard negative divided by tabs. beir: queries of the train split -> the
 bundled one).
 """
 
+import ast
 import contextlib
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ COLUMNS = {  # header names, lower case, that mean the same; the first that is t
     "hard_negative": ("hard_negative", "hard_negatives", "negative", "negatives", "neg", "오답"),
 }
 NAMED = ("bge", "csv", "hub", "triplets")  # sources whose columns or fields may have names of the user's own
+NOTHING = ("[]", "nan", "NaN", "None", "NULL", "null")  # what programs write into a cell that is empty
 UNREAD = "not read: the column"
 ROWS = r"\.(jsonl|ndjson|json|parquet)"
 OURS = r"(run|report|plan|part-\d+)\.json"  # what commands here write beside rows
@@ -113,10 +114,12 @@ def _with_fields(record: dict) -> dict:
 
 
 def _listed(cell: str) -> str | list[str]:
-    """A cell's text, or its texts where it is a list of them in JSON."""
-    if cell.startswith('["') and cell.endswith('"]'):
-        with contextlib.suppress(ValueError):
-            texts = json.loads(cell)
+    """A cell's text, or its texts where it is a list of them, as JSON or pandas write it; "" for one that says none."""
+    if cell in NOTHING:
+        return ""
+    if cell.startswith(("['", '["')) and cell.endswith(("']", '"]')):
+        with contextlib.suppress(ValueError, SyntaxError):
+            texts = ast.literal_eval(cell)
             return texts if all(isinstance(text, str) for text in texts) else cell
     return cell
 

@@ -44,14 +44,19 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
             if reason and not unicodedata.is_normalized("NFC", context):  # a macOS copy: offsets count composed text
                 context = unicodedata.normalize("NFC", context)
                 reason, start, end = _span(qa, context, answered)
-            if not reason and len(context) > tally.window and not end:
+            whole = plain(context)
+            if not reason and len(whole) > tally.window and not end:
                 reason = "no place of the answer in a paragraph longer than the window"
             if reason:
                 tally.drop(reason, f"{place}, question {number}")
                 continue
-            if len(context) > tally.window:
+            document = whole
+            if len(whole) > tally.window:
                 tally.notes["paragraphs cut to a window around the answer"] += 1
-            document = excerpt(context, start, end, tally.window, title)
+                document = excerpt(context, start, end, tally.window, title)
+            caption = str(paragraph.get("table_title") or "").strip()  # what the numbers of a table are of
+            if caption and caption not in document:
+                document = f"{caption}\n{document}"
             yield {"query": qa["question"].strip(), "document": document, "source": source, "id": str(number)}
 
 
