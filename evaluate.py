@@ -145,12 +145,11 @@ def _dev_tasks(settings: Settings, where: TaskArguments, names: list[str], score
         where.split != "dev" or bool(where.dev_tasks), "--split dev", "auto", "weights chosen elsewhere: --dev_tasks"
     )
     chosen = where.dev_tasks or [name for name in names if "dev" in splits(name) and "test" in splits(name)]
-    found = {}
+    found, asked = {}, {text for task in scored for text in task.queries.values()}
     for name in dict.fromkeys(chosen):
         there = splits(name)
         require("dev" in there or not there, f"--dev_tasks {name}", f"{', '.join(there)}", "a task with a dev split")
         dev = load_task(name, "dev", where.data_root)
-        asked = {text for task in scored for text in task.queries.values()}
         fresh = {query: text for query, text in dev.queries.items() if text not in asked}
         for task in scored:  # by what they hold: a path is written in many ways, and a split may stand for another
             both = dev.queries.items() & task.queries.items()

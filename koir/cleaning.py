@@ -23,8 +23,6 @@ FURNITURE = re.compile(
     r"|(?:로그인\s*(?:후|이)\s*(?:이용|필요)|자바스크립트를\s*(?:사용|활성|지원|허용|켜))[^\n.?]*(?:니다|세요|시오)(?![가-힣])",
     re.IGNORECASE,
 )
-
-
 NUMBER = re.compile(r"[\d.,%+-]+")  # as tables are full of
 
 
@@ -85,10 +83,8 @@ class Cleaner:
 
         Its unfit hard negatives are taken out of it, and counted in `left_out` by reason.
         """
-        query, documents = (
-            self.facts(row["query"], asked=True),
-            [self.document(text) for text in listed(row["document"])],
-        )
+        query = self.facts(row["query"], asked=True)
+        documents = [self.document(text) for text in listed(row["document"])]
         reason = (
             next((facts.reason for facts in (query, *documents) if facts.reason), None)
             or ("query equals document" if query.digest in {facts.digest for facts in documents} else None)

@@ -96,23 +96,25 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     if world_size() == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
-    bucket: list[torch.nn.Parameter] = []
-    for position, parameter in enumerate(trained):
-        bucket.append(parameter)
-        size = sum(p.numel() * p.element_size() for p in bucket)
-        last = position + 1 == len(trained)
-        if last or size >= BUCKET_BYTES or trained[position + 1].dtype != parameter.dtype:
-            _average(bucket)
+    there = torch.tensor([p.grad is not None for p in trained]).to(trained[0])  # [P]; in the first bucket
+    gradients = [there, *(p.grad if p.grad is not None else _zero_gradient(p) for p in trained)]
+    bucket: list[torch.Tensor] = []
+    for position, gradient in enumerate(gradients):
+        bucket.append(gradient)
+        size = sum(g.numel() * g.element_size() for g in bucket)
+        last = position + 1 == len(gradients)
+        if last or size >= BUCKET_BYTES or gradients[position + 1].dtype != gradient.dtype:
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            dist.all_reduce(flat)
+            flat /= world_size()
+            for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                g.copy_(part.view_as(g))
             bucket = []
+    for parameter, of_any in zip(trained, there.tolist(), strict=True):
+        if not of_any:
+            parameter.grad = None
 
 
-def _average(bucket: list[torch.nn.Parameter]) -> None:
-    """Of parameters of one dtype; behind their gradients stands who has one."""
-    there = torch.tensor([p.grad is not None for p in bucket]).to(bucket[0])  # [n]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-    flat = torch.cat([g.reshape(-1) for g in [*gradients, there]])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    *means, had = flat.split([g.numel() for g in [*gradients, there]])
-    for parameter, gradient, mean, of_any in zip(bucket, gradients, means, had.tolist(), strict=True):
-        parameter.grad = gradient.copy_(mean.view_as(gradient)) if of_any else None
+def _zero_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -29,8 +29,8 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     have what a flag needs.
     """
     model, loss, most = groups["model"], groups["loss"], groups["data"].max_hard_negatives
+    counts = pc.list_value_length(triplets.pairs.data.column("hard_negatives"))
     if most is not None and groups["training"].process_index == 0:
-        counts = pc.list_value_length(triplets.pairs.data.column("hard_negatives"))
         there, used = pc.sum(counts).as_py(), pc.sum(pc.min_element_wise(counts, most)).as_py()
         if used < there:
             print(f"note:    {there - used:,} of the rows' {there:,} hard negatives are not used, as "
@@ -41,9 +41,8 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     if 0 < largest < encoder.dimensions and groups["training"].process_index == 0:
         whole = f"whole vectors, of {encoder.dimensions:,}, get no loss of their own"
         print(f"note:    --matryoshka_dimensions ends at {largest:,}: {whole}", file=sys.stderr)
-    alone = groups["training"].train_batch_size * world_size() == 1
-    taught = most != 0 and pc.any(pc.greater(pc.list_value_length(triplets.pairs.data.column("hard_negatives")), 0))
-    require(not alone or bool(taught and taught.as_py()), "--per_device_train_batch_size", "1, and no hard negatives",
+    several = groups["training"].train_batch_size * world_size() > 1 or most != 0 and bool(pc.sum(counts).as_py())
+    require(several, "--per_device_train_batch_size", "1, and no hard negatives",
             "2 or more: there is nothing to tell a document from")  # fmt: skip
     if loss.distillation is not None:
         flag = f"--distillation {loss.distillation}"

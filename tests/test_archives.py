@@ -12,7 +12,7 @@ import pytest
 
 from koir.errors import SourceError
 from koir.sources import archives, records, streams
-from koir.sources.archives import clean_name, walk
+from koir.sources.archives import _legacy, clean_name, walk
 from koir.sources.json_text import json_records
 from koir.sources.records import decoded
 from koir.sources.registry import checked_rows, find
@@ -89,6 +89,13 @@ PACKS = {
     "circled numbers": [(f"①2024/{NAME}", JSON), ("2024/메모.md", b"")],
     "names in CP949": [(f"\udcb1\udcdb/{NAME}", JSON)],
 }
+
+
+@pytest.mark.parametrize("name", ["책", "청구 표", "도서", "TL_a"])
+@pytest.mark.parametrize("encoding", ["cp949", "utf-8"])
+def test_zip_names_of_old_programs_are_read_as_hangul(name, encoding):
+    """Without the flag for UTF-8 a name is bytes; those of 책 in CP949 are sound UTF-8 too."""
+    assert _legacy(name.encode(encoding).decode("cp437")) == name
 
 
 @pytest.mark.parametrize("pack", PACKS)

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 
 from koir.board import export, texts
 from koir.board.labels import WORDS, words
-from koir.board.pipeline import first_stage_alone
+from koir.board.pipeline import _best, _ends_before, first_stage_alone
 from koir.board.rows import read_board
 from koir.board.standing import _indistinct, mark_ties, pareto, standings, values_of
 from koir.board.tables import as_csv, as_markdown, records, simple_markdown
@@ -276,6 +278,23 @@ def test_published_rows_come_with_the_groups_own_table_first(made):
     assert koe5.cells["AutoRAGRetrieval"]["ndcg_at_10"].value == 0.84339  # from KURE's file: the README has none
     assert not any(row.ours for row in board.rows("rerankers"))
     assert not any("reranker" in row.kinds for row in board.rows("kor-v2") if not row.ours)
+
+
+def test_equal_means_have_equal_ranks_where_nothing_is_tested():
+    board = read_board(ROOT / "results")
+    found, _ = standings(board.rows("koe5"), ["PublicHealthQA"], "ndcg_at_1")
+    ranks = {one.rank: one.mean for one in found}
+    assert len(ranks) < len(found)  # published tables have ties
+    for one in found:
+        assert one.mean == ranks[one.rank] and one.rank == 1 + sum(other.mean > one.mean for other in found)
+
+
+def test_nothing_is_said_of_candidates_or_ranks_that_were_not_kept(made):
+    stored = read_result(made[0] / "results/dense-v1.1-demo/사내규정.json")
+    shallow = replace(stored, koir=stored.koir | {"pipeline": stored.koir["pipeline"] | {"depth": 100}})
+    assert [_best("", str(stored.file), depth, METRIC, shallow) is None for depth in (100, 150)] == [False, True]
+    row = SimpleNamespace(depth=5)
+    assert [_ends_before(row, f"ndcg_at_{k}") for k in (3, 5, 10)] == [False, False, True]
 
 
 def test_the_pareto_front_holds_what_nothing_beats():

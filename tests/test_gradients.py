@@ -136,7 +136,7 @@ def test_gradients_are_averaged_in_buckets_of_one_type_each_once(monkeypatch):
     large.grad, small.grad = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[5.0]])
     double.grad = torch.tensor([[7.0], [8.0]], dtype=torch.float64)
     gather.average_gradients([large, small, unused, frozen, double])
-    assert reduced == [[1, 2, 3, 1], [5, 0, 1, 0], [7, 8, 1]]  # last of each, who has a gradient
+    assert reduced == [[1, 1, 0, 1], [1, 2, 3], [5, 0], [7, 8]]  # first of all, who has a gradient
     found = [parameter.grad.tolist() for parameter in (large, small, unused, double)]
     assert found == [[3, 5, 7], [[11]], [1], [[15], [17]]] and frozen.grad is None  # 4 times and 2, halved
 

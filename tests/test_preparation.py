@@ -202,6 +202,18 @@ def test_a_source_that_changed_is_read_again_and_one_that_did_not_is_not(given, 
     assert len(list((tmp_path / "cache" / "sources").glob("*.jsonl.gz"))) == 3
 
 
+def test_a_folder_that_was_moved_to_another_split_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("KOIR_CACHE", str(tmp_path / "cache"))
+    rows_file(tmp_path / "1.Training/라벨/a.jsonl", FIRST)
+    counted = []
+    for name in ("1.Training", "2.Validation"):
+        if not (tmp_path / name).exists():
+            (tmp_path / "1.Training").rename(tmp_path / name)
+        content, _ = run("--source", f"triplets={tmp_path / name / '라벨'}", "--output_dir", tmp_path / f"rows {name}")
+        counted += [source["records"] for source in content["sources"]]
+    assert counted == [{"train": 3}, {"dev": 3}]
+
+
 def test_what_an_unfinished_other_plan_left_is_removed(given, tmp_path, monkeypatch):
     out = tmp_path / "rows"
     with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from koir.errors import FlagError, SourceError
+from koir.sources import mrc
 from koir.sources.mrc import excerpt, plain, questions
 from koir.sources.records import records
 from koir.sources.registry import KOE5, checked_rows, find, listing, sources
@@ -617,6 +618,15 @@ def test_the_text_of_a_table_decides_whether_it_is_long_and_its_caption_comes_fi
     assert len(wide) > 100
     ((row, *_),) = [[*questions({"title": "제목", "paragraphs": [part]}, "x", tally, "squad")]]
     assert row["document"] == f"2019년 요금\n{plain(wide)}" and not tally.notes
+
+
+def test_a_page_far_beyond_the_window_is_not_read_whole_for_each_question(monkeypatch):
+    page, read = f"<p>{LAMP}</p>" + f"<p>{BUS}</p>" * 2000, []
+    monkeypatch.setattr(mrc, "_text", lambda markup, text=mrc._text: read.append(len(markup)) or text(markup))
+    asked = [{"question": "높이는?", "answer": at(page, "18미터")}] * 3
+    tally = Tally(window=200)
+    assert all(LAMP in row["document"] for row in questions({"context": page, "qas": asked}, "x", tally, "squad"))
+    assert sum(read) < len(page) / 4 and tally.notes["paragraphs cut to a window around the answer"] == 3
 
 
 @pytest.mark.parametrize("answer", ["13", ["13"], {"text": "13"}, 13, {"number": "13"}, None])

@@ -125,14 +125,15 @@ def what_is_replaced(folder: Path, task: str, split: str, fingerprint: str, inte
     interpolate: the reranker's share, where the user gave it.
     """
     file = folder / f"{file_stem(folder, task, split)}.json"
-    try:
-        koir = json.loads(file.read_text(encoding="utf-8"))["koir"]
-        if koir["task_fingerprint"] != fingerprint:
-            return f"note: {file} was of other data under the same name, and is replaced (--output_dir keeps both)"
-        if interpolate is not None and (was := koir["pipeline"]["interpolate"]) != interpolate:
-            return f"note: {file} was of --interpolate {was:g}, and is replaced (--output_dir keeps both)"
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
+    there = _koir(file)
+    if not there:
+        return None
+    was = dict(there.get("pipeline") or {}).get("interpolate")
+    kept = "is replaced (--output_dir keeps both)"
+    if there.get("task_fingerprint") != fingerprint:
+        return f"note: {file} was of other data under the same name, and {kept}"
+    if interpolate not in (None, was):
+        return f"note: {file} was of --interpolate {was}, and {kept}"
     return None
 
 

@@ -23,6 +23,7 @@ from koir.manifest import cache_folder
 # Chosen by nDCG@10 on dev splits (benchmarks/bm25_tags.py); dependent nouns, pronouns and verbs cost more than they
 # give.
 CONTENT_TAGS = ("NNG", "NNP", "NR", "XR", "SL", "SN", "SH", "W_", "XP", "XS")
+# Characters that stand for others: full-width ones for ASCII's, and for none.
 PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 PLAIN |= dict.fromkeys([0x00AD, *range(0x200B, 0x200E), 0x2060, 0xFEFF])  # soft hyphen, zero-width ones
 WORTH_KEEPING = 20_000  # characters in one call below which the cache is left alone: 0.3 s of one core

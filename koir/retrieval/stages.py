@@ -73,7 +73,7 @@ class FirstStage:
             self.weight = DENSE_SHARE
         versions = map(importlib.metadata.version, ("bm25s", "kiwipiepy", "kiwipiepy_model"))
         self._keys = {
-            "bm25": digest("bm25", CONTENT_TAGS, K1, B, PAIR_WEIGHT, LEAD_WORDS, len(PLAIN), *versions),
+            "bm25": digest("bm25", CONTENT_TAGS, str(PLAIN), K1, B, PAIR_WEIGHT, LEAD_WORDS, *versions),
             "dense": dense,
         }
         self.fingerprint = digest(self.kind, *[self._keys[part] for part in self.part_kinds])

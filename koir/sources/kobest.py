@@ -37,11 +37,8 @@ def _copa(record: dict, place: str, tally: Tally) -> Iterator[dict]:
         sentence, right = record["premise"], int(record["label"])
         alternatives = [record["alternative_1"], record["alternative_2"]]
     else:
-        sentence, right, alternatives = (
-            record["sentence"],
-            ("1", "2").index(record["Answer"]),
-            [record["1"], record["2"]],
-        )
+        sentence, right = record["sentence"], ("1", "2").index(record["Answer"])
+        alternatives = [record["1"], record["2"]]
     row = {"query": f"{sentence} {ASKED[record['question']]}", "document": alternatives[right]}
     yield row | {"hard_negative": alternatives[1 - right], "source": "kobest-copa"}
 

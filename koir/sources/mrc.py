@@ -17,6 +17,7 @@ HTML = re.compile(
 TAG = re.compile(r"</?[a-zA-Z][\w:-]*(?:[\s/][^<>]*)?>")  # of any name, where the text is HTML
 BLOCK = re.compile(r"</(?:p|div|tr|li|ul|ol|h\d|table|caption|dd|dt|title)>|<br\s*/?>", re.IGNORECASE)
 CELL = re.compile(r"</t[dh]>\s*<t[dh]\b[^<>]*>", re.IGNORECASE)
+MARKUP = 8  # characters with markup for one of text: where an answer's surroundings are looked for
 UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<!--.*?-->|<!DOCTYPE[^>]*>", re.IGNORECASE | re.DOTALL)
 
 
@@ -44,20 +45,26 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
             if reason and not unicodedata.is_normalized("NFC", context):  # a macOS copy: offsets count composed text
                 context = unicodedata.normalize("NFC", context)
                 reason, start, end = _span(qa, context, answered)
-            whole = plain(context)
-            if not reason and len(whole) > tally.window and not end:
+            whole = _whole(context, tally.window)
+            if not reason and whole is None and not end:
                 reason = "no place of the answer in a paragraph longer than the window"
             if reason:
                 tally.drop(reason, f"{place}, question {number}")
                 continue
             document = whole
-            if len(whole) > tally.window:
+            if document is None:
                 tally.notes["paragraphs cut to a window around the answer"] += 1
                 document = excerpt(context, start, end, tally.window, title)
             caption = str(paragraph.get("table_title") or "").strip()  # what the numbers of a table are of
             if caption and caption not in document:
                 document = f"{caption}\n{document}"
             yield {"query": qa["question"].strip(), "document": document, "source": source, "id": str(number)}
+
+
+def _whole(context: str, window: int) -> str | None:
+    """The context as text where that fits the window; of a page far beyond it not even the markup is read."""
+    text = plain(context) if len(context) <= MARKUP * window else None
+    return text if text is not None and len(text) <= window else None
 
 
 def _span(qa: dict, context: str, answered: bool) -> tuple[str, int, int]:
@@ -115,7 +122,7 @@ def excerpt(context: str, start: int, end: int, window: int, title: str = "") ->
     if len(context) <= window:
         return plain(context)
     marked = HTML.search(context) is not None
-    margin = window * (8 if marked else 1)  # markup takes room that the text does not
+    margin = window * (MARKUP if marked else 1)
     low, high = max(0, start - margin), min(len(context), end + margin)
     before, answer, after = context[low:start], context[start:end], context[end:high]
     if marked:
