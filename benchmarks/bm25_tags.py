@@ -17,11 +17,11 @@ from kiwipiepy import Kiwi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.evaluation.metrics import mean_ndcg  # noqa: E402
-from koir.evaluation.results import table  # noqa: E402
-from koir.evaluation.tasks import load_task  # noqa: E402
-from koir.retrieval import bm25  # noqa: E402
-from koir.retrieval.morphemes import CONTENT_TAGS  # noqa: E402
+from koir.evaluation.metrics import mean_ndcg
+from koir.evaluation.results import table
+from koir.evaluation.tasks import load_task
+from koir.retrieval import bm25
+from koir.retrieval.morphemes import CONTENT_TAGS
 
 NOUNS = ("NNG", "NNP", "NR", "XR", "SL", "SN", "SH", "W_")  # with numerals, roots, foreign words, numbers, hanja, URLs
 VERBS = ("VV", "VA")

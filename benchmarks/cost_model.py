@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utilisation import matmul_peak  # noqa: E402
+from utilisation import matmul_peak
 
 LENGTHS = Path(__file__).parent / "lengths.json"
 

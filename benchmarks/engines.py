@@ -14,11 +14,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir import lanes  # noqa: E402
-from koir.encoder import Encoder  # noqa: E402
-from koir.gradcache import GradientCache  # noqa: E402
-from koir.losses import info_nce  # noqa: E402
-from koir.tokens import chunked, pad  # noqa: E402
+from koir import lanes
+from koir.encoder import Encoder
+from koir.gradcache import GradientCache
+from koir.losses import info_nce
+from koir.tokens import chunked, pad
 
 TEMPERATURE = 0.02
 DEFAULT_RIVAL = "mini_batch_size=32"  # what sentence-transformers takes by itself

@@ -24,13 +24,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import engines  # noqa: E402
-import train_step  # noqa: E402
-import workload  # noqa: E402
+import engines
+import train_step
+import workload
 
-from koir import losses  # noqa: E402
-from koir.manifest import ROOT, origin, peak_memory_bytes  # noqa: E402
-from koir.tokens import CPU_CHUNK  # noqa: E402
+from koir import losses
+from koir.manifest import ROOT, origin, peak_memory_bytes
+from koir.tokens import CPU_CHUNK
 
 AS_LAUNCHED = ["bash", "-c", 'source "$0" && keep_memory && exec "$@"', str(ROOT / "scripts" / "launch.sh")]
 

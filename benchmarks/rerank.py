@@ -26,12 +26,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, XLMR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.evaluation.metrics import evaluate_run, mean_scores  # noqa: E402
-from koir.evaluation.tasks import Task, load_task  # noqa: E402
-from koir.kernels.bfloat16 import has_bfloat16  # noqa: E402
-from koir.manifest import DEMO, cache_folder  # noqa: E402
-from koir.reranker import Reranker, load_reranker  # noqa: E402
-from koir.retrieval.stages import first_stage  # noqa: E402
+from koir.evaluation.metrics import evaluate_run, mean_scores
+from koir.evaluation.tasks import Task, load_task
+from koir.kernels.bfloat16 import has_bfloat16
+from koir.manifest import DEMO, cache_folder
+from koir.reranker import Reranker, load_reranker
+from koir.retrieval.stages import first_stage
 
 HERE = Path(__file__).parent
 BATCHES = (8, 16, 32, 64)

@@ -27,11 +27,11 @@ from sentence_transformers import SentenceTransformer, util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.encoder import Encoder, load_encoder  # noqa: E402
-from koir.evaluation.metrics import mean_ndcg  # noqa: E402
-from koir.evaluation.tasks import Task, load_task  # noqa: E402
-from koir.kernels.bfloat16 import has_bfloat16  # noqa: E402
-from koir.retrieval.dense import Dense  # noqa: E402
+from koir.encoder import Encoder, load_encoder
+from koir.evaluation.metrics import mean_ndcg
+from koir.evaluation.tasks import Task, load_task
+from koir.kernels.bfloat16 import has_bfloat16
+from koir.retrieval.dense import Dense
 
 HERE = Path(__file__).parent
 BATCHES = (8, 16, 32, 64, 128)

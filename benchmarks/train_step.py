@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engines import (  # noqa: E402
+from engines import (
     DEFAULT_RIVAL,
     Bench,
     gradcache_step,
@@ -34,16 +34,16 @@ from engines import (  # noqa: E402
     koir_step,
     rivals,
 )
-from utilisation import matmul_peak, step_operations  # noqa: E402
-from workload import make_encoder, read_rows  # noqa: E402
+from utilisation import matmul_peak, step_operations
+from workload import make_encoder, read_rows
 
-from koir.budget import bytes_per_token, chunk_budget, keep_budget, memory_for_training  # noqa: E402
-from koir.errors import exit_on_user_error  # noqa: E402
-from koir.flags import require  # noqa: E402
-from koir.kernels.bfloat16 import has_bfloat16  # noqa: E402
-from koir.kernels.compiled import compile_layers  # noqa: E402
-from koir.lanes import pays  # noqa: E402
-from koir.manifest import origin  # noqa: E402
+from koir.budget import bytes_per_token, chunk_budget, keep_budget, memory_for_training
+from koir.errors import exit_on_user_error
+from koir.flags import require
+from koir.kernels.bfloat16 import has_bfloat16
+from koir.kernels.compiled import compile_layers
+from koir.lanes import pays
+from koir.manifest import origin
 
 ENGINES = ["ideal", "keep_auto", "keep_half", "keep_none"]
 ENGINES += ["sentence_transformers_default", "sentence_transformers_best", "gradcache"]

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.encoder import Encoder  # noqa: E402
-from koir.flags import require  # noqa: E402
-from koir.kernels.products import keep_few_compiled  # noqa: E402
-from koir.tokens import DEFAULT_PROMPTS, tokenise  # noqa: E402
+from koir.encoder import Encoder
+from koir.flags import require
+from koir.kernels.products import keep_few_compiled
+from koir.tokens import DEFAULT_PROMPTS, tokenise
 
 HERE = Path(__file__).parent
 

@@ -11,11 +11,10 @@ from transformers import AutoModel
 
 from koir.bars import progress_bar
 from koir.errors import ModelError
-from koir.kernels import products, unpadded
+from koir.kernels import unpadded
 from koir.kernels.bfloat16 import has_bfloat16
-from koir.kernels.dropout import by_bits
 from koir.kernels.inference import Inference, half_linears, same_layers
-from koir.kernels.lookup import by_rows
+from koir.kernels.install import install
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, tokenizer_of, weights, write_model
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.tokens import BLOCK, CPU_CHUNK, DEFAULT_PROMPTS, GPU_CHUNK, chunked, expanded, tokenise
@@ -34,10 +33,7 @@ class Encoder(nn.Module):
         self.max_seq_length = max_seq_length
         self.prompts = prompts
         self._inference: dict[bool, Inference] = {}  # by half precision or not
-        unpadded.prepare(transformer)
-        products.by_onednn(transformer)
-        by_bits(transformer)
-        by_rows(transformer)
+        install(transformer)
         if getattr(transformer, "pooler", None) is not None:
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 

@@ -115,7 +115,7 @@ EVERYDAY = set(
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML in which no mapping has a key twice: the first would be forgotten."""
 
-    def construct_mapping(self, node, deep=False):  # noqa: ANN001 (the base class's signature)
+    def construct_mapping(self, node, deep=False):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -128,7 +128,7 @@ class _EachKeyOnce(yaml.SafeLoader):
 class _Parser(HfArgumentParser):
     """HfArgumentParser without the flags that do nothing here, and with errors that name the flag."""
 
-    def _parse_dataclass_field(self, parser, field):  # noqa: ANN001 (the base class's signature)
+    def _parse_dataclass_field(self, parser, field):
         if field.name not in NOT_OURS:
             HfArgumentParser._parse_dataclass_field(parser, field)
 

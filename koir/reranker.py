@@ -10,11 +10,9 @@ from transformers import AutoModelForSequenceClassification
 
 from koir.bars import progress_bar
 from koir.errors import ModelError
-from koir.kernels import products, unpadded
 from koir.kernels.bfloat16 import has_bfloat16
-from koir.kernels.dropout import by_bits
 from koir.kernels.inference import Inference, half_linears, same_layers
-from koir.kernels.lookup import by_rows
+from koir.kernels.install import install
 from koir.loading import configured, json_of, most_tokens, quiet, reach, readable, tokenizer_of, weights, write_model
 from koir.manifest import DEMO, model_folder, written_aside
 from koir.passages import passages, strongest
@@ -33,10 +31,7 @@ class Reranker(nn.Module):
     def __init__(self, transformer: nn.Module, tokenizer, max_seq_length: int, new_head: bool = False):
         super().__init__()
         self.transformer = transformer
-        unpadded.prepare(transformer)  # its attention on CPUs; pairs themselves stay padded
-        products.by_onednn(transformer)
-        by_bits(transformer)
-        by_rows(transformer)
+        install(transformer)
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.new_head = new_head

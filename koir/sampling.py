@@ -77,7 +77,7 @@ class OneSourceBatches(RandomOrder):
 
 
 class ProcessBatches(Sampler):
-    """This process's part of each global batch of an order: as many rows for each, the last ones of a pass too.
+    """This process's part of each global batch of an order; of a pass's last batch an equal share, or one row less.
 
     Where fewer rows than processes are left, the order's first ones join them, for each process needs one.
     """

@@ -109,7 +109,9 @@ class EmbeddingTrainer(RunTrainer):
         encoder = self.accelerator.unwrap_model(self.model)
         scores = {}
         for task in self.dev_tasks:
-            done = pipeline.evaluate_first_stage(stages.in_memory(encoder, bf16=self.args.bf16), task, "dense")
+            done = pipeline.evaluate_first_stage(
+                stages.in_memory(encoder, bf16=self.args.bf16), task, pipeline.Pipeline("dense")
+            )
             (row,) = done.content["scores"][task.split]
             scores[f"{task.name}/ndcg_at_10"] = row["ndcg_at_10"]
         return scores

@@ -7,14 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.errors import RunError, exit_on_user_error  # noqa: E402
-from koir.evaluation.tasks import load_corpus  # noqa: E402
-from koir.flags import parse, require  # noqa: E402
-from koir.gather import rank  # noqa: E402
-from koir.manifest import cache_folder, read_run  # noqa: E402
-from koir.retrieval.hybrid import DENSE_SHARE  # noqa: E402
-from koir.retrieval.opening import FACTS, describe, refuse_others  # noqa: E402
-from koir.retrieval.stages import FUSIONS, first_stage, is_milvus, join_processes  # noqa: E402
+from koir.errors import RunError, exit_on_user_error
+from koir.evaluation.tasks import load_corpus
+from koir.flags import parse, require
+from koir.gather import rank
+from koir.manifest import cache_folder, read_run
+from koir.retrieval.hybrid import DENSE_SHARE
+from koir.retrieval.opening import FACTS, describe, refuse_others
+from koir.retrieval.stages import FUSIONS, first_stage, is_milvus, join_processes
 
 
 @dataclass

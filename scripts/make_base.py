@@ -1,6 +1,6 @@
 """Make the bundled encoder and reranker again, from nothing, out of open Korean corpora (docs/base-model.md).
 
-    python scripts/make_base.py --data_dir DATA --output_dir outputs/base
+    .venv/bin/python scripts/make_base.py --data_dir DATA --output_dir outputs/base
 
 DATA/raw and DATA/beir hold the corpora and tasks that docs/base-model.md lists. Steps: rows; a bag of pieces, learned
 in a minute and written as a transformer; weights in half precision; the same pieces written as a cross-encoder. With
@@ -39,7 +39,7 @@ SPECIAL = 5  # the first pieces of the vocabulary are special tokens
 class BaseArguments:
     """From where to where."""
 
-    data_dir: str = field(default="../shared/data", metadata={"help": "folder with raw/ and beir/"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder with raw/ and beir/; must be given"})
     output_dir: str = field(default="outputs/base", metadata={"help": "a new folder, or one to go on with"})
     bag_steps: int = field(default=100, metadata={"help": "updates of the bag of pieces"})
     bag_batch: int = field(default=2048, metadata={"help": "rows an update of it"})
@@ -56,6 +56,7 @@ class BaseArguments:
 def main(argv: list[str] | None = None) -> Path:
     """The steps; returns the folder of the encoder."""
     (settings,) = parse([BaseArguments], argv, __doc__, recipes=False)
+    require(settings.data_dir is not None, "--data_dir", "nothing", "a folder with raw/ and beir/")
     data, out = Path(settings.data_dir), Path(settings.output_dir)
     for part in ("raw", "beir"):
         require((data / part).is_dir(), f"--data_dir {data}", f"no folder {part}", "a folder with raw/ and beir/")

@@ -1,8 +1,8 @@
 """Mine hard negatives for training rows: a first stage finds passages near the query, rules leave out right answers.
 
-    python scripts/mine_negatives.py --train_data rows.jsonl.gz --first_stage bm25 --output_dir outputs/mined
-    python scripts/mine_negatives.py --train_data rows.jsonl.gz --first_stage dense:outputs/v1.1-demo
-        --reranker outputs/reranker-demo --num_negatives 4 --output_dir outputs/mined-2
+    .venv/bin/python scripts/mine_negatives.py --train_data rows.jsonl.gz --first_stage bm25 --output_dir outputs/mined
+    .venv/bin/python scripts/mine_negatives.py --train_data rows.jsonl.gz --first_stage dense:outputs/RUN
+        --reranker outputs/RERANKER --num_negatives 4 --output_dir outputs/mined-2
 
 Writes part-NNNNN.jsonl.gz (rows; give them to --train_data), report.json and, last, run.json. The same command again
 goes on after the last whole part; where all are there it only says so. With --reranker its raw logits judge the

@@ -99,7 +99,7 @@ class OutputArguments:
 
     output_dir: str | None = field(default=None, metadata={"help": "folder of train-*.jsonl.gz, report.md, README.md"})
     shard_rows: int = field(default=50_000, metadata={"help": "rows a shard"})
-    seed: int = field(default=0, metadata={"help": "of MinHash, mining and samples"})
+    seed: int = field(default=0, metadata={"help": "of MinHash, and of the report's samples"})
     json: str | None = field(default=None, metadata={"help": "also write the report to this file"})
 
 
@@ -179,13 +179,7 @@ def _plan(
     named += [(find("hub"), Path(name)) for name in inputs.hub]
     columns = _columns(inputs.columns, [source.name for source, _ in named])
     bounds = {"min_characters": cleaning.min_characters, "max_characters": cleaning.max_characters}
-    rules = Rules(
-        negatives.num_negatives,
-        negatives.skip_top,
-        negatives.max_ratio,
-        seed=output.seed,
-        near_duplicate_threshold=cleaning.near_duplicate_threshold,
-    )
+    rules = Rules(negatives.num_negatives, negatives.skip_top, negatives.max_ratio)
     rules.require_depth(negatives.depth)
     return Plan(
         inputs=named,

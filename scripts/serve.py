@@ -11,11 +11,11 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded: see docs/serving.md, Speed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.errors import FlagError, exit_on_user_error  # noqa: E402
-from koir.flags import parse, require  # noqa: E402
-from koir.serving.app import create_app, run  # noqa: E402
-from koir.serving.door import DoorRules, read_keys  # noqa: E402
-from koir.serving.loading import ServedArguments, load  # noqa: E402
+from koir.errors import FlagError, exit_on_user_error
+from koir.flags import parse, require
+from koir.serving.app import create_app, run
+from koir.serving.door import DoorRules, read_keys
+from koir.serving.loading import ServedArguments, load
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.demo import matcher  # noqa: E402
-from koir.encoder import load_encoder  # noqa: E402
-from koir.errors import exit_on_user_error  # noqa: E402
-from koir.flags import parse, require  # noqa: E402
+from koir.demo import matcher
+from koir.encoder import load_encoder
+from koir.errors import exit_on_user_error
+from koir.flags import parse, require
 
 
 @dataclass

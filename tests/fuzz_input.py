@@ -271,7 +271,7 @@ def result_seeds(folder: Path) -> list[tuple[str, Path, Callable[[Path], None]]]
     from koir.retrieval import stages
 
     task = load_task("demo", "dev")
-    done = pipeline.evaluate_first_stage(stages.first_stage("bm25"), task, "bm25")
+    done = pipeline.evaluate_first_stage(stages.first_stage("bm25"), task, pipeline.Pipeline("bm25"))
     file = write_result(folder / "bm25", done.content, done.run, task.qrels)
     return [
         ("results: published", table, lambda file: read_results_folder(file)),

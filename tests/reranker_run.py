@@ -8,8 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from one_step import trainer_module  # noqa: E402
-from test_reranker_training import step  # noqa: E402
+from one_step import trainer_module
+from test_reranker_training import step
 
 if __name__ == "__main__":
     out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])

@@ -279,6 +279,13 @@ def test_offsets_of_a_text_that_macos_took_apart(tmp_path):
     assert rows(tmp_path) == ROWS
 
 
+def test_the_place_of_a_broken_byte_is_that_of_the_reading_that_got_further():
+    for encoding, good in (("cp949", "질문,답변\n"), ("utf-8", "질문,답변\n")):
+        before = (good * 50).encode(encoding)
+        with pytest.raises(SourceError, match=f"x, line 51: found byte 0xff at {len(before):,}"):
+            list(decoded(io.BytesIO(before + b"\xff\xff"), "x"))
+
+
 def test_neither_utf_8_nor_cp949_names_the_byte(tmp_path):
     laid(tmp_path, (NAME, JSON[:-2] + b"\xff\xfe" + JSON[-2:]))
     refused(tmp_path / NAME, r"byte 0xff at \d+")

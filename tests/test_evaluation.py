@@ -419,7 +419,7 @@ def test_half_of_a_surrogate_pair_is_refused(beir):
 
 @pytest.fixture(scope="module")
 def evaluated():
-    return evaluate_first_stage(first_stage("bm25"), load_task("demo", "dev"), "bm25")
+    return evaluate_first_stage(first_stage("bm25"), load_task("demo", "dev"), Pipeline("bm25"))
 
 
 def test_a_result_is_of_mtebs_shape_with_a_block_of_ours(evaluated, tmp_path):
@@ -472,7 +472,8 @@ def test_a_query_without_candidates_has_a_row_too(tmp_path):
 def test_the_same_task_gives_the_same_scores_and_fingerprint(beir):
     path = beir()
     once, again, other = (
-        evaluate_first_stage(first_stage("bm25"), load_task(path, split), "bm25") for split in ("test", "test", "dev")
+        evaluate_first_stage(first_stage("bm25"), load_task(path, split), Pipeline("bm25"))
+        for split in ("test", "test", "dev")
     )
     assert again.scores == once.scores and again.run == once.run
     assert again.content["dataset_revision"] == once.content["koir"]["task_fingerprint"]

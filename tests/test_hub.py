@@ -19,7 +19,7 @@ from koir.evaluation import reproduction
 from koir.evaluation.hub import BENCHMARKS, KOREAN
 from koir.evaluation.joint import Joint, Settings
 from koir.evaluation.metrics import KS
-from koir.evaluation.pipeline import evaluate_first_stage
+from koir.evaluation.pipeline import Pipeline, evaluate_first_stage
 from koir.evaluation.tasks import load_task, splits
 from koir.retrieval.stages import in_memory
 
@@ -159,7 +159,7 @@ def test_scores_are_mtebs_own(data_root, tmp_path, monkeypatch):
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     found = mteb.evaluate(model, theirs, cache=None, show_progress_bar=False)
     (row,) = found.task_results[0].scores["dev"]
-    done = evaluate_first_stage(in_memory(encoder), load_task("Ko-StrategyQA", "dev", data_root), "dense")
+    done = evaluate_first_stage(in_memory(encoder), load_task("Ko-StrategyQA", "dev", data_root), Pipeline("dense"))
     (ours,) = done.content["scores"]["dev"]
     for metric in ("ndcg", "recall", "precision", "mrr", "hit_rate"):
         for k in KS:

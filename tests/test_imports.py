@@ -33,6 +33,7 @@ ORDER = [
     "kernels.lookup",
     "kernels.attention",
     "kernels.unpadded",
+    "kernels.install",
     "encoder",
     "lora",
     "batches",

@@ -663,7 +663,7 @@ def test_what_loads_with_the_first_query_is_not_a_querys_time(task):
             asked.append((len(queries), depth))
             return [{"x": 1.0} for _ in queries]
 
-    evaluate_first_stage(lambda corpus: Slow(), task, "slow")
+    evaluate_first_stage(lambda corpus: Slow(), task, Pipeline("slow"))
     assert asked == [(1, 1), (len(task.queries), 100)]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import unicodedata
 import xml.etree.ElementTree as ElementTree
@@ -68,7 +69,7 @@ def test_a_folder_of_rows_its_reports_and_who_reads_it(given, tmp_path):
     assert [row["document"] for row in read(out)] == FIRST + LAST
     assert [row["hard_negative"] for row in read(out)][2:4] == [None, ["하늘은 푸르다.", "바다는 넓다."]]
     assert (content["rows"], content["pairs"], content["rows_without_hard_negative"]) == (6, 6, 3)
-    assert "rows without a hard negative: 3" in said and "| triplets | 3 | 0 | 3 | 0 | 3 | train 3 |" in said
+    assert "rows without a hard negative: 3" in said and "| triplets | 3 |  | 0 | 3 | 0 | 3 | train 3 |" in said
     assert {f["family"]: f["rows"] for f in content["families"]}["General"] == 6
     assert content["families"][-1] == {
         "family": "all of KoE5's", "rows": 0, "koe5": 723_428, "difference": -723_428}  # fmt: skip
@@ -237,7 +238,10 @@ def test_a_hub_dataset_is_read_by_its_revision(tmp_path, monkeypatch):
 def test_cleaning_is_counted_by_source(given, tmp_path):
     content, said = run("--source", given[0], given[0], "--output_dir", tmp_path / "rows")
     assert content["rows"] == 3 and content["cleaning"] == {"kept": 3, "exact duplicate": 3}
-    assert "| triplets | 3 | 0 | 3 | 0 | 3 | train 3 |" in said and "| triplets | 3 | 0 | 3 | 3 | 0 | train 3 |" in said
+    assert (
+        "| triplets | 3 |  | 0 | 3 | 0 | 3 | train 3 |" in said
+        and "| triplets | 3 |  | 0 | 3 | 3 | 0 | train 3 |" in said
+    )
 
 
 def test_rows_that_share_text_with_a_task_go(tmp_path):
@@ -460,3 +464,16 @@ def test_a_hard_negative_that_is_there_stays(tmp_path):
 def test_every_file_that_decides_about_rows_is_there():
     """Their bytes are part of what a folder of rows is known by."""
     assert all((preparation.ROOT / "koir" / name).exists() for name in preparation.CODE)
+    files = (preparation.ROOT / "koir" / "sources").glob("*.py")
+    imported = {name for file in files for name in re.findall(r"^from koir\.([\w.]+)", file.read_text(), re.MULTILINE)}
+    known = {name.removesuffix(".py").replace("/", ".") for name in preparation.READING}
+    assert {name for name in imported if not name.startswith("sources.")} - known == {"errors"}
+
+
+def test_how_near_rows_may_be_does_not_say_how_near_a_hard_negative_may(tmp_path, monkeypatch):
+    rows_file(tmp_path / "x.jsonl", FIRST[:1])
+    planned = []
+    monkeypatch.setattr(prepare_data, "prepare", planned.append)
+    words = ["--near_duplicate_threshold", "1", "--negatives", "bm25", "--output_dir", tmp_path / "rows"]
+    run("--source", f"triplets={tmp_path / 'x.jsonl'}", *words)
+    assert planned[0].cleaning["near_duplicate_threshold"] == 1 and planned[0].rules.near_duplicate_threshold == 0.8

@@ -465,6 +465,19 @@ def test_of_several_processes_the_first_alone_opens_a_milvus(model, tmp_path, mo
     assert stage(LAW) is None
 
 
+def test_a_milvus_that_answers_no_more_is_said_in_one_line(milvus_is_here):
+    from pymilvus import MilvusException
+
+    from koir.retrieval import milvus
+
+    class Gone:
+        def has_collection(self, name):
+            raise MilvusException(message="gone")
+
+    with pytest.raises(RunError, match="Milvus.*gone.*a Milvus that is up"):
+        milvus.is_complete(Gone(), "law")
+
+
 def test_a_milvus_index_is_complete_or_built_again(milvus_is_here, model, tmp_path):
     from koir.retrieval import milvus
 

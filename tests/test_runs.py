@@ -21,7 +21,7 @@ from koir import tokens
 from koir.arguments import CacheArguments, EvaluationArguments, ModelArguments, TrainingArguments
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError, exit_on_user_error
-from koir.evaluation.pipeline import evaluate_first_stage
+from koir.evaluation.pipeline import Pipeline, evaluate_first_stage
 from koir.evaluation.tasks import load_task
 from koir.flags import parse
 from koir.retrieval.stages import in_memory
@@ -141,7 +141,9 @@ def test_a_complete_run_has_its_parts_and_is_not_overwritten(base, tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"} <= lines[1].keys()
     assert [line["step"] for line in lines if "demo/ndcg_at_10" in line] == [0, 6]
-    of_base = evaluate_first_stage(in_memory(load_encoder(str(base), max_seq_length=32)), load_task("demo", "dev"), "")
+    of_base = evaluate_first_stage(
+        in_memory(load_encoder(str(base), max_seq_length=32)), load_task("demo", "dev"), Pipeline("")
+    )
     assert lines[0]["demo/ndcg_at_10"] == of_base.content["scores"]["dev"][0]["ndcg_at_10"]
     again = run(*as_typed("v1.1", base, folder))
     assert again.returncode == 2 and "never overwritten" in again.stderr and "Traceback" not in again.stderr

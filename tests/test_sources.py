@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -458,15 +459,35 @@ def test_a_table_of_one_column_has_no_title(tmp_path):
         own(tmp_path, "csv", {"x.csv": "질문\n" + "등대는?\n" * 20})
 
 
-def test_a_sheet_without_the_columns_is_named(tmp_path):
-    book, stream = openpyxl.Workbook(), io.BytesIO()
-    book.active.title = "표지"
-    book.active.append(["작성자", "홍길동"])
-    book.active.append(["날짜", "2026"])
-    book.create_sheet("본문").append(["질문", "답변"])
-    book.save(stream)
-    with pytest.raises(SourceError, match="sheet 표지, row 1: .*, or a workbook without this sheet"):
-        own(tmp_path, "csv", {"x.xlsx": stream.getvalue()})
+def test_a_sheet_without_the_columns_is_passed_over_and_counted(tmp_path):
+    cover, other = [["작성자", "홍길동"], ["날짜", "2026"]], [["제목", "비고"], ["등대", "확인"]]
+    book = workbook(cover, [["질문", "답변"], ["높이는?", LAMP]])
+    ((row,), tally) = read("csv", write(tmp_path / "one", {"x.xlsx": book}))
+    assert row["document"] == LAMP and tally.dropped == {"in a sheet of the columns 작성자, 홍길동": 1}
+    with pytest.raises(SourceError, match="no rows .in a sheet of the columns 작성자, 홍길동: 1, .* 제목, 비고: 1"):
+        own(tmp_path, "csv", {"x.xlsx": workbook(cover, other)})
+
+
+def test_a_list_of_texts_as_numpy_prints_it(tmp_path):
+    table = f"query,document\n높이는?,\"['{BUS}' '{LAMP}']\"\n"
+    assert own(tmp_path, "csv", {"x.csv": table})[0]["document"] == [BUS, LAMP]
+
+
+def test_gzipped_workbooks_and_parquet(tmp_path):
+    book = workbook([["질문", "답변"], ["높이는?", LAMP]])
+    assert own(tmp_path / "a", "csv", {"x.xlsx.gz": gzip.compress(book)})[0]["document"] == LAMP
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"query": ["높이는?"], "document": [LAMP]}), stream)
+    assert own(tmp_path / "b", "triplets", {"x.parquet.gz": gzip.compress(stream.getvalue())})[0]["document"] == LAMP
+
+
+def test_a_hard_negative_that_is_the_document_goes_with_its_score_in_any_form(tmp_path):
+    row = {"query": "높이는?", "pos": [LAMP], "neg": [unicodedata.normalize("NFD", LAMP), BUS]}
+    ((plain,), tally) = read("bge", write(tmp_path / "a", {"x.jsonl": lines(row)}))
+    assert plain["hard_negative"] == BUS and sum(tally.notes.values()) == 1
+    scored = row | {"pos_scores": [3.0], "neg_scores": [2.5, -1.0]}
+    ((found,), _) = read("bge", write(tmp_path / "b", {"x.jsonl": lines(scored)}))
+    assert (found["hard_negative"], found["hard_negative_score"]) == (BUS, -1.0)
 
 
 def test_a_cell_with_a_list_of_texts(tmp_path):
@@ -733,6 +754,51 @@ def read_squad(context, answer):
     return row["document"]
 
 
+SOURCE_FILES = ["[원천]도서.zip/a.json", "TS.zip/a.json", "TS1.zip/a.json", "VS_도서.zip/a.json", "원천.zip/a.json",
+                "원천 데이터/a.json", "원시데이터/a.json", "Other/메타데이터.zip/a.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCE_FILES)
+def test_the_vendors_source_files_beside_labels_are_left_alone(name, tmp_path):
+    label = squad((BUS, {"question": "무엇인가?", "answers": [at(BUS, "버스")]}))
+    files = {name: {"data": [{"paragraphs": [{"context": LAMP}]}]}, "라벨링데이터/TL1.zip/원천징수.json": label}
+    (rows, tally) = read("aihub-book-mrc", write(tmp_path, files))
+    assert [row["document"] for row in rows] == [BUS] and not tally.dropped
+    assert [note for note in tally.notes if name in note]
+
+
+def test_a_source_file_of_another_name_is_no_bad_label_file(tmp_path):
+    label = squad((BUS, {"question": "무엇인가?", "answers": [at(BUS, "버스")]}))
+    files = {"source/a.json": {"data": [{"paragraphs": [{"context": LAMP}]}]}, "label/b.json": label}
+    ((row,), tally) = read("aihub-book-mrc", write(tmp_path, files))
+    assert row["document"] == BUS and tally.dropped == {"no questions (a source file?)": 1}
+
+
+@pytest.mark.parametrize("name", ["TL_tableqa_1.json", "[라벨]TL_tableqa.json", "TL_tableqa.zip/표.json"])
+def test_names_that_label_files_of_016_may_have(name, tmp_path):
+    label = squad((BUS, {"question": "무엇인가?", "answers": [at(BUS, "버스")]}))
+    (rows, tally) = read("aihub-admin-mrc", write(tmp_path, {name: label, "TS_span_extraction.json": {"data": []}}))
+    assert len(rows) == 1 and tally.notes["not in this download: span_extraction."] == 1
+
+
+def test_questions_without_answer_by_the_files_name(tmp_path):
+    label = squad((BUS, {"question": "무엇인가?", "answers": [at(BUS, "버스")]}))
+    (rows, tally) = read("aihub-news-mrc", write(tmp_path, {"TL_unanswerable.json": label, "TL_a.json": label}))
+    assert (len(rows), tally.dropped, tally.questions) == (1, {"unanswerable": 1}, 2)
+
+
+def test_offsets_that_count_a_line_end_as_one_character():
+    context = f"{BUS}\r\n{LAMP}"
+    start = context.replace("\r\n", "\n").index("18미터")
+    qa = {"question": "높이는?", "answers": [{"text": "18미터", "answer_start": start}]}
+    tally = Tally()
+    assert [*questions(squad((context, qa))["data"][0], "x", tally, "squad")] and not tally.dropped
+
+
+def test_a_table_whose_cells_have_no_end():
+    assert plain("<table><TR><TH>구분<TH>요금<TR><TD>어른<TD>1,400원</table>") == "구분 | 요금\n어른 | 1,400원"
+
+
 # --- your own data ---------------------------------------------------------------------------------------------------
 
 
@@ -858,8 +924,7 @@ def test_each_sheet_has_a_header_of_its_own(tmp_path):
     )
     assert [row["document"] for row in own(tmp_path, "csv", {"둘.xlsx": book})] == [BUS, LAMP]
     book = workbook([["question", "doc"], ["대상은?", BUS]], [["메모"], ["끝"]])
-    with pytest.raises(SourceError, match="둘.xlsx, sheet 표1, row 1: found the columns 메모"):
-        own(tmp_path, "csv", {"둘.xlsx": book})
+    assert [row["document"] for row in own(tmp_path / "b", "csv", {"셋.xlsx": book})] == [BUS]
 
 
 def test_sheets_that_state_no_size_and_rows_without_their_last_empty_cells(tmp_path):

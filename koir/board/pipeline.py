@@ -10,7 +10,7 @@ from koir.board.page import Page, downloads, metric_control
 from koir.board.rows import Row
 from koir.board.standing import values_of
 from koir.errors import ResultError
-from koir.evaluation.significance import interval, paired_p
+from koir.evaluation.significance import paired
 from koir.evaluation.stored import Stored, per_query, query_rows
 
 OUTCOMES = ("", "won", "lost", "same")
@@ -87,11 +87,10 @@ def _gain(page: Page, stored: Stored, before: Stored, metric: str) -> dict:
 @st.cache_data(show_spinner=False, max_entries=512)
 def difference(stamp: str, first: list[float], second: list[float]) -> dict:
     """gain, its 95% interval, p, and queries won, lost and tied, of per-query values in the same order."""
-    each = [a - b for a, b in zip(first, second, strict=True)]
-    low, high = interval(each)
-    found = {"gain": sum(each) / len(each), "low": low, "high": high, "p": paired_p(first, second)}
-    won, lost = sum(value > 0 for value in each), sum(value < 0 for value in each)
-    return found | {"won": won, "lost": lost, "same": len(each) - won - lost}
+    found = paired(first, second)
+    low, high = found["interval"]
+    gain = {"gain": found["difference"], "low": low, "high": high, "p": found["p"]}
+    return gain | {"won": found["won"], "lost": found["lost"], "same": found["tied"]}
 
 
 def _ceiling(page: Page, before: Stored, depth: int, metric: str) -> float | None:

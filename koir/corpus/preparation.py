@@ -27,16 +27,9 @@ from koir.sources.tally import WINDOW, Tally
 from koir.triplets import listed
 
 SHARD = re.compile(r"train-\d{5}-of-\d{5}\.jsonl\.gz")
-# What rows come from, besides their files.
-CODE = (
-    "sources",
-    "triplets.py",
-    "cleaning.py",
-    "duplicates.py",
-    "mining.py",
-    "corpus/negatives.py",
-    "corpus/preparation.py",
-)
+# What rows come from, besides their files: as they are read, and as they are written.
+READING = ("sources", "triplets.py", "row_files.py", "evaluation/tasks.py")
+CODE = (*READING, "cleaning.py", "duplicates.py", "mining.py", "retrieval", "corpus")
 
 
 @dataclass
@@ -167,7 +160,7 @@ def claim(folder: Path, key: str) -> bool:
 
 def read_part(source: Source, path: Path, plan: Plan) -> Part:
     """The checked rows of one source, from the cache folder where the same bytes were read before."""
-    code = content_key([ROOT / "koir" / name for name in CODE[:2]])
+    code = content_key([ROOT / "koir" / name for name in READING])
     columns = plan.columns if source.name in NAMED else {}
     above = Path(os.path.abspath(path)).parent.parts[-2:]  # folders that may tell the split
     settings = f"{source.name} {plan.splits} {plan.window} {columns} {above} {code}"

@@ -135,11 +135,12 @@ def _signed(number: int | None) -> str:
 def sources_table(content: dict) -> str:
     """One source a line: what was read, dropped, cleaned away, kept."""
     lines = [
-        [s["source"], sum(s["records"].values()), sum(s["dropped"].values()), s["rows"],
+        [s["source"], sum(s["records"].values()), s["questions"] or "", sum(s["dropped"].values()), s["rows"],
          sum(s["dropped_in_cleaning"].values()), s["kept"], _words(s["records"])]
         for s in content["sources"]
     ]  # fmt: skip
-    return _table(["source", "records", "dropped", "rows", "cleaned away", "kept", "records by split"], lines)
+    columns = ["source", "records", "questions", "dropped", "rows", "cleaned away", "kept", "records by split"]
+    return _table(columns, lines)
 
 
 def _words(counts: dict) -> str:
@@ -167,7 +168,7 @@ def _markdown(content: dict, measured: dict[str, Measured]) -> str:
         f"Without a hard negative: {content['rows_without_hard_negative']:,}. Fingerprint: `{content['fingerprint']}`.",
         f"Command: `{content['command']}`",
         "## Rows beside KoE5's\n\n" + families_table(content),
-        "## Sources\n\nRecords are entries of the files; one can hold many questions or none.\n\n"
+        "## Sources\n\nRecords are entries of the files; where one can hold many questions, questions are dropped.\n\n"
         + sources_table(content),
         "## What was dropped, and why\n\n" + _table(["source", "step", "reason", "count", "first at"], reasons),
         *_mining(content["mining"]),
@@ -238,7 +239,7 @@ These rows are made of other people's data. **Some sources forbid passing rows o
 {licences}
 
     datasets.load_dataset("json", data_files="train-*.jsonl.gz")        # or the folder
-    huggingface-cli upload --repo-type dataset NAME FOLDER               # report and card go along
+    hf upload NAME FOLDER --repo-type dataset                            # report and card go along
 """
 
 

@@ -141,7 +141,7 @@ class Joint:
         pipeline = Pipeline(spec, self._index_uri(spec), fusion, stage.weight, None, s.kept(task), chosen_on=chosen)
         made_of = digest(stage.fingerprint, fusion, stage.weight)
         key = digest(stage.fingerprint, fusion, stage.weight, s.kept(task), task_fingerprint(task))
-        return self._once(pipeline, task, key, made_of, lambda: evaluate_first_stage(stage, task, spec, pipeline, key))
+        return self._once(pipeline, task, key, made_of, lambda: evaluate_first_stage(stage, task, pipeline, key))
 
     def _reranked(self, task: Task, spec: str, baseline: Evaluated, path: str) -> list[Evaluated]:
         (_, fingerprint), s = self.reranker(path), self.settings
@@ -195,8 +195,8 @@ class Joint:
         speed = done.pairs[depth] / max(done.seconds[depth], 1e-9)
         latency = {"index_seconds": first["index_seconds"], "first_stage_ms": first["first_stage_ms"]}
         latency |= {"reranker_ms": ms, "total_ms": first["first_stage_ms"] + ms, "pairs_per_second": speed}
-        ceiling = candidate_recall(task.qrels, baseline.run, depth)
-        return evaluated(pipeline, task, run, ceiling, latency, key, done.seconds[depth])
+        recall = candidate_recall(task.qrels, baseline.run, depth)
+        return evaluated(pipeline, task, run, recall, latency, key, done.seconds[depth])
 
     def _once(self, pipeline: Pipeline, task: Task, key: str, made_of: str, make: Callable[[], Evaluated]) -> Evaluated:
         """The result on disk where its key is the same, else a new one, written at once. made_of: its pipeline_key."""

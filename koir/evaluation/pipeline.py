@@ -13,7 +13,7 @@ import numpy as np
 from koir.errors import FlagError, nearest, nearest_beside
 from koir.evaluation.metrics import KS, evaluate_run
 from koir.evaluation.results import file_name, result
-from koir.evaluation.significance import interval, paired_p
+from koir.evaluation.significance import paired
 from koir.evaluation.tasks import Task
 from koir.retrieval.hybrid import DENSE_SHARE
 from koir.retrieval.ranking import SCALES, ranked
@@ -109,9 +109,9 @@ class Evaluated:
 
 
 def evaluated(
-    pipeline: Pipeline, task: Task, run: dict, ceiling: float, latency: dict, key: str | None, seconds: float
+    pipeline: Pipeline, task: Task, run: dict, recall: float, latency: dict, key: str | None, seconds: float
 ) -> Evaluated:
-    """Score a finished run. ceiling: candidate recall. latency: as results.py lays it out."""
+    """Score a finished run. recall: candidate recall. latency: as results.py lays it out."""
     scores = evaluate_run(task.qrels, run)
     koir = {
         "name": pipeline.name,
@@ -119,7 +119,7 @@ def evaluated(
         "key": key,
         "task_fingerprint": task_fingerprint(task),
         "documents": len(task.corpus),
-        "candidate_recall": ceiling,
+        "candidate_recall": recall,
         "latency": latency,
         "milliseconds_per_query": latency["total_ms"],
         "tied_queries": sum(is_tied(candidates) for candidates in run.values()),
@@ -128,11 +128,8 @@ def evaluated(
     return Evaluated(scores, run, result(task.name, task.split, scores, seconds, koir, task.subset))
 
 
-def evaluate_first_stage(
-    index: Callable, task: Task, name: str, pipeline: Pipeline | None = None, key: str | None = None
-) -> Evaluated:
+def evaluate_first_stage(index: Callable, task: Task, pipeline: Pipeline, key: str | None = None) -> Evaluated:
     """Index the task's corpus, search all its queries, and score the run."""
-    pipeline = pipeline or Pipeline(name)
     started = time.perf_counter()
     retriever = index(task.corpus)
     retriever.search(list(task.queries.values())[:1], 1)  # what loads with the first query is not a query's time
@@ -146,8 +143,8 @@ def evaluate_first_stage(
     ms = 1000 * (searched - indexed) / len(task.queries)
     latency = {"index_seconds": indexed - started, "first_stage_ms": ms, "reranker_ms": None, "total_ms": ms}
     latency["pairs_per_second"] = None
-    ceiling = candidate_recall(task.qrels, run, pipeline.depth)
-    return evaluated(pipeline, task, run, ceiling, latency, key, time.perf_counter() - started)
+    recall = candidate_recall(task.qrels, run, pipeline.depth)
+    return evaluated(pipeline, task, run, recall, latency, key, time.perf_counter() - started)
 
 
 def candidate_recall(qrels: dict, run: dict, depth: int) -> float:
@@ -182,16 +179,6 @@ def comparison(ours: Evaluated, theirs: Evaluated, against: str) -> dict:
     pipeline = ours.content["koir"]["pipeline"]
     reach = pipeline["depth"] if pipeline["reranker"] else max(KS)
     metric = f"ndcg_at_{max(k for k in KS if k <= reach)}"
-    first = np.array([of_query[metric] for of_query in ours.scores.values()])  # [Q]
-    second = np.array([theirs.scores[query][metric] for query in ours.scores])  # [Q]
-    gain = first - second
-    return {
-        "against": against,
-        "metric": metric,
-        "difference": float(first.mean() - second.mean()),
-        "interval": interval(gain),
-        "p": paired_p(first, second),
-        "won": int((gain > 1e-9).sum()),
-        "lost": int((gain < -1e-9).sum()),
-        "tied": int((np.abs(gain) <= 1e-9).sum()),
-    }
+    first = [of_query[metric] for of_query in ours.scores.values()]
+    second = [theirs.scores[query][metric] for query in ours.scores]
+    return {"against": against, "metric": metric} | paired(first, second)

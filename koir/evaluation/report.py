@@ -6,7 +6,7 @@ from koir.evaluation.metrics import KS
 from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.significance import SIGNIFICANT
 
-HEADER = [*SCORE_HEADER, "ceiling", "ms/query", "nDCG@10 gained", "p", "won/lost/tied", "over"]
+HEADER = [*SCORE_HEADER, "candidate recall", "ms/query", "nDCG@10 gained", "p", "won/lost/tied", "over"]
 TIME_HEADER = ["time", "index s", "first stage ms/query", "reranker ms/query", "pairs/s"]
 METRICS = ("ndcg", "recall", "precision", "f1", "mrr", "hit_rate")
 
@@ -115,7 +115,8 @@ def markdown(tasks: Sequence[Sequence[dict]]) -> str:
                 rows.append([content["koir"]["name"], *[f"{scores[f'{metric}_at_{k}']:.4f}" for k in KS]])
             parts += [*_pipes([metric, *[f"@{k}" for k in KS]], rows), ""]
     parts.append(
-        "Ceiling: recall of the candidates. F1 is of mean precision and mean recall, as published tables have it."
+        "Candidate recall: of what the first stage hands to the reranker. F1 is of mean precision and mean recall, as "
+        "published tables have it."
     )
     return "\n".join([*parts, ""])
 

@@ -6,7 +6,7 @@
     results/<pipeline>/pipeline.json          what `--pipeline FILE` and `scripts/serve.py` read
     results/<pipeline>/run.json               written last: command, versions, wall seconds
 
-<pipeline> is `bm25`, `dense-v1.1-demo`, `hybrid-v1.1-demo`, `hybrid-v1.1-demo-rrf`, `hybrid-v1.1-demo-w0.5` of a weight
+<pipeline> is `bm25`, `dense-RUN`, `hybrid-RUN`, `hybrid-RUN-rrf`, `hybrid-RUN-w0.5` of a weight
 that was given, and with a reranker `<first stage>+<reranker>@<depth>`; after it `p<tokens>` where documents are read in
 passages, and `~mixed` where the first stage's score has a share in the final one.
 
@@ -138,7 +138,7 @@ def what_is_replaced(folder: Path, task: str, split: str, fingerprint: str, inte
 
 
 def file_name(pipeline: str) -> str:
-    """A pipeline's name as a folder name: `dense:outputs/v1.1-demo` becomes `dense-v1.1-demo`.
+    """A pipeline's name as a folder name: `dense:outputs/RUN` becomes `dense-RUN`.
 
     A folder that lies elsewhere or is called demo, a hub name that would read as a folder in outputs/, and names that
     end as a pipeline's do (-rrf, -w0.3) or have its @ get a piece of a hash, so that two of one name never share

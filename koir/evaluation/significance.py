@@ -16,6 +16,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict:
+    """Of per-query values in one order, ours - theirs: mean difference, interval, p, queries won, lost and tied."""
+    first, second = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)  # [Q]
+    gain = first - second
+    return {
+        "difference": float(first.mean() - second.mean()),
+        "interval": interval(gain),
+        "p": paired_p(first, second),
+        "won": int((gain > 1e-9).sum()),
+        "lost": int((gain < -1e-9).sum()),
+        "tied": int((np.abs(gain) <= 1e-9).sum()),
+    }
+
+
 def paired_p(ours: Sequence[float], theirs: Sequence[float], seed: int = 0, samples: int = 10_000) -> float:
     """Two-sided p of the paired randomisation test: how often random signs reach the mean difference seen."""
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)

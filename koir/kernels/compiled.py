@@ -3,6 +3,7 @@
 from torch import nn
 
 from koir.errors import ModelError
+from koir.kernels.install import remove
 
 
 def compile_layers(transformer: nn.Module) -> None:
@@ -14,7 +15,6 @@ def compile_layers(transformer: nn.Module) -> None:
     layers = getattr(getattr(transformer.base_model, "encoder", None), "layer", None)
     if layers is None:
         raise ModelError("--compile", f"a {transformer.config.model_type} model", "one like XLM-RoBERTa or BERT")
-    for module in transformer.modules():
-        vars(module).pop("forward", None)  # kernels for CPUs, each module's own: they would make every layer a function
+    remove(transformer)  # kernels for CPUs, each module's own, would make every layer a function
     for layer in layers:
         layer.compile(dynamic=True)

@@ -19,7 +19,7 @@ from koir.retrieval.morphemes import morphemes, plain_forms
 from koir.retrieval.ranking import as_run, best
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s tries JAX, where it is, which takes most of a GPU when it starts
-import bm25s  # noqa: E402
+import bm25s
 
 K1, B = 1.2, 0.75
 PAIR_WEIGHT = 0.5  # of a pair's score beside a morpheme's

@@ -34,6 +34,15 @@ MOST = 16_384  # candidates that Milvus gives at most
 NO_WORD = 0  # the sparse dimension that documents without words have, and no query
 
 
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    """Raises RunError where Milvus does not answer, or refuses."""
+    try:
+        yield
+    except MilvusException as error:
+        raise RunError("Milvus", f"no answer ({str(error)[:120]})", "a Milvus that is up") from None
+
+
 @functools.cache
 def connect(uri: str) -> MilvusClient:
     """A client for a milvus-lite file (created where absent) or a cluster's URI; MILVUS_TOKEN is its key.
@@ -52,8 +61,12 @@ def connect(uri: str) -> MilvusClient:
         ) from None
 
 
+@_reached()
 def is_complete(client: MilvusClient, name: str) -> bool:
-    """Whether an index of this name was written to its end; if so, it is ready to be searched."""
+    """Whether an index of this name was written to its end; if so, it is ready to be searched.
+
+    Like all that follows, it raises RunError where Milvus does not answer.
+    """
     if not client.has_collection(f"{name}_words"):
         return False
     for collection in (name, f"{name}_words"):
@@ -61,6 +74,7 @@ def is_complete(client: MilvusClient, name: str) -> bool:
     return bool(client.get(f"{name}_words", [COMPLETE]))
 
 
+@_reached()
 def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, corpus: dict[str, str], facts: dict) -> None:
     """Insert both parts and the texts under a name; what an interrupted attempt left is dropped.
 
@@ -88,6 +102,7 @@ def write(client: MilvusClient, name: str, lexical: BM25, dense: Dense, corpus: 
     describe(client, name, facts)
 
 
+@_reached()
 def describe(client: MilvusClient, name: str, facts: dict) -> None:
     """Write what `described` gives, which also says that an index is whole; what was said before is replaced."""
     said = json.dumps(facts, ensure_ascii=False)
@@ -143,12 +158,14 @@ def _rows_of(lexical: BM25):
 
 
 def _all(client: MilvusClient, name: str, fields: list[str]) -> Iterator[dict]:
-    rows = client.query_iterator(name, filter="number >= -1", output_fields=fields)
-    while batch := rows.next():
-        yield from batch
-    rows.close()
+    with _reached():
+        rows = client.query_iterator(name, filter="number >= -1", output_fields=fields)
+        while batch := rows.next():
+            yield from batch
+        rows.close()
 
 
+@_reached()
 def described(uri: str, spec: str | None = None) -> dict:
     """The facts of the one index at a URI, of several the one of a first stage. Raises RunError where it is not one."""
     if "://" not in uri and not Path(uri).exists():
@@ -167,14 +184,6 @@ def described(uri: str, spec: str | None = None) -> dict:
     return facts[0]
 
 
-@contextlib.contextmanager
-def _reached(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MilvusException as error:
-        raise RunError(f"Milvus, {name}", f"no answer ({str(error)[:120]})", "a Milvus that is up") from None
-
-
 class _Part:
     """One field of a collection as a first stage."""
 
@@ -185,7 +194,7 @@ class _Part:
         """For each query vector its `depth` best documents: id -> inner product; ties by id where they were fetched."""
         runs = []
         for start in range(0, len(vectors), QUERIES):
-            with _reached(self.name):
+            with _reached():
                 hits = self.client.search(
                     self.name,
                     vectors[start : start + QUERIES],
@@ -236,7 +245,7 @@ class DenseMilvus(_Part):
         found = {}
         for start in range(0, len(ids), TEXTS):
             named = json.dumps(list(ids[start : start + TEXTS]), ensure_ascii=False)
-            with _reached(self.name):
+            with _reached():
                 rows = self.client.query(self.name, filter=f"id in {named}", output_fields=["id", "text"])
             found |= {row["id"]: row["text"] for row in rows}
         return found

@@ -3,7 +3,7 @@
 An index folder (--index_uri) holds one folder for each part, named by what it was made of, so that two checkpoints
 or two corpora never meet: `bm25-<key>/`, `dense-<key>/`.
 
-    stage = first_stage("hybrid:outputs/v1.1-demo", index_uri="indexes/law", fusion="weighted", weight=0.4)
+    stage = first_stage("hybrid:outputs/RUN", index_uri="indexes/law", fusion="weighted", weight=0.4)
     index = stage(corpus)                       # corpus: id -> text; built, or opened where it is already there
     (found,) = index.search(["연차는 며칠?"], 10)   # id -> score, best first
 """

@@ -69,8 +69,9 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
     scores, lines = {}, []
     for task in groups["held_out"]:
         split = task.split
-        before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, f"dense:{base_name}")
-        after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, f"dense:{folder}")
+        named = pipeline.Pipeline(f"dense:{base_name}"), pipeline.Pipeline(f"dense:{folder}")
+        before = pipeline.evaluate_first_stage(stages.in_memory(base, progress=True), task, named[0])
+        after = pipeline.evaluate_first_stage(stages.in_memory(tuned, progress=True), task, named[1])
         found = pipeline.comparison(after, before, base_name)
         difference, p = found["difference"], found["p"]
         rows = [score_row(f"base ({base_name})", before.content), score_row("tuned", after.content)]

@@ -78,8 +78,8 @@ def _scored(task: Task, run: dict, spec: str, depth: int, name: str | None, star
     ms = 1000 * (time.perf_counter() - started) / len(task.queries)
     latency = {"index_seconds": None, "first_stage_ms": None, "reranker_ms": ms if name else None, "total_ms": ms,
                "pairs_per_second": None}  # fmt: skip
-    ceiling = pipeline.candidate_recall(task.qrels, run, depth)
-    return pipeline.evaluated(Pipeline(spec, reranker=name, depth=depth), task, run, ceiling, latency, None, ms / 1000)
+    recall = pipeline.candidate_recall(task.qrels, run, depth)
+    return pipeline.evaluated(Pipeline(spec, reranker=name, depth=depth), task, run, recall, latency, None, ms / 1000)
 
 
 def _first_base_tuned(load: Callable[[], Reranker], groups: dict, folder: Path) -> dict:
@@ -108,11 +108,11 @@ def _first_base_tuned(load: Callable[[], Reranker], groups: dict, folder: Path) 
 def _report(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, list[str]]:
     """Print one task's table; returns its part of run.json, and warnings."""
     first, base, tuned = rows.values()
-    ceiling = tuned.content["koir"]["candidate_recall"]
+    recall = tuned.content["koir"]["candidate_recall"]
     print(f"\n{task.name}, {task.split}: {len(task.queries):,} queries, {len(task.corpus):,} documents, "
-          f"{depth} candidates a query with {ceiling:.1%} of the right answers")  # fmt: skip
+          f"{depth} candidates a query with {recall:.1%} of the right answers")  # fmt: skip
     print(table(SCORE_HEADER, [score_row(name, row.content) for name, row in rows.items()]))
-    found, warnings = {"split": task.split, "depth": depth, "candidate_recall": ceiling}, []
+    found, warnings = {"split": task.split, "depth": depth, "candidate_recall": recall}, []
     names = list(rows)
     for kind, name, other, called in (
         ("to_first_stage", names[0], first, "its own first stage"),

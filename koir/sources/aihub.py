@@ -21,16 +21,27 @@ LICENCE = "AIHUB terms: for registered users; neither the data nor rows made of 
 NUMBERS = {  # data sets' pages
     "016": 569, "017": 577, "089": 89, "092": 92, "106": 106, "150": 71568, "151": 71610, "152": 71533, "71565": 71565,
 }  # fmt: skip
-LABELS = r"^(?!.*(?:원천데이터|(?:^|/)[TV]S_)).*\.json"  # every JSON but the vendor's source files
+# Every JSON but the vendor's source files, as 원천데이터/, [원천]도서.zip, TS1.zip, VS_도서.json and 메타데이터.zip.
+LABELS = (
+    r"^(?!.*(?:(?:원천|원시)\s*데이터|\[원천\]|(?:^|/)(?:원천|원시|메타데이터)[^/]*\.zip/|(?:^|[/\]])[TV]S\d*[_.\-/ ]))"
+    r".*\.json"
+)
+MARKED = r"(?:^|[/\]])[TV]L_[^/]*(?:\.zip/.*)?\.json"  # TL_tableqa.json, [라벨]TL_tableqa_1.json, TL_tableqa.zip/a.json
+NO_ANSWER = ("noanswer", "unanswerable")
 
 
 def _entry(record: dict, place: str, tally: Tally, source: str, answered: bool) -> Iterator[dict]:
-    if "noanswer" in place.rpartition("/")[2].lower():
-        for paragraph in record["paragraphs"]:
-            for qa in paragraph["qas"]:
+    parts = record.get("paragraphs") or [record]
+    asked = [part.get("qas", part.get("qa_pairs")) for part in parts]
+    if record.get("paragraphs") != [] and asked == [None] * len(parts) and not any("question" in p for p in parts):
+        tally.drop("no questions (a source file?)", place)
+    elif any(word in place.rpartition("/")[2].lower() for word in NO_ANSWER):
+        for qas in asked:
+            for qa in qas or [record]:
+                tally.questions += 1
                 tally.drop("unanswerable", f"{place}, question {qa.get('id')}")
-        return
-    yield from questions(record, place, tally, source, answered)
+    else:
+        yield from questions(record, place, tally, source, answered)
 
 
 def _technical(record: dict, place: str, tally: Tally, source: str, answered: bool) -> Iterator[dict]:
@@ -38,12 +49,14 @@ def _technical(record: dict, place: str, tally: Tally, source: str, answered: bo
     if "dataset" not in record:
         yield from _entry(record, place, tally, source, answered)
         return
+    if not record["dataset"]["context_info"]:
+        tally.drop("no paragraph", place)
     for part in record["dataset"]["context_info"]:
         context, asked = plain(part["context"] or ""), []
         for qa in part["qas"]:
             clues = [plain(clue["clue_text"] or "") for clue in qa.get("clue") or []]
             there = [clue for clue in clues if clue and clue in context]
-            wordings = [qa[name] for name in ("question-1", "question-2") if qa.get(name)]
+            wordings = [qa[name] for name in ("question-1", "question-2") if qa.get(name)] or [""]
             asked += [{"id": record["dataset"].get("doc_id"), "question": q, "answers": there} for q in wordings]
         yield from questions({"context": context, "qas": asked}, place, tally, source, answered)
 
@@ -73,11 +86,11 @@ NEWS = ("span_extraction.", "span_inference.", "text_entailment.")
 MRC = ("normal_squad", "clue0529_squad")
 SOURCES = [
     _source(
-        "aihub-admin-mrc", "016", "행정 문서 대상 기계독해", r"(^|/)[TV]L_[a-z_]+\.json",
+        "aihub-admin-mrc", "016", "행정 문서 대상 기계독해", MARKED,
         "TL_*.json and VL_*.json (six kinds), in their zips or not", ADMIN,
     ),
     _source(
-        "aihub-news-mrc", "017", "뉴스 기사 기계독해", r"(^|/)[TV]L_[a-z_]+\.json",
+        "aihub-news-mrc", "017", "뉴스 기사 기계독해", MARKED,
         "TL_*.json and VL_*.json (four kinds), in their zips or not", NEWS,
     ),
     _source("aihub-mrc", "089", "기계독해", r"(^|/)ko_nia_[^/]+\.json", "ko_nia_*_squad_all.json, in zips or not", MRC),

@@ -94,6 +94,8 @@ def natural(name: str) -> list:
 def unreadable(place: str, error: BaseException) -> SourceError:
     """The error to raise for one of BROKEN."""
     why = " ".join(str(error).split())[:120] or type(error).__name__
+    if isinstance(error, NotImplementedError):  # Deflate64, which Windows takes for large files
+        return SourceError(place, f"a zip that cannot be opened here ({why})", "the same unpacked, or zipped otherwise")
     return SourceError(place, f"unreadable data ({why})", "a whole, undamaged file; download it again")
 
 

@@ -9,6 +9,8 @@ bundled one).
 
 import ast
 import contextlib
+import io
+import tokenize
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -53,6 +55,15 @@ OURS = r"(run|report|plan|part-\d+)\.json"  # what commands here write beside ro
 
 
 def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
+    try:
+        yield from _row_of_table(record, place, tally, source)
+    except SourceError:
+        if ", sheet " not in place:
+            raise
+        tally.drop(f"in a sheet of the columns {', '.join(record)}"[:120], place)  # a cover, say
+
+
+def _row_of_table(record: dict, place: str, tally: Tally, source: str) -> Iterator[dict]:
     record = _as_named(record, place, tally, set(tally.columns))
     record = {name.lower(): value for name, value in record.items()}
     used = _used(record)
@@ -64,7 +75,6 @@ def _table_row(record: dict, place: str, tally: Tally, source: str) -> Iterator[
             if len(record) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns), None)):
                 raise SourceError(place, f"{mark!r} between the cells of {columns[12:]!r:.60}", "commas (.tsv: tabs)")
             expected = f"one of {', '.join(COLUMNS[field])} for the {field}, or --columns {field}=NAME"
-            expected += ", or a workbook without this sheet" if ", sheet " in place else ""
             raise SourceError(place, columns, expected)
     _note_unread(tally, set(record) - set(used.values()) - {"id"})
     yield {**row, "hard_negative": row["hard_negative"] or None, "source": source, "id": record.get("id")}
@@ -114,13 +124,17 @@ def _with_fields(record: dict) -> dict:
 
 
 def _listed(cell: str) -> str | list[str]:
-    """A cell's text, or its texts where it is a list of them, as JSON or pandas write it; "" for one that says none."""
+    """A cell's text, or its texts where it is a list of them, as JSON, pandas or numpy (no commas) write it.
+
+    "" for one that says none.
+    """
     if cell in NOTHING:
         return ""
     if cell.startswith(("['", '["')) and cell.endswith(("']", '"]')):
-        with contextlib.suppress(ValueError, SyntaxError):
-            texts = ast.literal_eval(cell)
-            return texts if all(isinstance(text, str) for text in texts) else cell
+        with contextlib.suppress(ValueError, SyntaxError, tokenize.TokenError):
+            tokens = [*tokenize.generate_tokens(io.StringIO(cell).readline)]
+            if all(token.type != tokenize.OP or token.string in "[,]" for token in tokens):
+                return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
     return cell
 
 

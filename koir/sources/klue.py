@@ -14,7 +14,8 @@ from koir.sources.tally import Tally
 
 WHERE, LICENCE = "https://github.com/KLUE-benchmark/KLUE (or klue/klue of the hub, as Parquet)", "CC BY-SA 4.0"
 FILES = "klue-{task}-v1.1_train.json and _dev.json, or their tar.gz"
-FILE = r"(^|/)(klue-{0}[^/]*|{0}/[^/]*)\.(json|parquet)"  # not mrc alone: others' data has it in its name
+# Not mrc alone, which others' data has in its name.
+FILE = r"(^|/)(klue-{0}[^/]*|{0}/(?:(?:train|validation|test)/)?[^/]*)\.(json|parquet)"
 LABELS = ("entailment", "neutral", "contradiction")
 
 

@@ -18,14 +18,14 @@ LICENCE = "CC BY-ND 2.0 KR: keep rows made of it to yourself"
 
 
 def _read(path: Path, tally: Tally, version: str) -> Iterator[tuple[dict, str]]:
-    wanted = rf"korquad_?v?{version[0]}.*\.json"
+    wanted = rf"(korquad_?v?{version[0]}.*\.json|squad_kor_v{version[0]}/.*\.parquet)"
     return converted(walk(path), wanted, partial(questions, source=f"korquad-{version}"), tally)
 
 
 SOURCES = [
     Source(
         "korquad", "KorQuAD", "KorQuAD 1.0: question -> paragraph", "https://korquad.github.io", LICENCE,
-        "KorQuAD_v1.0_train.json and _dev.json", partial(_read, version="1.0"),
+        "KorQuAD_v1.0_train.json and _dev.json, or the hub's squad_kor_v1/*.parquet", partial(_read, version="1.0"),
     ),
     Source(
         "korquad-2.1", "KorQuAD", "KorQuAD 2.1: question -> window of a page", "https://korquad.github.io", LICENCE,

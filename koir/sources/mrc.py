@@ -15,8 +15,11 @@ HTML = re.compile(
     re.IGNORECASE,
 )
 TAG = re.compile(r"</?[a-zA-Z][\w:-]*(?:[\s/][^<>]*)?>")  # of any name, where the text is HTML
-BLOCK = re.compile(r"</(?:p|div|tr|li|ul|ol|h\d|table|caption|dd|dt|title)>|<br\s*/?>", re.IGNORECASE)
-CELL = re.compile(r"</t[dh]>\s*<t[dh]\b[^<>]*>", re.IGNORECASE)
+BLOCK = re.compile(
+    r"</(?:p|div|tr|li|ul|ol|h\d|table|caption|dd|dt|title)>|<br\s*/?>|<tr\b[^<>]*>(?:\s*<t[dh]\b[^<>]*>)?",
+    re.IGNORECASE,
+)
+CELL = re.compile(r"(?:</t[dh]>)?\s*<t[dh]\b[^<>]*>", re.IGNORECASE)  # a cell's end may be left out
 MARKUP = 8  # characters with markup for one of text: where an answer's surroundings are looked for
 UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<!--.*?-->|<!DOCTYPE[^>]*>", re.IGNORECASE | re.DOTALL)
 
@@ -40,11 +43,14 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
         context = context or ""
         asked = paragraph.get("qas", paragraph.get("qa_pairs"))
         for qa in [paragraph] if asked is None else asked:
+            tally.questions += 1
             number = qa.get("question_id") or qa.get("guid") or qa.get("id") or ""
             reason, start, end = _span(qa, context, answered)
-            if reason and not unicodedata.is_normalized("NFC", context):  # a macOS copy: offsets count composed text
-                context = unicodedata.normalize("NFC", context)
-                reason, start, end = _span(qa, context, answered)
+            for counted in _as_counted(context) if reason else ():
+                found = _span(qa, counted, answered)
+                if not found[0]:
+                    context, (reason, start, end) = counted, found
+                    break
             whole = _whole(context, tally.window)
             if not reason and whole is None and not end:
                 reason = "no place of the answer in a paragraph longer than the window"
@@ -59,6 +65,13 @@ def questions(record: dict, place: str, tally: Tally, source: str, answered: boo
             if caption and caption not in document:
                 document = f"{caption}\n{document}"
             yield {"query": qa["question"].strip(), "document": document, "source": source, "id": str(number)}
+
+
+def _as_counted(context: str) -> list[str]:
+    """What offsets may count in its place: composed text in a macOS copy, single line ends in a Windows one."""
+    composed = unicodedata.normalize("NFC", context)
+    others = dict.fromkeys((composed, context.replace("\r\n", "\n"), composed.replace("\r\n", "\n")))
+    return [other for other in others if other != context]
 
 
 def _whole(context: str, window: int) -> str | None:
@@ -147,6 +160,6 @@ def plain(text: str) -> str:
 
 
 def _text(markup: str) -> str:
-    text = TAG.sub("", BLOCK.sub("\n", CELL.sub(" | ", UNSEEN.sub(" ", markup))))
+    text = TAG.sub("", CELL.sub(" | ", BLOCK.sub("\n", UNSEEN.sub(" ", markup))))
     text = html.unescape(text).replace("\xa0", " ")
     return re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*", "\n", text))

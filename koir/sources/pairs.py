@@ -23,6 +23,8 @@ def inferences(found: Iterable[tuple[dict, str]], source: str, tally: Tally) -> 
     for premise, hypotheses in premises.items():
         contradictions = hypotheses.get("contradiction", [])
         negatives = list(dict.fromkeys(hypothesis for hypothesis, _ in contradictions))
+        if "entailment" in hypotheses and contradictions:
+            tally.notes["contradictions that became hard negatives"] += len(contradictions)
         for hypothesis, place in hypotheses.get("entailment", []):
             yield {"query": premise, "document": hypothesis, "hard_negative": negatives, "source": source}, place
         if contradictions and "entailment" not in hypotheses:

@@ -18,7 +18,7 @@ from openpyxl.utils.escape import unescape
 from koir.errors import SourceError
 from koir.sources.archives import BROKEN, unreadable
 from koir.sources.json_text import json_records
-from koir.sources.streams import File, bound
+from koir.sources.streams import File, bound, seekable
 from koir.sources.tally import Tally, split_of
 
 CHUNK = 2**20  # bytes read at once
@@ -39,7 +39,7 @@ def records(file: File, tally: Tally, header: bool = True, quoted: bool | None =
     kind = file.name.rpartition(".")[2].lower()
     place, number = file.place, 0
     try:
-        with file.open() as stream:
+        with file.open() as raw, seekable(raw, place) if kind in ("xlsx", "parquet") else raw as stream:
             if kind == "xlsx":
                 found = (
                     (name, _table(sheet, name, tally, header, True)) for name, sheet in _sheets(stream, file.place)
@@ -51,7 +51,7 @@ def records(file: File, tally: Tally, header: bool = True, quoted: bool | None =
                 found = [(place, _table(_cells(stream, place, kind, quoted), place, tally, header))]
             else:
                 found = [(place, json_records(_ended(decoded(stream, place)), place))]
-            for place, part in found:  # noqa: B020 (what is read tells its place)
+            for place, part in found:
                 for number, record in enumerate(part, 1):
                     if record is not None:
                         yield record, f"{place}, row {number}"
@@ -65,7 +65,7 @@ def decoded(stream: BinaryIO, place: str) -> Iterator[str]:
     block = stream.read(CHUNK)
     utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "utf-16" if utf16 else "utf-8-sig"
-    decoder, ascii_so_far, position = codecs.getincrementaldecoder(encoding)(), True, 0
+    decoder, ascii_so_far, position, line = codecs.getincrementaldecoder(encoding)(), True, 0, 1
     while True:
         try:
             text = decoder.decode(block, final=not block)
@@ -77,10 +77,14 @@ def decoded(stream: BinaryIO, place: str) -> Iterator[str]:
                     raise error
                 encoding, decoder = "cp949", codecs.getincrementaldecoder("cp949")()
                 text = decoder.decode(error.object)  # with what the last block left over
-            except UnicodeDecodeError:
-                where = f"byte 0x{error.object[error.start]:02x} at {position + error.start:,}"
-                raise SourceError(place, where, "UTF-8 or CP949 text") from None
+            except UnicodeDecodeError as again:
+                start = max(error.start, again.start)  # where the better of both readings ended
+                before = position + len(block) - len(error.object)
+                at = f"{place}, line {line + error.object[:start].count(10):,}"
+                found = f"byte 0x{error.object[start]:02x} at {before + start:,}"
+                raise SourceError(at, found, "UTF-8 or CP949 text") from None
         ascii_so_far = ascii_so_far and text.isascii()
+        line += text.count("\n")
         position += len(block)
         if text:
             yield text

@@ -1,14 +1,17 @@
 """All sources by name: each module of this package that has SOURCES adds its own."""
 
 import importlib
+import itertools
 import pkgutil
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import koir.sources
 from koir.errors import FlagError, RowError, SourceError, nearest
+from koir.sources.archives import DATA
 from koir.sources.tally import Tally
 from koir.triplets import check_row, listed
 
@@ -90,28 +93,40 @@ def checked_rows(source: Source, path: Path, tally: Tally) -> Iterator[dict]:
         raise SourceError(
             f"--source {source.name}={path}", f"no rows ({reasons})", f"at least one row of {source.what}"
         )
-    names = [*tally.files, *tally.left_out, *tally.ignored]
+    names = [*tally.files, *tally.left_out]
     for ending in source.pack:
         if not any(ending in name.lower() for name in names):
             tally.notes[f"not in this download: {ending}"] += 1
+    if unread := [name for name in tally.ignored if name.lower().endswith(DATA)]:
+        tally.notes[f"data files that are none of this source's, {unread[0]} for one"] += len(unread)
     for name in filter(UNOPENED.search, tally.ignored):
         tally.notes[f"an archive that is not opened (unpack it): {name}"] += 1
 
 
 def _without_its_documents(row: dict, tally: Tally) -> dict:
-    """A row without the hard negatives that are documents of its own; one with scores, which count them, as it is."""
+    """A row without the hard negatives that are documents of its own, and without their scores."""
     name = next((name for name in ("hard_negative", "neg") if row.get(name)), None)
-    if name is None or any(row.get(f"{name}_score{s}") is not None for s in ("", "s")):
+    if name is None:
         return row
     if not all(isinstance(row.get(field), (str, list, type(None))) for field in (name, "document", "pos")):
         return row  # which `check_row` refuses
-    right = [text for field in ("document", "pos") for text in listed(row.get(field))]
+    right = [_composed_text(text) for field in ("document", "pos") for text in listed(row.get(field))]
     negatives = listed(row[name])
-    kept = [text for text in negatives if text not in right]
-    if len(kept) == len(negatives):
+    kept = [_composed_text(text) not in right for text in negatives]
+    if all(kept):
         return row
-    tally.notes["hard negatives that were documents of their row"] += len(negatives) - len(kept)
-    return row | {name: kept or None}
+    clean = row | {name: list(itertools.compress(negatives, kept)) or None}
+    for scores in (f"{name}_score", f"{name}_scores"):
+        if isinstance(row.get(scores), list) and len(row[scores]) == len(negatives):
+            clean[scores] = list(itertools.compress(row[scores], kept)) or None
+        elif isinstance(row.get(scores), (int, float)) and not any(kept):
+            clean[scores] = None
+    tally.notes["hard negatives that were documents of their row"] += kept.count(False)
+    return clean
+
+
+def _composed_text(text: object) -> object:
+    return unicodedata.normalize("NFC", text).strip() if isinstance(text, str) else text
 
 
 def _composed(row: dict, pairs: list[dict]) -> dict:

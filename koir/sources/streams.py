@@ -66,7 +66,7 @@ class _Inflating(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # noqa: ANN001 (a memoryview)
+    def readinto(self, buffer) -> int:
         block = self.stream.read(len(buffer))
         buffer[: len(block)] = block
         self.total += len(block)
@@ -115,7 +115,7 @@ class _Joined(io.RawIOBase):
         self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.starts[-1]}[whence]
         return self.position
 
-    def readinto(self, buffer) -> int:  # noqa: ANN001 (a memoryview)
+    def readinto(self, buffer) -> int:
         for stream, start, end in zip(self.streams, self.starts, self.starts[1:], strict=False):
             if start <= self.position < end:
                 stream.seek(self.position - start)

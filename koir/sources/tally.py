@@ -32,6 +32,7 @@ class Tally:
     ):
         self.wanted, self.window, self.columns = splits, window, columns or {}
         self.records: Counter[str] = Counter()  # by split
+        self.questions = 0  # of reading comprehension, where a record holds many
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self.notes: Counter[str] = Counter()
@@ -55,6 +56,7 @@ class Tally:
         """Everything, for a report in JSON."""
         return {
             "records": dict(self.records),
+            "questions": self.questions,
             "dropped": dict(self.dropped.most_common()),
             "dropped_first_at": self.examples,
             "notes": dict(self.notes),

@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(ROOT))
 
-from fastapi.exceptions import RequestValidationError  # noqa: E402
-from pydantic import TypeAdapter, ValidationError  # noqa: E402
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from koir import arguments  # noqa: E402
-from koir.errors import UserError  # noqa: E402
-from koir.evaluation.pipeline import read_pipeline  # noqa: E402
-from koir.evaluation.reproduction import asked, read_cells  # noqa: E402
-from koir.evaluation.stored import query_rows, read_result, read_results, training_runs  # noqa: E402
-from koir.evaluation.tasks import load_task  # noqa: E402
-from koir.flags import parse  # noqa: E402
-from koir.manifest import read_run  # noqa: E402
-from koir.row_files import file_records  # noqa: E402
-from koir.serving import schemas  # noqa: E402
-from koir.serving.problems import from_validation  # noqa: E402
-from koir.triplets import check_row  # noqa: E402
+from koir import arguments
+from koir.errors import UserError
+from koir.evaluation.pipeline import read_pipeline
+from koir.evaluation.reproduction import asked, read_cells
+from koir.evaluation.stored import query_rows, read_result, read_results, training_runs
+from koir.evaluation.tasks import load_task
+from koir.flags import parse
+from koir.manifest import read_run
+from koir.row_files import file_records
+from koir.serving import schemas
+from koir.serving.problems import from_validation
+from koir.triplets import check_row
 
 CASES = int(os.environ.get("KOIR_FUZZ_CASES", 2000))
 quick = settings(
