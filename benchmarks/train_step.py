@@ -191,7 +191,7 @@ def settle(bench: Bench, arguments: argparse.Namespace, tokens: int) -> None:
     with bench.autocast():
         token_bytes = bytes_per_token(bench.encoder, bench.device)
     arguments.chunk_tokens = arguments.chunk_tokens or chunk_budget(free, token_bytes, bench.device)
-    arguments.keep_auto = min(keep_budget(free, token_bytes, bench.device) / tokens, 1.0)
+    arguments.keep_auto = min(keep_budget(free, token_bytes, bench.device, arguments.chunk_tokens) / tokens, 1.0)
     room = f"{free / 2**30:.1f} GiB free"
     print(f"{token_bytes:,.0f} bytes a token's graph, {room}: chunks of {arguments.chunk_tokens} tokens")
 

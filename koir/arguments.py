@@ -164,7 +164,9 @@ class ChunkArguments:
 
     chunk_tokens: str = field(
         default="auto",
-        metadata={"help": "padded tokens a chunk, texts sorted by length; auto: as memory allows"},
+        metadata={
+            "help": "padded tokens a chunk, texts sorted by length; auto: as a GPU's memory allows, 1,024 on a CPU"
+        },
     )
 
 
@@ -203,7 +205,16 @@ class TrainingArguments(HfTrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the rows"})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "rows a process and step"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 the share of all steps"})
-    logging_steps: float = field(default=1, metadata={"help": "steps between lines of metrics.jsonl"})
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={"help": "batches whose gradients a step adds up; their rows do not see each other's documents"},
+    )
+    logging_steps: float = field(
+        default=1, metadata={"help": "steps between lines of metrics.jsonl, or below 1 the share of all steps"}
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "save the model of the best dev score, in place of the last one"}
+    )
     eval_strategy: str | None = field(
         default=None,
         metadata={
@@ -214,7 +225,9 @@ class TrainingArguments(HfTrainingArguments):
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "TASK/ndcg_at_10 of a dev task; default: the mean of all"}
     )
-    save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
+    save_steps: float = field(
+        default=100, metadata={"help": "steps between checkpoints, or below 1 the share of all steps"}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     report_to: str = field(default="none", metadata={"help": "none, or wandb (WANDB_MODE=offline needs no network)"})
     resume_from_checkpoint: str | None = field(
@@ -227,6 +240,7 @@ class TrainingArguments(HfTrainingArguments):
 
     def __post_init__(self):
         """--eval_steps N is enough to ask for scores every N steps."""
+        require(self.eval_steps is None or self.eval_steps > 0, "--eval_steps", str(self.eval_steps), "above 0")
         if self.eval_strategy is None:
             self.eval_strategy = "no" if self.eval_steps is None else "steps"
         if self.eval_strategy == "no":
@@ -242,8 +256,8 @@ class TrainingArguments(HfTrainingArguments):
             self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
             if self.use_cpu and not dist.is_initialized():  # the parent would forget ddp_timeout
                 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=self.ddp_timeout))
-        if self.use_cpu and self.bf16:  # of GPUs the parent knows
-            self.bf16 = or_float32(self.bf16, torch.device("cpu"), "--bf16")
+        if self.bf16 and (self.use_cpu or torch.cuda.is_available()):  # the parent takes emulation for it
+            self.bf16 = or_float32(self.bf16, torch.device("cpu" if self.use_cpu else "cuda"), "--bf16")
         output_dir = self.output_dir
         super().__post_init__()
         self.output_dir = output_dir  # the parent turns None into a name of its own

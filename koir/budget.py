@@ -12,7 +12,7 @@ import yaml
 from koir.encoder import Encoder
 from koir.errors import RunError, out_of_memory
 from koir.flags import require
-from koir.gather import gather_sizes
+from koir.gather import gather_sizes, world_size
 from koir.lanes import two_threads
 from koir.tokens import CPU_CHUNK
 
@@ -37,8 +37,8 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
     frozen = groups.get("guide")
     parameters = sum(p.numel() for p in encoder.parameters())
     parameters += sum(p.numel() for p in frozen.parameters()) // 4 if frozen is not None else 0  # no gradient, no Adam
-    second = step is not None and two_threads(args)
-    free = memory_for_training(parameters, device, here, second)
+    twice = (step is not None and two_threads(args)) or (world_size() > 1 and not args.deepspeed)
+    free = memory_for_training(parameters, device, here, twice)
 
     @functools.cache
     def token_bytes() -> float:
@@ -66,8 +66,8 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
                 ours in ("auto", "0"), "--cache_keep_tokens", ours, "0 with ZeRO 3, whose ranks run the same forwards"
             )
             step.cache_keep_tokens = "0"
-        kept = number("cache_keep_tokens", step.cache_keep_tokens, lambda: keep_budget(free, token_bytes(), device))
-        step.cache_keep_tokens = kept
+        room = functools.partial(keep_budget, free, device=device, chunk_tokens=chunks.chunk_tokens)
+        step.cache_keep_tokens = number("cache_keep_tokens", step.cache_keep_tokens, lambda: room(token_bytes()))
 
 
 def bytes_per_token(encoder: Encoder, device: torch.device) -> float:
@@ -116,16 +116,16 @@ def _probe(encoder: Encoder, device: torch.device, rows: int) -> tuple[int, int]
     return graph, peak
 
 
-def memory_for_training(parameters: int, device: torch.device, processes_here: int, second: bool = False) -> float:
+def memory_for_training(parameters: int, device: torch.device, processes_here: int, twice: bool = False) -> float:
     """Bytes that weights, gradients and Adam's two moments leave of this process's share of the memory.
 
-    second: a second thread has gradients of its own.
+    twice: gradients are there twice, a second thread's or those that several processes exchange.
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
     else:
         total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_memory()) / processes_here
-    return max(total - (20 if second else 16) * parameters, 0)
+    return max(total - (20 if twice else 16) * parameters, 0)
 
 
 def _container_memory() -> float:
@@ -146,6 +146,8 @@ def chunk_budget(free: float, token_bytes: float, device: torch.device) -> int:
     return min(LARGEST_CHUNK, 1 << (int(fits).bit_length() - 1))
 
 
-def keep_budget(free: float, token_bytes: float, device: torch.device) -> int:
-    """Padded tokens whose graphs stay in memory: half of what is free on a CPU, a quarter on a GPU."""
-    return int((KEEP_SHARE_CPU if device.type == "cpu" else KEEP_SHARE) * free / token_bytes)
+def keep_budget(free: float, token_bytes: float, device: torch.device, chunk_tokens: int) -> int:
+    """Padded tokens whose graphs stay in memory: half of what is free on a CPU, else what a chunk leaves of 3/4."""
+    if device.type == "cpu":
+        return int(KEEP_SHARE_CPU * free / token_bytes)
+    return max(0, int((CHUNK_SHARE + KEEP_SHARE) * free / token_bytes) - chunk_tokens)

@@ -103,6 +103,8 @@ EVERYDAY = set(
         "gradient_accumulation_steps",
         "bf16",
         "fp16",
+        "use_cpu",
+        "load_best_model_at_end",
         "weight_decay",
         "lr_scheduler_type",
         "max_grad_norm",
@@ -161,6 +163,7 @@ def parse(
     argv = [_underscored(word) for word in argv]
     spelled = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
     _refuse_unknown(argv, spelled)
+    _refuse_lists_twice(argv, known)
     values, rest = parser.parse_known_args(from_recipe + argv)
     if rest:
         raise FlagError("command line", " ".join(rest[:3]), "flags that begin with --")
@@ -190,6 +193,14 @@ def _refuse_unknown(argv: Sequence[str], known: set[str]) -> None:
             raise FlagError(f"--{name}", found, "one that --help_all lists" + nearest(name, known))
 
 
+def _refuse_lists_twice(argv: Sequence[str], known: dict[str, argparse.Action]) -> None:
+    """A list that is given twice: its first values would be forgotten, where people expect both."""
+    given = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+    for name, action in known.items():
+        if action.nargs in ("+", "*") and given.count(name) > 1:
+            raise FlagError(f"--{name}", f"it {given.count(name)} times", f"all its values after one: --{name} A B")
+
+
 def _why(name: str) -> str:
     return f" ({REASONS[name]})" if name in REASONS else ""
 
@@ -213,24 +224,26 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
         if key not in known:
             found = "an unknown key" + _why(str(key))
             raise FlagError(f"recipe {recipe}, key {key}", found, "a flag's name" + nearest(str(key), known))
-        if value is None or value == []:
-            continue
-        if (
-            key == "deepspeed"
-            and isinstance(value, str)
-            and not Path(value).exists()
-            and (recipe.parent / value).exists()
-        ):
-            value = recipe.parent / value  # a recipe may name a file that lies beside it
-        if value is False and key in WORDS:
-            value = "no"  # YAML reads a bare no as false
-        if isinstance(value, list):
-            if known[key].nargs not in ("+", "*") and len(value) > 1:
-                raise FlagError(f"recipe {recipe}, key {key}", f"a list of {len(value)}", "one value")
-            flags += [f"--{key}", *map(str, value)]
-        else:
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+        flags += _flag(key, value, known[key], recipe)
     return flags
+
+
+def _flag(key: str, value: object, action: argparse.Action, recipe: Path) -> list[str]:
+    """A recipe's key as words of a command line; none for a key without a value, where that is what it says."""
+    if value is None or value == []:
+        if action.default not in (None, []):  # it would be the default, where people mean nothing
+            raise FlagError(f"recipe {recipe}, key {key}", "nothing", "a value, or no such key")
+        return []
+    beside = key == "deepspeed" and isinstance(value, str) and not Path(value).exists()
+    if beside and (recipe.parent / value).exists():
+        value = recipe.parent / value  # a recipe may name a file that lies beside it
+    if value is False and key in WORDS:
+        value = "no"  # YAML reads a bare no as false
+    if not isinstance(value, list):
+        return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+    if action.nargs not in ("+", "*") and len(value) > 1:
+        raise FlagError(f"recipe {recipe}, key {key}", f"a list of {len(value)}", "one value")
+    return [f"--{key}", *map(str, value)]
 
 
 def _help(

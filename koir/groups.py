@@ -42,7 +42,8 @@ class Groups(Dataset):
         if self.mined is not None:
             texts, scores = self.mined[number], []
             pool = [] if early else list(range(len(texts)))
-        pool = [place for place in pool if text_hash(texts[place]) not in right]
+        of_texts = {text_hash(texts[place]): place for place in reversed(pool)}  # of equal texts the first
+        pool = sorted(place for text, place in of_texts.items() if text not in right)
         chosen = draw.sample(pool, min(self.size - 1, len(pool)))
         documents = [row["document"], *(texts[place] for place in chosen)]
         if self.fill:

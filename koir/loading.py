@@ -221,7 +221,7 @@ def json_of(name: str, file: str) -> object:
 def not_loaded(path: str, error: Exception) -> ModelError:
     """What went wrong, in one line, to be raised."""
     if Path(path).exists() or path == "demo" or try_to_load_from_cache(path, "config.json"):
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = " ".join(str(error).split()).partition(" Please ")[0] or type(error).__name__  # asks for what is no flag
         expected = "a transformers model in safetensors with its tokenizer"
         if "trust_remote_code" in said:
             said, expected = "a model with code of its own", "--trust_remote_code, where that code is trusted"

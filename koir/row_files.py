@@ -20,7 +20,8 @@ def is_hub_name(source: str, file: Path) -> bool:
     return (
         source != "demo"
         and not file.exists()
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+        and not file.parent.is_dir()  # a mistyped file, as of models
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) is not None
         and not source.endswith((".jsonl", ".gz", ".json", ".parquet"))
     )
 
@@ -57,7 +58,7 @@ def file_records(file: Path) -> Iterator[tuple[object, str]]:
 
 
 def _json_records(file: Path, gzipped: bool) -> Iterator[tuple[object, str]]:
-    number = 0
+    number, blank = 0, None
     try:
         with gzip.open(file) if gzipped else file.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -66,15 +67,26 @@ def _json_records(file: Path, gzipped: bool) -> Iterator[tuple[object, str]]:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     byte = f"byte 0x{line[error.start]:02x} at position {error.start}"
-                    raise RowError(place, byte, "UTF-8 text") from None
+                    raise RowError(place, byte, "UTF-8 text" + _from_cp949(line)) from None
                 if not text.strip():
-                    raise RowError(place, "an empty line", "a JSON object")
+                    blank = blank or place
+                    continue
+                if blank:  # at a file's end it does no harm
+                    raise RowError(blank, "an empty line", "a JSON object")
                 try:
                     yield json.loads(text), place
                 except (ValueError, RecursionError) as error:  # ValueError: also integers too long to read
                     raise RowError(place, f"broken JSON ({error})", "one JSON object a line") from None
     except (zlib.error, EOFError, OSError) as error:
         raise RowError(f"{file}, after line {number}", f"unreadable data ({error})", "a complete file") from None
+
+
+def _from_cp949(line: bytes) -> str:
+    try:
+        line.decode("cp949")
+    except UnicodeDecodeError:
+        return ""
+    return " (this is CP949: iconv -f cp949 -t utf-8 OLD > NEW)"
 
 
 def _parquet_records(file: Path) -> Iterator[tuple[object, str]]:
@@ -110,5 +122,6 @@ def hub_records(name: str, flag: str = "--train_data") -> Iterator[tuple[object,
 
 
 def _unreachable(name: str, flag: str, error: Exception) -> RowError:
-    why = f"no answer from the hub ({type(error).__name__})"
+    said = " ".join(str(error).split())[:120]
+    why = f"no file here, and nothing from the hub ({type(error).__name__}: {said})"
     return RowError(f"{flag} {name}", why, "a reachable hub, or a local copy of its files")

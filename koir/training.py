@@ -1,5 +1,6 @@
 """What v1 and v1.1 share around the step: batches of distinct texts, the loss over processes, dev scores."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
     if 0 < largest < encoder.dimensions and groups["training"].process_index == 0:
         whole = f"whole vectors, of {encoder.dimensions:,}, get no loss of their own"
         print(f"note:    --matryoshka_dimensions ends at {largest:,}: {whole}", file=sys.stderr)
-    several = groups["training"].train_batch_size * world_size() > 1 or most != 0 and bool(pc.sum(counts).as_py())
-    require(several, "--per_device_train_batch_size", "1, and no hard negatives",
+    together = min(groups["training"].train_batch_size * world_size(), len(triplets.pairs))
+    several = together > 1 or most != 0 and bool(pc.sum(counts).as_py())
+    require(several, "--per_device_train_batch_size", "1 row, and no hard negatives",
             "2 or more: there is nothing to tell a document from")  # fmt: skip
     if loss.distillation is not None:
         flag = f"--distillation {loss.distillation}"
@@ -79,7 +81,10 @@ class EmbeddingTrainer(RunTrainer):
         super().__init__(encoder, args, triplets.pairs, collator, groups["dev_tasks"])
         self.data_arguments, self.tokenizer = data, encoder.tokenizer
         self.queries = self.all_negatives = 0
-        self.judged = Contrast(self.loss_arguments, guide, self.accelerator.autocast)
+        # not accelerate's, which is none under DeepSpeed
+        half = torch.bfloat16 if args.bf16 else torch.float16
+        autocast = functools.partial(torch.autocast, args.device.type, half, enabled=args.bf16 or args.fp16)
+        self.judged = Contrast(self.loss_arguments, guide, autocast)
 
     def contrast(self, embeddings: torch.Tensor, batch: dict) -> torch.Tensor:
         """The loss of this process's rows against all texts of the global batch, as `Contrast` scales it.

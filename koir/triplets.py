@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -18,9 +19,10 @@ from koir.errors import RowError
 from koir.manifest import DEMO, cache_folder, write_json, written_aside
 from koir.row_files import file_records, hub_records, is_hub_name, source_key
 
-FORMAT = "2"  # part of the cache key: raise it when SCHEMA or a check changes
+FORMAT = "3"  # part of the cache key: raise it when SCHEMA or a check changes
 FIELDS = {"query", "document", "hard_negative", "document_score", "hard_negative_score", "source", "id"}
 BGE = {"pos": "document", "neg": "hard_negative", "pos_scores": "document_score", "neg_scores": "hard_negative_score"}
+BLANK = re.compile(r"[\s\u00ad\u115f\u1160\u200b-\u200f\u2060\u3164\ufeff\uffa0]*")  # nothing that is seen
 SCHEMA = pa.schema(
     {
         "query": pa.string(),
@@ -49,8 +51,9 @@ class Triplets:
 
 
 def text_hash(text: str) -> int:
-    """A signed 64-bit hash of a text, equal on every process and machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    """A signed 64-bit hash of a text, equal on every process and machine, and for texts that differ in white space."""
+    content = " ".join(text.split()).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def load_triplets(sources: list[str]) -> Triplets:
@@ -117,7 +120,7 @@ def check_row(row: object, place: str) -> list[dict]:
     row = {BGE.get(name, name): value for name, value in row.items() if value is not None}
     if row and "query" not in row and "document" not in row:
         found = f"the fields {', '.join(map(_shown, map(str, row)))}"[:160]
-        raise RowError(place, found, "query and document; prepare_data.py --columns reads other names")
+        raise RowError(place, found, "query and document; prepare_data.py --source bge=FILE reads other names, too")
     query = _text(row.get("query"), place, "query")
     documents = _texts(row.get("document"), place, "document")
     if not documents:
@@ -126,8 +129,9 @@ def check_row(row: object, place: str) -> list[dict]:
     if isinstance(negatives, list):  # null is one that is missing
         negatives = [text for text in negatives if text is not None]
     negatives = _texts(negatives, place, "hard_negative")
+    right_answers = [text_hash(document) for document in documents]
     for negative in negatives:
-        if negative in documents:
+        if text_hash(negative) in right_answers:
             raise RowError(f"{place}, field hard_negative", f"the document itself ({negative[:40]!r})", "another text")
     document_scores = _scores(row.get("document_score"), len(documents), place, "document_score")
     negative_scores = _scores(row.get("hard_negative_score"), len(negatives), place, "hard_negative_score")
@@ -135,7 +139,7 @@ def check_row(row: object, place: str) -> list[dict]:
     shared = {
         "query": query,
         "hard_negatives": negatives,
-        "right_answers": [text_hash(document) for document in documents],
+        "right_answers": right_answers,
         "hard_negative_scores": negative_scores,
         "source": source,
         "id": None if row.get("id") is None else _shown(str(row["id"])),
@@ -153,7 +157,7 @@ def _text(value: object, place: str, field: str) -> str:
         raise RowError(place, "nothing", "a text")
     if not isinstance(value, str):
         raise RowError(place, f"{type(value).__name__} ({str(value)[:40]})", "a text")
-    if not value.strip():
+    if BLANK.fullmatch(value):
         raise RowError(place, "an empty text", "a text")
     try:
         value.encode()

@@ -59,6 +59,11 @@ def refused(*argv):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["train_data:\n", "train_data: []\n"])
+def test_a_key_without_a_value_is_not_the_default(recipe, text):
+    assert "key train_data: found nothing; expected a value" in refused(recipe(text))
+
+
 # --- precedence and spelling -----------------------------------------------------------------------------------------
 
 
@@ -414,7 +419,10 @@ CONTRADICTIONS = {
     "negative hard negatives": (["--max_hard_negatives", "-1"], "--max_hard_negatives: found -1; expected 0 or more"),
     "length below special tokens": (["--max_seq_length", "7"], "--max_seq_length: found 7; expected at least 8 tokens"),
     "eval steps, no tasks": (["--eval_steps", "5"], "--eval_steps: found no --eval_tasks; expected --eval_tasks with"),
-    "eval each epoch, no tasks": (["--eval_strategy", "epoch"], "--eval_steps: found no --eval_tasks; expected"),
+    "eval each epoch, no tasks": (
+        ["--eval_strategy", "epoch"],
+        "--eval_strategy epoch: found no --eval_tasks; expected",
+    ),
     "a split of no tasks": (["--eval_split", "dev"], "--eval_split: found no --eval_tasks; expected --eval_tasks too"),
 }
 

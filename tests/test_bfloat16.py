@@ -91,6 +91,12 @@ def test_dev_scores_are_in_the_precision_of_training(bf16, monkeypatch):
     assert reranker.bf16 is bf16
 
 
+def test_a_gpu_that_only_emulates_it_computes_in_float32(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not or_float32(True, torch.device("cuda"), "--bf16")
+    assert "--bf16: found a GPU before Ampere (--fp16 is its own); float32" in capsys.readouterr().err
+
+
 def test_a_chip_that_has_it_is_left_alone(capsys, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert or_float32(True, CPU, "--bf16") and not or_float32(False, CPU, "--bf16")

@@ -97,7 +97,7 @@ def test_a_containers_memory_is_what_counts(file, content, total, tmp_path, monk
         (tmp_path / file).write_text(content)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert budget.memory_for_training(1000, torch.device("cpu"), 2) == (total or machine) / 2 - 16_000
-    assert budget.memory_for_training(1000, torch.device("cpu"), 2, second=True) == (total or machine) / 2 - 20_000
+    assert budget.memory_for_training(1000, torch.device("cpu"), 2, twice=True) == (total or machine) / 2 - 20_000
     assert budget.memory_for_training(10**15, torch.device("cpu"), 2) == 0
 
 
@@ -158,8 +158,17 @@ def test_a_gpus_chunk_is_a_power_of_two_within_its_share(free, token_bytes, expe
     assert budget.chunk_budget(free, token_bytes, torch.device("cuda")) == expected
 
 
-def test_kept_graphs_take_half_of_a_cpus_free_memory_and_a_quarter_of_a_gpus():
-    assert [budget.keep_budget(1e9, 1e5, torch.device(name)) for name in ("cpu", "cuda", "mps")] == [5000, 2500, 2500]
+def test_kept_graphs_take_half_of_a_cpus_free_memory_and_on_a_gpu_what_the_chunk_leaves_of_three_quarters():
+    names = ("cpu", "cuda", "mps")
+    assert [budget.keep_budget(1e9, 1e5, torch.device(name), 4096) for name in names] == [5000, 3404, 3404]
+    assert budget.keep_budget(1e9, 1e5, torch.device("cuda"), 8192) == 0
+
+
+@pytest.mark.parametrize("free", [1.3e10, 6.1e10, 1.3e11])
+def test_on_a_gpu_a_whole_chunk_is_kept_where_the_power_of_two_leaves_room(free):
+    chunk = budget.chunk_budget(free, 1.1e6, torch.device("cuda"))
+    kept = budget.keep_budget(free, 1.1e6, torch.device("cuda"), chunk)
+    assert chunk <= kept and (chunk + kept) * 1.1e6 <= 0.75 * free
 
 
 @pytest.mark.parametrize(("fixed", "expected"), [(0, 1000), (10**9, 1000)])

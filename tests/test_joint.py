@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -98,6 +99,14 @@ def test_each_pair_is_scored_once_and_only_candidates_are(task):
     assert all(set(done.logits[q]) == set(ranked(run[q])[:25]) for q in run)  # no right answer is slipped in
     assert done.pairs == {depth: depth * len(task.queries) for depth in (3, 10, 25)}
     assert 0 < done.seconds[3] <= done.seconds[10] <= done.seconds[25] < 60
+
+
+def test_equal_texts_tie_after_reranking_whatever_the_depths(task):
+    twins = replace(task, corpus=dict.fromkeys(sorted(task.corpus)[:30], "같은 글"))
+    run, numbers = run_of(twins), itertools.count()
+    done = rerank(Fake(lambda *_: next(numbers)), twins, run, [2, 5, 30])
+    assert all(len(set(of_query.values())) == 1 for of_query in done.logits.values())
+    assert done.pairs == {depth: len(twins.queries) for depth in (2, 5, 30)}
 
 
 def test_a_constant_reranker_gains_nothing_but_the_order_of_ids(task):

@@ -191,6 +191,14 @@ def test_groups_never_hold_a_right_answer_twice_and_are_filled_up(rows):
     assert len(drawn) > 1
 
 
+def test_a_hard_negative_listed_twice_is_drawn_once(tmp_path):
+    row = {"query": "물음", "document": "바른 답", "hard_negative": ["같은 오답", "같은 오답", "다른 오답"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    for epoch in range(8):
+        group = Groups(load_triplets([str(tmp_path / "rows.jsonl")]).pairs, 4, 0, fill=False)[0, epoch, False]
+        assert sorted(group["documents"][1:]) == ["같은 오답", "다른 오답"]
+
+
 def test_negatives_are_drawn_anew_for_each_seed_row_and_epoch(scored):
     pairs = load_triplets([str(scored)]).pairs
     mined = [[*(f"찾은 글 {number}" for number in range(9)), pairs[0]["document"]]] * 12

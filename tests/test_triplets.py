@@ -74,6 +74,10 @@ BAD_ROWS = {
         GOOD | {"hard_negative": unicodedata.normalize("NFD", DOCUMENT)},
         "field hard_negative: found the document itself",
     ),
+    "its own negative, spaced otherwise": (
+        GOOD | {"hard_negative": f"{DOCUMENT.replace(' ', '  ')}\n"},
+        "field hard_negative: found the document itself",
+    ),
     "half of a surrogate pair": (
         GOOD | {"query": "휴가\ud83d"},
         "field query: found half of a surrogate pair; expected",
@@ -124,7 +128,11 @@ BAD_LINES = {
     "python, not JSON": (b"{'query': 1}", "found broken JSON (", "expected one JSON object a line"),
     "nested too deep": (b"[" * 200_000, "found broken JSON (", "expected one JSON object a line"),
     "blank": (b"  ", "found an empty line", "expected a JSON object"),
-    "CP949": ('{"query": "연차"}'.encode("cp949"), "found byte 0xbf at position 11", "expected UTF-8 text"),
+    "CP949": (
+        '{"query": "연차"}'.encode("cp949"),
+        "found byte 0xbf at position 11",
+        "expected UTF-8 text (this is CP949: iconv -f cp949 -t utf-8 OLD > NEW)",
+    ),
     "half a syllable": ("연차".encode()[:-1], "found byte 0xec at position 3", "expected UTF-8 text"),
     "a BOM inside": (b"\xef\xbb\xbf{}", "found broken JSON (", "expected one JSON object a line"),
 }
@@ -132,12 +140,33 @@ BAD_LINES = {
 
 @pytest.mark.parametrize(("line", "found", "expected"), BAD_LINES.values(), ids=BAD_LINES)
 def test_a_broken_line_names_file_and_line(refusal, tmp_path, line, found, expected):
-    message = refusal(raw=json.dumps(GOOD).encode() + b"\n" + line + b"\n")
+    message = refusal(raw=json.dumps(GOOD).encode() + b"\n" + line + b"\n" + json.dumps(GOOD).encode())
     assert message.startswith(f"{tmp_path}/rows.jsonl, line 2: {found}")
     assert message.endswith(f"; {expected}")
 
 
 PLAIN = json.dumps(GOOD).encode()
+
+
+def test_a_mistyped_file_in_a_folder_that_is_here_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/ok.jsonl").write_bytes(PLAIN)
+    for name in ("my/ok.jsonll", "my/ok", "없는/파일.txt"):
+        with pytest.raises(RowError, match="no such file; expected a file of rows"):
+            load_triplets([name])
+
+
+def test_blank_lines_at_the_end_are_none(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(PLAIN + b"\n\n  \n")
+    assert load_triplets([str(tmp_path / "rows.jsonl")]).counts["rows"] == 1
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u3164 \ufeff", "\u00ad\u2060"])
+def test_a_text_of_which_nothing_is_seen_is_empty(refusal, text):
+    assert "field query: found an empty text" in refusal(GOOD | {"query": text})
+
+
 MISNAMED = {
     "gzip as jsonl": ("rows.jsonl", gzip.compress(PLAIN), "found a gzip file; expected plain data"),
     "plain as gzip": ("rows.jsonl.gz", PLAIN, "found plain data; expected a gzip file"),

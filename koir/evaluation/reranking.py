@@ -11,7 +11,7 @@ from koir.retrieval.ranking import Aligned, align, ranked
 
 @dataclass
 class Reranked:
-    """logits: query id -> {document id: raw float32 logit}. seconds, pairs: depth -> what all queries took and held."""
+    """logits: query id -> {document id: raw float32 logit}. seconds, pairs: by depth, the time and distinct pairs."""
 
     logits: dict[str, dict[str, float]]
     seconds: dict[int, float]
@@ -29,23 +29,25 @@ def rerank(
 ) -> Reranked:
     """Score each query's candidates, as the first stage found them and nothing else, down to the deepest of `depths`.
 
-    Each pair is scored once: the candidates between two depths are scored and timed together, so a depth's time is the
-    sum up to it.
+    Each pair of texts is scored once, so that equal texts tie, whatever the depths: a logit's last bits depend on what
+    it is computed beside. The candidates between two depths are timed together, so a depth's time is the sum up to it.
     """
     order = {query: ranked(run[query]) for query in task.queries}
     found = Reranked({query: {} for query in order}, {}, {})
-    seconds, count, above = 0.0, 0, 0
+    known: dict[tuple[str, str], float] = {}
+    seconds, above = 0.0, 0
     for depth in sorted(set(depths)):
         keys = [(query, document) for query, documents in order.items() for document in documents[above:depth]]
         started = time.perf_counter()
         label = f"{progress} to depth {depth}" if progress else None
         pairs = [(task.queries[query], task.corpus[document]) for query, document in keys]
         how = {"progress": label, "bf16": bf16, "passage_tokens": passage_tokens}
-        logits = reranker.score(pairs, **how).tolist() if pairs else []
-        seconds, count, above = seconds + time.perf_counter() - started, count + len(keys), depth
-        for (query, document), logit in zip(keys, logits, strict=True):
-            found.logits[query][document] = logit
-        found.seconds[depth], found.pairs[depth] = seconds, count
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+        known |= zip(new, reranker.score(new, **how).tolist() if new else [], strict=True)
+        seconds, above = seconds + time.perf_counter() - started, depth
+        for (query, document), pair in zip(keys, pairs, strict=True):
+            found.logits[query][document] = known[pair]
+        found.seconds[depth], found.pairs[depth] = seconds, len(known)
     return found
 
 

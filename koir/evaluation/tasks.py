@@ -186,7 +186,8 @@ def _qrels(folder: Path, split: str) -> dict[tuple[str, str], tuple[int, int]]:
     if not file.is_file():
         there = ", ".join(_splits(folder))
         if not there:
-            raise TaskError(f"{folder}", "no qrels/*.tsv", f"qrels/{split}.tsv: query-id, corpus-id and score")
+            expected = "qrels/test.tsv (or another split's): query-id, corpus-id and score"
+            raise TaskError(f"{folder}", "no qrels/*.tsv", expected)
         raise TaskError(
             f"{folder}", f"no split {split!r} (there are: {there})", f"qrels/{split}.tsv, or a split that is there"
         )

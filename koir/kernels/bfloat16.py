@@ -21,6 +21,6 @@ def or_float32(asked: bool, device: torch.device, flag: str, loud: bool = True) 
     """
     native = has_bfloat16(device)
     if asked and not native and loud and os.environ.get("RANK", "0") == "0":
-        found = "neither AVX512-BF16 nor AMX" if device.type == "cpu" else "a GPU before Ampere"
+        found = "neither AVX512-BF16 nor AMX" if device.type == "cpu" else "a GPU before Ampere (--fp16 is its own)"
         print(f"note: {flag}: found {found}; float32 is used, which is faster here, and exact", file=sys.stderr)
     return asked and native

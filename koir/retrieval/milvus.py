@@ -28,7 +28,7 @@ for library in ("pymilvus", "milvus_lite"):  # they log tracebacks of what they 
 COMPLETE = " complete with texts"  # no word begins with a space; its row is written last
 ROWS = 500  # rows an insert
 QUERIES = 64  # queries a search
-TEXT_BYTES = 65_535  # of a document's text that Milvus takes; more than a reranker reads
+TEXT_BYTES = 65_535  # of a document's text that Milvus takes; only --passage_tokens reads further
 TEXTS = 100  # texts fetched at once
 MOST = 16_384  # candidates that Milvus gives at most
 NO_WORD = 0  # the sparse dimension that documents without words have, and no query

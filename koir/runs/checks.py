@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
@@ -23,10 +23,16 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_steps": (lambda n: n != 0, "1 or more, or -1: by --num_train_epochs"),
     "eval_steps": (lambda n: n > 0, "above 0"),
     "save_steps": (lambda n: n > 0, "above 0"),
+    "save_total_limit": (lambda n: n >= 1, "1 or more"),
     "logging_steps": (lambda n: n > 0, "above 0"),
     "dataloader_num_workers": (lambda n: n >= 0, "0 (none) or more"),
     "seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
     "data_seed": (lambda n: 0 <= n < 2**32, "0 to 4,294,967,295"),
+}
+OPTIMIZERS = {  # parts of names, and why not
+    "layerwise": "one that steps as soon as a chunk has its gradients, before the others'",
+    "lomo": "one that steps as soon as a chunk has its gradients, before the others'",
+    "schedule_free": "one whose weights differ between training and evaluation",
 }
 OVER_SCORES = ("reduce_lr_on_plateau", "greedy")  # schedules that the dev scores drive
 
@@ -42,6 +48,9 @@ def check(groups: dict) -> None:
         value = getattr(args, flag)
         require(value is None or good(value), f"--{flag}", str(value), expected)
     require(not (args.fp16 and args.device.type == "cpu"), "--fp16", "no GPU", "--bf16, or neither")
+    kind = str(getattr(args.optim, "value", args.optim))
+    why = next((why for part, why in OPTIMIZERS.items() if part in kind), None)
+    require(why is None, f"--optim {kind}", why or "", "another, such as adamw_torch")
     _check_reporters(args.report_to)
     for flag, value, least in (("chunk_tokens", chunks.chunk_tokens, 1), ("cache_keep_tokens", keep, 0)):
         good = value == "auto" or (value.isdecimal() and int(value) >= least)
@@ -64,7 +73,7 @@ def check(groups: dict) -> None:
     tasks = groups["evaluation"].eval_tasks
     require(
         args.eval_strategy == "no" or bool(tasks),
-        "--eval_steps",
+        "--eval_steps" if args.eval_strategy == "steps" else f"--eval_strategy {args.eval_strategy.value}",
         "no --eval_tasks",
         "--eval_tasks with at least one task",
     )
@@ -110,10 +119,15 @@ def read_tasks(evaluation: EvaluationArguments) -> tuple[list[Task], list[Task]]
     return tasks, last
 
 
-def choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
-    """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another."""
+def choose_metric(args: TrainingArguments, tasks: list[Task], held_out: Sequence[Task], split: str | None) -> None:
+    """What the best model is chosen by: the dev score that is named, by default their mean; FlagError for another.
+
+    held_out: of each task what the last table is from; a choice by the same queries is refused unless `split`, which
+    --eval_split named, asks for it.
+    """
     if args.lr_scheduler_type in OVER_SCORES:  # of a loss, by default
         args.lr_scheduler_kwargs = {"mode": "max"} | (args.lr_scheduler_kwargs or {})
+        _refuse_choice_on_last_table(tasks, held_out, split)
     if args.metric_for_best_model is None and args.save_strategy != "best":
         return
     names = [f"{task.name}/ndcg_at_10" for task in tasks] + ["mean/ndcg_at_10"] * (len(tasks) > 1)
@@ -124,3 +138,12 @@ def choose_metric(args: TrainingArguments, tasks: list[Task]) -> None:
     expected = f"one of {', '.join(names)}{nearest(metric, names)}"
     require(metric in names, f"--metric_for_best_model {metric}", "no dev score", expected)
     args.greater_is_better = True
+    chosen = [n for n, task in enumerate(tasks) if metric in (f"{task.name}/ndcg_at_10", "mean/ndcg_at_10")]
+    _refuse_choice_on_last_table([tasks[n] for n in chosen], [held_out[n] for n in chosen], split)
+
+
+def _refuse_choice_on_last_table(tasks: Sequence[Task], held_out: Sequence[Task], split: str | None) -> None:
+    for task, last in zip(tasks, held_out, strict=True):
+        place, found = f"--eval_tasks {task.name}", f"scores of {task.split} to choose by, which the last table is of"
+        require(split is not None or task.split != last.split, place, found,
+                "a task with a dev split beside it, or --eval_split where that is meant")  # fmt: skip

@@ -86,7 +86,7 @@ def _in_folder(
     args, model = groups["training"], groups["model"]
     folder, main = Path(args.output_dir), args.process_index == 0
     groups["dev_tasks"], groups["held_out"] = read_tasks(groups["evaluation"])
-    choose_metric(args, groups["dev_tasks"])
+    choose_metric(args, groups["dev_tasks"], groups["held_out"], groups["evaluation"].eval_split)
     if checkpoint:
         require_same(Path(checkpoint), folder, groups)
     load = kind.loader(model)
@@ -135,6 +135,10 @@ def _in_folder(
     _train(trainer, checkpoint, folder, groups)
     trainer.save_model(str(folder / "model"))
     trained = trainer.facts()
+    if main and trained.get("negatives_per_query") == 0:
+        print(
+            "WARNING: no query had a negative, so nothing was learned: do all rows have one document?", file=sys.stderr
+        )
     unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
     leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
     if main:
@@ -148,11 +152,19 @@ def _in_folder(
         seconds = trainer.earlier_seconds + time.perf_counter() - started
         facts |= {"wall_seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
         write_json(folder / "run.json", facts | origin())
-        tasks, here = groups["evaluation"].eval_tasks, Path() if Path.cwd() == ROOT else ROOT
-        words = [here / ".venv/bin/python", here / "evaluate.py", *kind.next(groups, folder)]
-        words += ["--tasks", *tasks] if tasks else []
+        here = Path() if Path.cwd() == ROOT else ROOT
+        words = [here / ".venv/bin/python", here / "evaluate.py", *kind.next(groups, folder), *_tasks_flags(groups)]
         print(f"\nmodel: {folder / 'model'}\nnext:  {shlex.join(map(str, words))}")
     return folder
+
+
+def _tasks_flags(groups: dict) -> list[str]:
+    """The flags of evaluate.py for what the last table was of; where that is of several splits, for those of test."""
+    tasks, splits = groups["evaluation"].eval_tasks, [task.split for task in groups["held_out"]]
+    if len(set(splits)) > 1:
+        tasks, splits = [path for path, split in zip(tasks, splits, strict=True) if split == "test"], ["test"]
+    split = ["--split", splits[0]] if splits and splits[0] != "test" else []
+    return ["--tasks", *tasks, *split] if tasks else []
 
 
 def _train(trainer: RunTrainer, checkpoint: str | None, folder: Path, groups: dict) -> None:
@@ -228,7 +240,7 @@ def _known_queries(triplets: Triplets, groups: dict) -> list[str]:
 
 def _budget_lines(groups: dict) -> list[str]:
     kept = getattr(groups.get("step"), "cache_keep_tokens", None)
-    keep = "" if kept is None else f", graphs of {kept:,} tokens kept"
+    keep = "" if kept is None else f", graphs of at most {kept:,} tokens kept"
     lines = [f"chunks:  at most {groups['chunks'].chunk_tokens:,} padded tokens{keep}"]
     args = groups["training"]
     if args.gradient_accumulation_steps > 1:

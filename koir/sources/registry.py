@@ -126,7 +126,7 @@ def _without_its_documents(row: dict, tally: Tally) -> dict:
 
 
 def _composed_text(text: object) -> object:
-    return unicodedata.normalize("NFC", text).strip() if isinstance(text, str) else text
+    return " ".join(unicodedata.normalize("NFC", text).split()) if isinstance(text, str) else text
 
 
 def _composed(row: dict, pairs: list[dict]) -> dict:
