@@ -185,7 +185,7 @@ def _against(cells: dict, contents: list[dict], where: TaskArguments) -> list[di
     """Print how the results stand to published or expected cells; exit with 1 where --check finds one off."""
     for file, of_file in cells.items():
         rows = reproduction.compared(of_file, contents, where.tolerance)
-        print(f"\n{file}:\n" + "\n".join(reproduction.lines(rows, len(of_file))))
+        print(f"\n{file}:\n" + "\n".join(reproduction.lines(rows, of_file)))
         least = len(of_file) if where.whole else 1
         if file == where.check and (len(rows) < least or not all(row["ok"] for row in rows)):
             raise SystemExit(1)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -163,7 +164,7 @@ def parse(
     argv = [_underscored(word) for word in argv]
     spelled = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
     _refuse_unknown(argv, spelled)
-    _refuse_lists_twice(argv, known)
+    _say_lists_twice(argv, known)
     values, rest = parser.parse_known_args(from_recipe + argv)
     if rest:
         raise FlagError("command line", " ".join(rest[:3]), "flags that begin with --")
@@ -193,12 +194,13 @@ def _refuse_unknown(argv: Sequence[str], known: set[str]) -> None:
             raise FlagError(f"--{name}", found, "one that --help_all lists" + nearest(name, known))
 
 
-def _refuse_lists_twice(argv: Sequence[str], known: dict[str, argparse.Action]) -> None:
-    """A list that is given twice: its first values would be forgotten, where people expect both."""
+def _say_lists_twice(argv: Sequence[str], known: dict[str, argparse.Action]) -> None:
+    """Of a list that is given twice the last counts, as of any flag, where people may expect both."""
     given = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
     for name, action in known.items():
-        if action.nargs in ("+", "*") and given.count(name) > 1:
-            raise FlagError(f"--{name}", f"it {given.count(name)} times", f"all its values after one: --{name} A B")
+        if action.nargs in ("+", "*") and given.count(name) > 1 and os.environ.get("RANK", "0") == "0":
+            said = f"note: --{name} is given {given.count(name)} times, and the last counts; for all: --{name} A B"
+            print(said, file=sys.stderr)
 
 
 def _why(name: str) -> str:

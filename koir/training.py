@@ -44,7 +44,7 @@ def prepare(encoder: Encoder, triplets: Triplets, groups: dict) -> None:
         print(f"note:    --matryoshka_dimensions ends at {largest:,}: {whole}", file=sys.stderr)
     together = min(groups["training"].train_batch_size * world_size(), len(triplets.pairs))
     several = together > 1 or most != 0 and bool(pc.sum(counts).as_py())
-    require(several, "--per_device_train_batch_size", "1 row, and no hard negatives",
+    require(several, "--per_device_train_batch_size", "1, and no hard negatives",
             "2 or more: there is nothing to tell a document from")  # fmt: skip
     if loss.distillation is not None:
         flag = f"--distillation {loss.distillation}"

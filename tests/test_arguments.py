@@ -59,6 +59,12 @@ def refused(*argv):
     return str(caught.value)
 
 
+def test_a_list_given_twice_is_said_to_be(capsys):
+    groups = parsed("--train_data", "a", "--seed", "1", "--train_data", "b", "c", "--seed", "2")
+    assert "note: --train_data is given 2 times, and the last counts" in capsys.readouterr().err
+    assert groups["data"].train_data == ["b", "c"]
+
+
 @pytest.mark.parametrize("text", ["train_data:\n", "train_data: []\n"])
 def test_a_key_without_a_value_is_not_the_default(recipe, text):
     assert "key train_data: found nothing; expected a value" in refused(recipe(text))

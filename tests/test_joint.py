@@ -713,8 +713,9 @@ def test_cells_are_ok_or_off_by_so_much(measured, tmp_path):
     read = reproduction.read_cells(str(file))
     rows = reproduction.compared(read, measured)
     assert [row["ok"] for row in rows] == [False, *[True] * 5] and rows[0]["off"] == pytest.approx(-0.01, abs=1e-5)
-    lines = reproduction.lines(rows, len(read))
+    lines = reproduction.lines(rows, read)
     assert "off by -0.0100" in lines[0] and lines[1].endswith("OK") and lines[-1].startswith("5 of 6 cells OK; 1 of 7")
+    assert "1 of splits together" in reproduction.lines([], [cells[1] | {"split": "dev+test"}])[-1]
 
 
 def test_a_check_measures_what_its_file_names_and_fails_beyond_tolerance(tmp_path, capsys, monkeypatch):

@@ -80,12 +80,15 @@ def compared(cells: Sequence[dict], contents: Sequence[dict], tolerance: float |
     return rows
 
 
-def lines(rows: Sequence[dict], cells: int) -> list[str]:
-    """A line for each compared cell, OK or off by so much, and the count."""
+def lines(rows: Sequence[dict], cells: Sequence[dict]) -> list[str]:
+    """A line for each compared cell, OK or off by so much, and the counts."""
     found = []
     for row in rows:
         verdict = "OK" if row["ok"] else f"off by {row['off']:+.4f}"
         place = f"{row['model']}  {row['task']}  {row['metric']}"
         found.append(f"{place}: expected {float(row['value']):.4f}, measured {row['measured']:.4f}  {verdict}")
     good = sum(row["ok"] for row in rows)
-    return [*found, f"{good} of {len(rows)} cells OK; {cells - len(rows)} of {cells} cells were not measured here"]
+    left = f"{len(cells) - len(rows)} of {len(cells)} cells were not measured here"
+    if several := sum("+" in cell["split"] for cell in cells):
+        left += f", among them {several} of splits together (dev+test), which one run does not give"
+    return [*found, f"{good} of {len(rows)} cells OK; {left}"]

@@ -34,27 +34,19 @@ from koir.triplets import Triplets, load_triplets, report
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name.
+    """What sets the runs of one kind of model apart. `groups` are the argument dataclasses by name."""
 
-    name: `kind` in run.json. arguments: the dataclasses of flags, by group; some have `check`. loader: what loads the
-    start, each time the same. saved: loads a model folder, and with trust_remote_code its own code. describe: lines to
-    say at the start. longer: what of rows is read at once, and how many of them have more tokens than so many.
-    compare: scores base against tuned and prints the table. card: the model folder's README. next: the flags that have
-    evaluate.py score a run. prepare: what is done to the start and to the groups once the rows are read. check: refuses
-    what groups of arguments contradict in each other, before anything loads.
-    """
-
-    name: str
-    arguments: dict[str, type]
-    loader: Callable[[ModelArguments], Callable[[], nn.Module]]
-    saved: Callable[..., nn.Module]
-    describe: Callable[[nn.Module, dict], list[str]]
-    longer: Callable[[nn.Module, dict, int], tuple[str, int]]
-    compare: Callable[[Callable[[], nn.Module], dict, Path], dict]
-    card: Callable[[dict, dict], str]
-    next: Callable[[dict, Path], list[str]]
-    prepare: Callable[[nn.Module, Triplets, dict], None]
-    check: Callable[[dict], None] = lambda _: None
+    name: str  # `kind` in run.json
+    arguments: dict[str, type]  # the dataclasses of flags, by group; some have `check`
+    loader: Callable[[ModelArguments], Callable[[], nn.Module]]  # makes what loads the start, each time the same
+    load_saved: Callable[..., nn.Module]  # loads a model folder, and with trust_remote_code its own code
+    describe: Callable[[nn.Module, dict], list[str]]  # lines to say at the start
+    count_cut: Callable[[nn.Module, dict, int], tuple[str, int]]  # what of rows is read at once, how many are longer
+    compare: Callable[[Callable[[], nn.Module], dict, Path], dict]  # scores base against tuned and prints the table
+    card: Callable[[dict, dict], str]  # the model folder's README
+    evaluate_flags: Callable[[dict, Path], list[str]]  # with which evaluate.py scores a run
+    prepare: Callable[[nn.Module, Triplets, dict], None]  # what is done to start and groups once the rows are read
+    check: Callable[[dict], None] = lambda _: None  # refuses what groups contradict in each other, before all else
 
 
 def run(
@@ -83,13 +75,39 @@ def _in_folder(
     trainer_class: type[RunTrainer], name: str, kind: Kind, groups: dict, checkpoint: str | None, started: float
 ) -> Path:
     """What a run does once it has its folder."""
-    args, model = groups["training"], groups["model"]
+    args = groups["training"]
     folder, main = Path(args.output_dir), args.process_index == 0
     groups["dev_tasks"], groups["held_out"] = read_tasks(groups["evaluation"])
     choose_metric(args, groups["dev_tasks"], groups["held_out"], groups["evaluation"].eval_split)
     if checkpoint:
         require_same(Path(checkpoint), folder, groups)
-    load = kind.loader(model)
+    load = kind.loader(groups["model"])
+    start, triplets = _loaded(kind, load, groups, checkpoint)
+    budget.settle(groups, start, folder / "recipe.yaml" if checkpoint else None)
+    if args.deepspeed:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
+    if main:
+        _begin(kind, start, triplets, groups, checkpoint)
+    trainer = trainer_class(start, args, triplets, groups)
+    trainer.began = _began(args, triplets)
+    rows, batch = len(trainer.train_dataset), trainer.began["batch of all processes"]
+    whole = rows >= batch or not args.dataloader_drop_last
+    require(whole, "--dataloader_drop_last", f"{rows:,} rows, less than a batch of {batch:,}", "at least one batch")
+    _train(trainer, checkpoint, folder, groups)
+    trainer.save_model(str(folder / "model"))
+    facts = {"kind": kind.name, "trainer": name, "base": groups["model"].model_name_or_path, "seed": args.seed}
+    facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
+    facts |= {"rows": triplets.counts, **trainer.facts()}
+    unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
+    leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
+    if main:
+        _finish(kind, load, groups, facts, started - trainer.earlier_seconds)
+    return folder
+
+
+def _loaded(kind: Kind, load: Callable, groups: dict, checkpoint: str | None) -> tuple[nn.Module, Triplets]:
+    """The start, ready to train on its device, and the rows."""
+    args = groups["training"]
     unset_hf_deepspeed_config()  # models are small enough to load whole; its engine splits them afterwards
     start = load()
     most = groups["data"].train_max_seq_length or start.max_seq_length
@@ -106,20 +124,25 @@ def _in_folder(
         start.activation_checkpointing_enable(
             every_n_layers=(args.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         )
-    budget.settle(groups, start, folder / "recipe.yaml" if checkpoint else None)
-    if args.deepspeed:
-        set_hf_deepspeed_config(args.hf_deepspeed_config)
-    if main:
-        print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
-        lines = kind.describe(start, groups) + _cut_lines(kind, start, triplets, groups) + _budget_lines(groups)
-        lines += _known_queries(triplets, groups)
-        print("\n".join(lines), file=sys.stderr)
-        write_recipe(folder, groups)
-        if note := os.environ.get("KOIR_FOLDER"):  # where finetune.sh looks for checkpoints when it has the last word
-            Path(note).write_text(args.output_dir, encoding="utf-8")
-        keep_lines(folder / "metrics.jsonl", checkpoint)
-    trainer = trainer_class(start, args, triplets, groups)
-    trainer.began = {
+    return start, triplets
+
+
+def _begin(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict, checkpoint: str | None) -> None:
+    """Say what is trained on what, and write it to the folder."""
+    folder = Path(groups["training"].output_dir)
+    print(f"rows:    {report(triplets.counts)}", file=sys.stderr)
+    lines = kind.describe(start, groups) + _cut_lines(kind, start, triplets, groups) + _budget_lines(groups)
+    lines += _known_queries(triplets, groups)
+    print("\n".join(lines), file=sys.stderr)
+    write_recipe(folder, groups)
+    if note := os.environ.get("KOIR_FOLDER"):  # where finetune.sh looks for checkpoints when it has the last word
+        Path(note).write_text(str(folder), encoding="utf-8")
+    keep_lines(folder / "metrics.jsonl", checkpoint)
+
+
+def _began(args: TrainingArguments, triplets: Triplets) -> dict:
+    """What a checkpoint remembers, since no run can go on with another."""
+    began = {
         "--train_data of fingerprint": triplets.fingerprint,
         "--seed": args.seed,
         "--data_seed": args.data_seed,
@@ -128,34 +151,24 @@ def _in_folder(
         "--optim": str(getattr(args.optim, "value", args.optim)),
     }
     if args.deepspeed or args.lr_scheduler_type in OVER_SCORES:  # elsewhere a new one holds from there on
-        trainer.began["--learning_rate"] = args.learning_rate
-    rows, batch = len(trainer.train_dataset), trainer.began["batch of all processes"]
-    whole = rows >= batch or not args.dataloader_drop_last
-    require(whole, "--dataloader_drop_last", f"{rows:,} rows, less than a batch of {batch:,}", "at least one batch")
-    _train(trainer, checkpoint, folder, groups)
-    trainer.save_model(str(folder / "model"))
-    trained = trainer.facts()
-    if main and trained.get("negatives_per_query") == 0:
-        print(
-            "WARNING: no query had a negative, so nothing was learned: do all rows have one document?", file=sys.stderr
-        )
-    unset_hf_deepspeed_config()  # what is loaded from here on is one process's, whole
-    leave_processes()  # what is left to do is the first one's, and may take longer than the others would wait
-    if main:
-        saved = functools.partial(kind.saved, trust_remote_code=model.trust_remote_code)
-        average(load, saved, groups["weights"].tuned_share, folder / "model")
-        facts = {"kind": kind.name, "trainer": name, "base": model.model_name_or_path, "seed": args.seed}
-        facts |= {"train_data": groups["data"].train_data, "data_fingerprint": triplets.fingerprint}
-        facts |= {"rows": triplets.counts, **trained}
-        write_text(folder / "model" / "README.md", kind.card(facts, groups))
-        facts["scores"] = kind.compare(load, groups, folder)
-        seconds = trainer.earlier_seconds + time.perf_counter() - started
-        facts |= {"wall_seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
-        write_json(folder / "run.json", facts | origin())
-        here = Path() if Path.cwd() == ROOT else ROOT
-        words = [here / ".venv/bin/python", here / "evaluate.py", *kind.next(groups, folder), *_tasks_flags(groups)]
-        print(f"\nmodel: {folder / 'model'}\nnext:  {shlex.join(map(str, words))}")
-    return folder
+        began["--learning_rate"] = args.learning_rate
+    return began
+
+
+def _finish(kind: Kind, load: Callable, groups: dict, facts: dict, began: float) -> None:
+    """Weights averaged, the card, base against tuned, and run.json. began: when, by time.perf_counter."""
+    model, folder = groups["model"], Path(groups["training"].output_dir)
+    if facts.get("negatives_per_query") == 0:
+        print("WARNING: no query had a negative, so nothing was learned (one document in all rows?)", file=sys.stderr)
+    saved = functools.partial(kind.load_saved, trust_remote_code=model.trust_remote_code)
+    average(load, saved, groups["weights"].tuned_share, folder / "model")
+    write_text(folder / "model" / "README.md", kind.card(facts, groups))
+    facts["scores"] = kind.compare(load, groups, folder)
+    facts |= {"wall_seconds": time.perf_counter() - began, "peak_memory_bytes": peak_memory_bytes()}
+    write_json(folder / "run.json", facts | origin())
+    here = Path() if Path.cwd() == ROOT else ROOT
+    words = [here / ".venv/bin/python", here / "evaluate.py", *kind.evaluate_flags(groups, folder)]
+    print(f"\nmodel: {folder / 'model'}\nnext:  {shlex.join(map(str, [*words, *_tasks_flags(groups)]))}")
 
 
 def _tasks_flags(groups: dict) -> list[str]:
@@ -218,7 +231,7 @@ def _cut_lines(kind: Kind, start: nn.Module, triplets: Triplets, groups: dict) -
     """How many of some rows training does not read to the end, where there are any."""
     most = groups["data"].train_max_seq_length or start.max_seq_length
     rows = some_of(triplets.pairs)
-    what, longer = kind.longer(start, rows, most)
+    what, longer = kind.count_cut(start, rows, most)
     line = f"cut:     {longer:,} of {len(rows['query']):,} {what} looked at have more than {most:,} tokens"
     return [line] if longer else []
 

@@ -54,7 +54,7 @@ def _describe(encoder: Encoder, groups: dict) -> list[str]:
     ]
 
 
-def _longer(encoder: Encoder, rows: dict, most: int) -> tuple[str, int]:
+def _count_cut(encoder: Encoder, rows: dict, most: int) -> tuple[str, int]:
     return "documents", encoder.too_long(rows["document"], "document", most)
 
 
@@ -127,11 +127,11 @@ ENCODER = Kind(
         "evaluation": arguments.EvaluationArguments,
     },
     loader=_loader,
-    saved=load_encoder,
+    load_saved=load_encoder,
     describe=_describe,
-    longer=_longer,
+    count_cut=_count_cut,
     compare=_base_against_tuned,
     card=_card,
-    next=lambda groups, folder: ["--first_stage", "bm25", f"dense:{folder}"],
+    evaluate_flags=lambda groups, folder: ["--first_stage", "bm25", f"dense:{folder}"],
     prepare=prepare,
 )

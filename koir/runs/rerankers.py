@@ -51,7 +51,7 @@ def _describe(reranker: Reranker, groups: dict) -> list[str]:
     ]
 
 
-def _longer(reranker: Reranker, rows: dict, most: int) -> tuple[str, int]:
+def _count_cut(reranker: Reranker, rows: dict, most: int) -> tuple[str, int]:
     return "pairs", reranker.too_long(list(zip(rows["query"], rows["document"], strict=True)), most)
 
 
@@ -164,12 +164,18 @@ RERANKER = Kind(
         "evaluation": RerankingArguments,
     },
     loader=_loader,
-    saved=load_reranker,
+    load_saved=load_reranker,
     describe=_describe,
-    longer=_longer,
+    count_cut=_count_cut,
     compare=_first_base_tuned,
     card=_card,
-    next=lambda groups, folder: ["--first_stage", groups["evaluation"].first_stage, "--reranker", "none", str(folder)],
+    evaluate_flags=lambda groups, folder: [
+        "--first_stage",
+        groups["evaluation"].first_stage,
+        "--reranker",
+        "none",
+        str(folder),
+    ],
     prepare=_prepare,
     check=_check,
 )
