@@ -269,6 +269,35 @@ def test_truncation_is_said(client):
     assert left["results"] != right["results"]
 
 
+QUERY_CUT = "the query was too long and was cut"
+SECOND_CUT = "1 documents were too long and were cut, by index: 1"
+
+
+@pytest.mark.parametrize(
+    ("body", "warnings"),
+    [
+        ({"query": "휴가 " * 3000, "documents": ["짧다", "김치", "산"]}, [QUERY_CUT]),
+        ({"query": "휴" * 70000, "documents": ["짧다"]}, [QUERY_CUT]),  # beyond what any tokens reach
+        ({"query": QUERY * 20, "documents": ["김치"], "max_tokens_per_query": 9}, [QUERY_CUT]),
+        ({"query": QUERY * 90, "documents": ["김치", SENTENCE * 90]}, [QUERY_CUT, SECOND_CUT]),
+        ({"query": QUERY, "documents": ["김치", SENTENCE * 90]}, [SECOND_CUT]),
+    ],
+)
+def test_a_cut_query_is_told_from_cut_documents(client, body, warnings):
+    answer = client.post("/v1/rerank", json=body)
+    assert answer.json()["meta"]["warnings"] == warnings
+    assert int(answer.headers["x-truncated-texts"]) == len(warnings)
+
+
+@pytest.mark.parametrize(
+    ("query", "texts", "param"), [(QUERY, ["김치", SENTENCE * 90], "texts.1"), ("휴가 " * 900, ["김치"], "query")]
+)
+def test_a_refusal_to_cut_names_what_is_too_long(client, query, texts, param):
+    answer = client.post("/rerank", json={"query": query, "texts": texts, "truncate": False})
+    assert answer.status_code == 422 and answer.json()["error"]["param"] == param
+    assert answer.json()["message"].startswith(f"{param}: found more tokens than fit")
+
+
 ODD = {
     "no query": {"documents": ["a"]},
     "an empty query": {"query": "", "documents": ["a"]},

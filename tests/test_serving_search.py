@@ -154,15 +154,18 @@ def test_a_part_of_a_hybrid_is_an_index_too_and_its_searches_are_bounded(built, 
 
 def test_what_was_cut_is_said(built, caplog):
     flags = ServedArguments(index_uri=str(built / "index"), reranker=str(built / "reranker"), dtype="float32")
-    with TestClient(create_app(load(flags))) as client, caplog.at_level("INFO", "koir.serving"):
+    registry = load(flags)
+    with TestClient(create_app(registry)) as client, caplog.at_level("INFO", "koir.serving"):
         plain = client.post("/v1/search", json={"query": "휴가"})
         long = client.post("/v1/search", json={"query": "휴가 " * 900, "top_n": 1})
-        assert 'koir_truncated_texts_total{model="search"} 4.0' in client.get("/metrics").text
+        assert 'koir_truncated_texts_total{model="search"} 1.0' in client.get("/metrics").text
+        registry.find("reranker", None).model.max_seq_length = 10
+        (of_documents,) = client.post("/v1/search", json={"query": "휴가"}).json()["meta"]["warnings"]
+    assert "3 documents" in of_documents and all(name in of_documents for name in TEXTS)
     assert "x-truncated-texts" not in plain.headers and "meta" not in plain.json()
-    assert long.headers["x-truncated-texts"] == "4"  # the query, and each of three pairs with it
-    of_query, of_pairs = long.json()["meta"]["warnings"]
-    assert "the query" in of_query and all(name in of_pairs for name in TEXTS)
-    (line,) = [record.getMessage() for record in caplog.records if "truncated=4" in record.getMessage()]
+    assert long.headers["x-truncated-texts"] == "1"  # the query; no document lost anything to it
+    assert long.json()["meta"]["warnings"] == ["the query was too long and was cut"]
+    (line,) = [record.getMessage() for record in caplog.records if "truncated=1" in record.getMessage()]
     assert "texts=4" in line and "tokens=" in line and "휴가" not in line
 
 

@@ -21,6 +21,7 @@ from koir.tokens import GPU_CHUNK, pad, shortened, tokenise_pairs
 BLOCK = 64  # texts tokenised before another request gets its turn
 TOKEN_CHARACTERS = 64  # no text worth embedding has more for each of its tokens
 CPU_CHUNK = 2048  # padded tokens of a forward, unless told
+Cut = list[set[int]]  # positions of the texts that were cut; of pairs: of the queries, and of the documents
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,24 @@ class Limits:
 
 @dataclass
 class Answer:
-    """rows: a logit [n] or a vector [n, D] each. tokens: of all sequences. truncated: positions that were cut."""
+    """rows: a logit [n] or a vector [n, D] each. tokens: of all sequences.
+
+    truncated: positions whose text was cut, of pairs the document. cut_queries: how many different queries were.
+    """
 
     rows: np.ndarray
     tokens: int
     truncated: list[int]
+    cut_queries: int
+
+    @property
+    def cut(self) -> int:
+        """How many texts were cut."""
+        return len(self.truncated) + self.cut_queries
+
+
+def _both(first: Cut, second: Cut) -> Cut:
+    return [one | other for one, other in zip(first, second, strict=True)]
 
 
 class Served:
@@ -68,22 +82,23 @@ class Served:
         self.batcher.close()
         self.words.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, texts: Sequence[Hashable], code: Callable[[list], tuple[list, list[int]]], limits: Limits):
+    async def _answer(self, texts: Sequence[Hashable], code: Callable[[list], tuple[list, Cut]], limits: Limits):
         """Tokenise in blocks off the loop, each queued as soon as it is ready; equal texts are computed once.
 
-        code: distinct texts -> their coded sequences, and positions of those that were cut. Returns an Answer.
+        code: distinct texts -> their coded sequences, and what of them was cut. Returns an Answer.
         """
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        order, waiting, lengths, cut = list(distinct), [], [], set()
+        order, waiting, lengths, cut, queries = list(distinct), [], [], set(), set()
         loop = asyncio.get_running_loop()
         with self.batcher.admitted(len(texts)):
             try:
                 for start in range(0, len(order), BLOCK):
                     items, beyond = await loop.run_in_executor(self.words, code, order[start : start + BLOCK])
-                    cut |= {start + position for position in beyond}
-                    if cut and not limits.cut:
-                        where = texts.index(order[min(cut)])
-                        raise invalid(f"text {where}", "more tokens than fit", "a shorter one, or truncation")
+                    cut |= {start + position for position in beyond[-1]}
+                    queries |= {order[start + position][0] for position in beyond[0] if len(beyond) == 2}
+                    if (cut or queries) and not limits.cut:
+                        param = f"texts.{texts.index(order[min(cut)])}" if cut else "query"  # as TEI names them
+                        raise invalid(param, "more tokens than fit", "a shorter one, or truncation")
                     lengths += [len(ids) for ids, _ in items]
                     waiting.append(asyncio.ensure_future(self.batcher.run(items, lengths[start:])))
                 rows = [row for block in await asyncio.gather(*waiting) for row in block]
@@ -94,7 +109,7 @@ class Served:
                     await asyncio.gather(*unfinished, return_exceptions=True)
         numbers = [distinct[text] for text in texts]
         truncated = [position for position, number in enumerate(numbers) if number in cut]
-        return Answer(np.stack(rows)[numbers], sum(lengths[number] for number in numbers), truncated)
+        return Answer(np.stack(rows)[numbers], sum(lengths[number] for number in numbers), truncated, len(queries))
 
     def _forward(self, items: list[tuple]) -> np.ndarray:
         """Coded sequences (ids, types or None) -> the model's float32 rows; in the device's thread."""
@@ -115,8 +130,8 @@ class Served:
     def _length(self, limits: Limits) -> int:
         return min(self.max_seq_length, limits.total or self.max_seq_length)
 
-    def _code(self, *texts: Sequence[str], limits: Limits, types: bool = True) -> tuple[list[tuple], list[int]]:
-        """Texts, or two lists of them as pairs, to (ids, types), and the positions that were cut."""
+    def _code(self, *texts: Sequence[str], limits: Limits, types: bool = True) -> tuple[list[tuple], Cut]:
+        """Texts, or two lists of them as pairs, to (ids, types), and which texts were cut."""
         columns, beyond = self._within_reach(texts, limits)
         with self._side(limits.side):
             if len(columns) == 2:
@@ -127,14 +142,29 @@ class Served:
         items = [
             (tuple(ids), tuple(second[i]) if second is not None else None) for i, ids in enumerate(coded["input_ids"])
         ]
-        beyond |= {i for i, encoding in enumerate(coded.encodings or []) if encoding.overflowing}
-        return items, sorted(beyond)
+        return items, _both(beyond, self._in_part(columns, coded.encodings or []))
 
-    def _within_reach(self, columns: Sequence[Sequence[str]], limits: Limits) -> tuple[list[list[str]], set[int]]:
+    def _in_part(self, columns: Sequence[Sequence[str]], encodings: Sequence) -> Cut:
+        """Which texts the encodings hold in part. Of a pair the document, where its query is whole."""
+        over = {i for i, encoding in enumerate(encodings) if encoding.overflowing}
+        if len(columns) == 1:
+            return [over]
+        queries = self._longer(columns[0], over, encodings, 0)
+        return [queries, (over - queries) | self._longer(columns[1], queries, encodings, 1)]
+
+    def _longer(self, texts: Sequence[str], which: set[int], encodings: Sequence, side: int) -> set[int]:
+        """Those of `which` whose text has more tokens by itself than its side of the pair."""
+        count = {
+            text: len(self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            for text in {texts[i] for i in which}
+        }
+        return {i for i in which if count[texts[i]] > encodings[i].sequence_ids.count(side)}
+
+    def _within_reach(self, columns: Sequence[Sequence[str]], limits: Limits) -> tuple[list[list[str]], Cut]:
         """Texts without what no token budget reaches, which would only cost time, and which of them had such."""
         reach = TOKEN_CHARACTERS * self.max_seq_length
         part = slice(-reach, None) if limits.side == "left" else slice(reach)
-        beyond = {i for texts in columns for i, text in enumerate(texts) if len(text) > reach}
+        beyond = [{i for i, text in enumerate(texts) if len(text) > reach} for texts in columns]
         return [[text[part] for text in texts] for texts in columns], beyond
 
     @contextlib.contextmanager
@@ -168,12 +198,12 @@ class ServedReranker(Served):
     async def score(self, pairs: Sequence[tuple[str, str]], limits: Limits) -> Answer:
         """(query, document) pairs to float32 logits [n]."""
 
-        def code(part: list) -> tuple[list[tuple], list[int]]:
+        def code(part: list) -> tuple[list[tuple], Cut]:
             (queries, documents), beyond = self._within_reach(list(zip(*part, strict=True)), limits)
             queries, cut_queries = self._shortened(queries, limits.query, limits)
             documents, cut_documents = self._shortened(documents, limits.document, limits)
             items, cut = self._code(queries, documents, limits=limits, types=self.model.reads_types)
-            return items, sorted(beyond | cut_queries | cut_documents | set(cut))
+            return items, _both(_both(beyond, [cut_queries, cut_documents]), cut)
 
         return await self._answer(pairs, code, limits)
 
@@ -200,13 +230,13 @@ class ServedEncoder(Served):
         """Texts, or token ids as they are, to vectors [n, D]. prompt: "query", "document", or None: the bare text."""
         prefix = self.model.prompts[prompt] if prompt else ""
 
-        def code(part: list) -> tuple[list[tuple], list[int]]:
+        def code(part: list) -> tuple[list[tuple], Cut]:
             if isinstance(part[0], str):
                 return self._code([prefix + text for text in part], limits=limits, types=False)
             longest = self._length(limits)
-            cut = [i for i, ids in enumerate(part) if len(ids) > longest]
+            cut = {i for i, ids in enumerate(part) if len(ids) > longest}
             kept = slice(-longest, None) if limits.side == "left" else slice(longest)
-            return [(ids[kept], None) for ids in part], cut
+            return [(ids[kept], None) for ids in part], [cut]
 
         texts = texts if isinstance(texts[0], str) else [tuple(ids) for ids in texts]
         return await self._answer(texts, code, limits)

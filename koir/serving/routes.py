@@ -33,16 +33,20 @@ def _json(content: object, truncated: int = 0) -> Response:
 def _note(request: Request, model: str, texts: int, answer: Answer | None = None) -> None:
     request.scope["koir"] |= {"model": model, "texts": texts}
     if answer is not None:
-        request.scope["koir"] |= {"tokens": answer.tokens, "truncated": len(answer.truncated)}
+        request.scope["koir"] |= {"tokens": answer.tokens, "truncated": answer.cut}
 
 
 def _usage(tokens: int) -> dict:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def _too_long(which: Sequence[int | str], named: str) -> str:
-    shown = ", ".join(map(str, which[:20])) + (", ..." if len(which) > 20 else "")
-    return f"{len(which)} documents were too long and were cut, by {named}: {shown}"
+def _too_long(query: bool, which: Sequence[int | str], named: str) -> list[str]:
+    """What was cut in words: the query, and documents by what they are called."""
+    said = ["the query was too long and was cut"] if query else []
+    if which:
+        shown = ", ".join(map(str, which[:20])) + (", ..." if len(which) > 20 else "")
+        said.append(f"{len(which)} documents were too long and were cut, by {named}: {shown}")
+    return said
 
 
 def _order(logits: np.ndarray, top_n: int | None) -> list[int]:
@@ -82,11 +86,11 @@ async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: boo
             results[-1]["document"] = texts[i] if plain_text else {"text": texts[i]}
     meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
     meta["tokens"] = {"input_tokens": answer.tokens, "output_tokens": 0}
-    if answer.truncated:
-        meta["warnings"] = [_too_long(answer.truncated, "index")]
+    if warnings := _too_long(answer.cut_queries > 0, answer.truncated, "index"):
+        meta["warnings"] = warnings
     content = {"id": f"rerank-{uuid.uuid4().hex}", "object": "rerank", "created": int(time.time())}
     content |= {"model": reranker.name, "results": results, "usage": _usage(answer.tokens), "meta": meta}
-    return _json(content, len(answer.truncated))
+    return _json(content, answer.cut)
 
 
 async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Response:
@@ -99,7 +103,7 @@ async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Respo
     results = [{"index": i, "score": scores[i]} for i in _order(answer.rows, body.top_n)]
     if body.return_text:
         results = [result | {"text": body.texts[result["index"]]} for result in results]
-    return _json(results, len(answer.truncated))
+    return _json(results, answer.cut)
 
 
 RERANKED = {"response_model": None, "responses": {200: {"model": schemas.RerankAnswer}}, "tags": ["rerank"]}
@@ -147,7 +151,7 @@ async def score(request: Request, body: schemas.ScoreRequest) -> Response:
     data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(scores.tolist())]
     content = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
     content |= {"model": reranker.name, "data": data, "usage": _usage(answer.tokens)}
-    return _json(content, len(answer.truncated))
+    return _json(content, answer.cut)
 
 
 @router.post("/v1/embeddings", **LISTED, tags=["embeddings"])
@@ -172,7 +176,7 @@ async def embeddings(request: Request, body: schemas.EmbeddingRequest) -> Respon
     rest = {"object": "list", "model": encoder.name, "usage": _usage(answer.tokens)}
     if answer.truncated:
         rest["truncated"] = answer.truncated
-    return _json(b'{"data":[' + b",".join(parts) + b"]," + json.dumps(rest).encode()[1:], len(answer.truncated))
+    return _json(b'{"data":[' + b",".join(parts) + b"]," + json.dumps(rest).encode()[1:], answer.cut)
 
 
 async def _rows(rows: np.ndarray, start: int, encoding: str | None) -> bytes:
@@ -201,8 +205,7 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
     content = {"id": f"search-{uuid.uuid4().hex}", "object": "search", "model": pipeline.name, "results": results}
     content |= {"usage": _usage(found.tokens), "milliseconds": found.milliseconds}
     if truncated:
-        said = ["the query was too long and was cut"] if found.cut_query else []
-        content["meta"] = {"warnings": said + ([_too_long(found.cut, "id")] if found.cut else [])}
+        content["meta"] = {"warnings": _too_long(found.cut_query, found.cut, "id")}
     return _json(content, truncated)
 
 

@@ -135,6 +135,7 @@ class ServedPipeline:
             shown = dict(zip(ids, SCORE_MAPS[p.score_map or "sigmoid"](rows).tolist(), strict=True))
         hits = [Hit(d, texts[d], shown[d], candidates[d]) for d in ranked(final)[:top_n]]
         cut = list(dict.fromkeys(owners[position] for position in answer.truncated))
+        cut_query = cut_query or answer.cut_queries > 0
         return Found(hits, milliseconds, texts_read + len(owners), tokens + answer.tokens, cut_query, cut)
 
     async def _first_stage(self, query: str, depth: int) -> tuple[dict[str, float], dict[str, str], Answer | None]:
