@@ -339,6 +339,23 @@ def test_what_does_not_fit_together_is_refused(built):
         load(ServedArguments(pipeline=str(built / "pipeline.json"), reranker="none"))
 
 
+def test_more_candidates_than_a_search_may_have_are_refused_at_the_start(built, tmp_path):
+    for given in (0, 1001):
+        with pytest.raises(FlagError, match=f"--depth: found {given}; expected 1 to 1,000"):
+            load(ServedArguments(first_stage="bm25", reranker="none", index_uri=str(built / "hybrid"), depth=given))
+    content = json.loads((built / "pipeline.json").read_text(encoding="utf-8")) | {"depth": 2000}
+    file, models = tmp_path / "deep" / "pipeline.json", tmp_path / "models.yaml"
+    file.parent.mkdir()
+    file.write_text(json.dumps(content), encoding="utf-8")
+    models.write_text(json.dumps([{"pipeline": str(file)}]), encoding="utf-8")
+    for flags in (ServedArguments(pipeline=str(file)), ServedArguments(models=str(models))):
+        with pytest.raises(FlagError, match="pipeline deep, depth: found 2,000; expected at most 1,000"):
+            load(flags)
+    assert load(ServedArguments(pipeline=str(file), depth=3)).find("pipeline", None).pipeline.depth == 3
+    file.write_text(json.dumps(content | {"index_uri": None}), encoding="utf-8")
+    assert load(ServedArguments(pipeline=str(file))).by_kind["reranker"]  # there is no search
+
+
 @pytest.mark.parametrize("rows", ["", "5", "[]", "[{name: a}]", "[{encoder: x, reranker: y}]", "[{encoder: 5}]", "{"])
 def test_a_models_file_that_cannot_be(rows, tmp_path):
     file = tmp_path / "models.yaml"

@@ -24,7 +24,7 @@ from koir.retrieval.stages import first_stage, is_milvus, kind_and_path
 from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker
 from koir.serving.registry import Registry
-from koir.serving.search import Documents, ServedPipeline
+from koir.serving.search import MOST_CANDIDATES, Documents, ServedPipeline
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -96,7 +96,8 @@ class Loader:
         shown = arguments.score_map or "sigmoid"
         require(shown in SCORE_MAPS, "--score_map", shown, ", ".join(SCORE_MAPS) + nearest(shown, SCORE_MAPS))
         require(arguments.max_queue >= 1, "--max_queue", str(arguments.max_queue), "at least 1")
-        require(arguments.depth is None or arguments.depth >= 1, "--depth", str(arguments.depth), "at least 1")
+        given = arguments.depth
+        require(given is None or 1 <= given <= MOST_CANDIDATES, "--depth", str(given), f"1 to {MOST_CANDIDATES:,}")
         try:
             self.device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.empty(0, device=self.device)
@@ -230,6 +231,8 @@ def _searchable(uri: str | None) -> bool:
 
 def _pipeline(loader: Loader, pipeline: Pipeline, name: str, searched: bool = True) -> None:
     """Serve a pipeline's encoder, its reranker, and its search where there is a corpus."""
+    few, most = pipeline.depth <= MOST_CANDIDATES, f"at most {MOST_CANDIDATES:,} (--depth, beside --pipeline)"
+    require(few or not searched, f"pipeline {name}, depth", f"{pipeline.depth:,}", most)
     kind, path = kind_and_path(pipeline.first_stage)
     encoder = loader.encoder(path) if path else None
     reranker = loader.reranker(pipeline.reranker) if pipeline.reranker else None
