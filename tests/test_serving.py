@@ -556,14 +556,24 @@ def test_registry_answers_by_kind(registry):
         ("/rerank", {"query": "가", "texts": ["나"], "raw_scores": "x"}, "raw_scores", "valid boolean"),
         ("/v1/rerank", {"query": "", "documents": ["가"]}, "query", "found an empty text; expected at least one char"),
         ("/v1/rerank", b'{"query": "\xb0\xa1"}', None, "expected one JSON object"),
+        ("/v1/embeddings", {"input": "가", "input_type": "QUERY"}, "input_type", "did you mean query?"),
+        ("/v1/embeddings", {"input": "가", "task": "poem"}, "task", "task: found no known kind of text; expected one"),
+        (
+            "/v1/rerank",
+            {"query": "가", "documents": ["나"], "truncate_prompt_tokens": 3},
+            "truncate_prompt_tokens",
+            "truncate_prompt_tokens: expected at least 8 tokens",
+        ),
+        ("/v1/rerank", {"query": "\ud800", "documents": ["나"]}, "query", "query: found half of a surrogate pair"),
+        ("/v1/search", {"query": " "}, "query", "query: found blanks; expected a question"),
+        ("/v1/search", {"query": "가", "filter": {"tenant": 3}}, "filter", "filter: found an unknown field; expected"),
+        ("/v1/search", {"query": "가", "top_k": 3}, "top_k", "did you mean top_n?"),
+        ("/v1/search", {"query": "가", "\ud800": 3}, "body", "expected one JSON object"),
     ],
 )
 def test_a_refusal_names_the_field_and_what_is_expected(client, path, body, param, said):
-    sent = (
-        {"content": body, "headers": {"Content-Type": "application/json"}}
-        if isinstance(body, bytes)
-        else {"json": body}
-    )
-    answer = client.post(path, **sent)
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert answer.status_code in (400, 422) and error["param"] == param and said in error["message"]
+    assert "Value error" not in answer.text

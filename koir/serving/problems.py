@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from koir.errors import nearest
+from koir.serving.schemas import SearchRequest
+
 
 class Problem(Exception):
     """An answer that is an error: HTTP status, message for a person, code for a program, the field it is about.
@@ -34,6 +37,7 @@ def invalid(param: str, found: str, expected: str) -> Problem:
 def from_validation(errors: Sequence[dict]) -> Problem:
     """The first of pydantic's errors as a Problem: 400 for what is no JSON, else 422. Inputs are never repeated."""
     error = errors[0]
+    words = error["msg"].removeprefix("Value error, ")
     if error["type"] == "json_invalid":
         return Problem(400, f"body: found broken JSON ({error['ctx']['error']}); expected one object", "invalid_json")
     ours = ("body", "tei", "vllm")  # no field's name: which of several shapes was tried
@@ -41,12 +45,15 @@ def from_validation(errors: Sequence[dict]) -> Problem:
         str(step) for step in error["loc"] if step not in ours and not str(step).startswith(("tagged-", "function-"))
     ]
     if not steps and error["type"] == "value_error":
-        return Problem(422, f"body: {error['msg'].removeprefix('Value error, ')}", "value_error", "body")
+        return Problem(422, f"body: {words}", "value_error", "body")
     if not steps:
         return Problem(422, "body: expected one JSON object, sent as application/json", error["type"], "body")
     param = ".".join(steps[:4])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    said = error["msg"]
+    said = words
+    if error["type"] == "extra_forbidden":  # of a search alone; elsewhere fields of other dialects are left out
+        param, known = param[:80], list(SearchRequest.model_fields)
+        said = f"found an unknown field; expected {', '.join(known)}{nearest(param, known)}"
     if error["type"] == "too_short" and error["input"] == "":  # pydantic speaks of items
         said = "found an empty text; expected at least one character"
     if steps[0] == "input" and len(errors) > 1:  # one of each way in which it may be given

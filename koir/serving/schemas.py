@@ -1,4 +1,4 @@
-"""What requests may hold, for every dialect, and what answers look like. Unknown fields are ignored."""
+"""What requests may hold, for every dialect, and what answers look like. Only a search refuses unknown fields."""
 
 import unicodedata
 from typing import Annotated, Any, Literal
@@ -14,6 +14,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from koir.errors import nearest
 
 
 def _whole(text: str) -> str:
@@ -177,12 +179,13 @@ class EmbeddingRequest(_Truncation):
     task: str | None = Field(None, description="as input_type (Jina: retrieval.query, retrieval.passage)")
     prompt_name: str | None = Field(None, description="as input_type (TEI)")
 
-    @model_validator(mode="after")
-    def _known_prompt(self) -> "EmbeddingRequest":
-        name = self.input_type or self.task or self.prompt_name
+    @field_validator("input_type", "task", "prompt_name")
+    @classmethod
+    def _known_prompt(cls, name: str | None) -> str | None:
         if name and name not in PROMPTS:
-            raise ValueError(f"input_type: expected one of {', '.join(PROMPTS)}")
-        return self
+            known = ", ".join(PROMPTS) + nearest(name.lower(), PROMPTS)
+            raise ValueError(f"found no known kind of text; expected one of {known}")
+        return name
 
     @property
     def prompt(self) -> str | None:
@@ -205,8 +208,9 @@ def _asked(query: str) -> str:
 
 
 class SearchRequest(BaseModel):
-    """The whole pipeline: first stage, then the reranker over its best candidates."""
+    """The whole pipeline: first stage, then the reranker over its best candidates. Other fields are refused."""
 
+    model_config = ConfigDict(extra="forbid")  # a filter that is passed over would show what is to be hidden
     model: str | None = Field(None, description="a pipeline's name; any where one is loaded")
     query: Annotated[Query, AfterValidator(_asked)]
     top_n: int | None = Field(None, ge=1, description="documents returned, at most 1,000; default: 10")
