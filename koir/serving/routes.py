@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import time
-import unicodedata
 import uuid
 from collections.abc import Sequence
 
@@ -55,6 +54,7 @@ def _order(logits: np.ndarray, top_n: int | None) -> list[int]:
 
 
 def _text(position: int, document: schemas.Document, fields: Sequence[str] | None) -> str:
+    """A document's text as it was sent; of an object its fields, with spaces between them."""
     if isinstance(document, str):
         return document
     there = {"text": document.text} | (document.model_extra or {})
@@ -65,7 +65,7 @@ def _text(position: int, document: schemas.Document, fields: Sequence[str] | Non
     text = " ".join(map(str, values))
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise invalid(f"documents.{position}", "half of a surrogate pair", "valid Unicode")
-    return unicodedata.normalize("NFC", text)
+    return text
 
 
 async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: bool = False) -> Response:
@@ -75,7 +75,7 @@ async def _rerank(request: Request, body: schemas.RerankRequest, plain_text: boo
     limits = Limits(
         body.truncate_prompt_tokens, body.max_tokens_per_query, body.max_tokens_per_doc, side=body.truncation_side
     )
-    answer = await reranker.score([(body.query, text) for text in texts], limits)
+    answer = await reranker.score([(body.query, schemas.composed(text)) for text in texts], limits)
     _note(request, reranker.name, len(texts), answer)
     scores = (answer.rows if body.raw else request.app.state.score_map(answer.rows)).tolist()
     wanted = request.app.state.return_documents if body.return_documents is None else body.return_documents
@@ -97,7 +97,7 @@ async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Respo
     reranker = request.app.state.registry.find("reranker", body.model)
     limits = Limits(cut=body.truncate is not False, side=(body.truncation_direction or "right").lower())
     _note(request, reranker.name, len(body.texts))
-    answer = await reranker.score([(body.query, text) for text in body.texts], limits)
+    answer = await reranker.score([(body.query, schemas.composed(text)) for text in body.texts], limits)
     _note(request, reranker.name, len(body.texts), answer)
     scores = (answer.rows if body.raw_scores else request.app.state.score_map(answer.rows)).tolist()
     results = [{"index": i, "score": scores[i]} for i in _order(answer.rows, body.top_n)]

@@ -19,15 +19,21 @@ from koir.errors import nearest
 
 
 def _whole(text: str) -> str:
-    """NFC, as all text here. Python's JSON lets half of a surrogate pair through, and no tokenizer takes it."""
+    """Python's JSON lets half of a surrogate pair through, and no tokenizer takes it."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("found half of a surrogate pair; expected valid Unicode") from None
+    return text
+
+
+def composed(text: str) -> str:
+    """NFC, as models and indexes read all text here."""
     return unicodedata.normalize("NFC", text)
 
 
-Text = Annotated[str, AfterValidator(_whole)]
+Sent = Annotated[str, AfterValidator(_whole)]  # what an answer repeats as it was sent; routes compose it for models
+Text = Annotated[Sent, AfterValidator(composed)]
 TokenLimit = Annotated[int | None, Field(ge=1, description="tokens; what is longer is cut and the answer says so")]
 Query = Annotated[Text, Field(min_length=1, description="what is asked")]
 
@@ -36,10 +42,10 @@ class TextDocument(BaseModel):
     """A document given as an object; rank_fields names the fields to read, else text."""
 
     model_config = ConfigDict(extra="allow")
-    text: Text | None = None
+    text: Sent | None = None
 
 
-Document = Text | TextDocument
+Document = Sent | TextDocument
 # Lists end at their first fault: one error for each of a million elements would take minutes and gigabytes.
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 Documents = Annotated[
@@ -100,7 +106,7 @@ class TeiRerankRequest(BaseModel):
 
     model: str | None = None
     query: Query
-    texts: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+    texts: Annotated[list[Sent], Field(min_length=1, fail_fast=True)]
     raw_scores: bool | None = Field(None, description="logits in place of 0 to 1")
     return_text: bool | None = Field(None, description="repeat each text")
     truncate: bool | None = Field(None, description="false: refuse what is too long; default: cut it")
