@@ -433,6 +433,8 @@ def test_a_body_beyond_the_limit_gets_413(client):
 def test_unknown_routes_and_methods(client):
     assert client.post("/v1/nothing").json()["error"]["type"] == "not_found_error"
     assert client.get("/v1/rerank").status_code == 405
+    slashed = client.post("/v1/rerank/", json={"query": "q", "documents": ["a"]}, follow_redirects=False)
+    assert slashed.status_code == 404 and slashed.json()["error"]["code"] == "not_found"
     assert client.get("/health").json() == {"status": "ok"} and client.get("/ready").status_code == 200
 
 
@@ -450,6 +452,21 @@ def test_several_models_are_told_apart_by_name(folders, tmp_path):
         assert client.post("/v1/embeddings", json={"model": "any", "input": "a"}).json()["model"] == "e"
         assert client.post("/v1/search", json={"query": "q"}).status_code == 404
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["e", "one", "two"]
+
+
+def test_openapi_describes_what_is_sent_and_answered(client):
+    openapi = client.get("/openapi.json").json()
+    schemas = openapi["components"]["schemas"]
+    posts = {path: route["post"] for path, route in openapi["paths"].items() if "post" in route}
+    assert all({"408", "429", "503"} <= set(route["responses"]) for route in posts.values()) and len(posts) == 9
+    assert openapi["security"] == [{}, {"bearer": []}] and openapi["components"]["securitySchemes"].keys() == {"bearer"}
+    (either,) = posts["/rerank"]["requestBody"]["content"].values()
+    assert len(either["schema"]["anyOf"]) == 2 and "oneOf" not in either["schema"]
+    bodies = {"/v1/rerank": {"query": "가", "documents": ["나"]}, "/score": {"text_1": "가", "text_2": "나"},
+              "/v1/embeddings": {"input": "길다 " * 900}}  # fmt: skip
+    for path, body in bodies.items():
+        name = posts[path]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert set(client.post(path, json=body).json()) <= set(schemas[name]["properties"]), path
 
 
 def test_docs_name_every_route_and_no_foreign_host(client):

@@ -20,9 +20,19 @@ from koir.serving.registry import Registry
 from koir.serving.routes import router
 from koir.serving.schemas import ErrorBody
 
-ERRORS = (400, 401, 404, 413, 422, 429)
+ERRORS = (400, 401, 404, 408, 413, 422, 429)
 GRACE = 30  # seconds after the signal in which what is in flight may end
 LAST_CALLS = 0.5  # seconds in which open connections may still bring a request after the signal to stop
+
+
+class Application(FastAPI):
+    """FastAPI, whose OpenAPI says how a key is sent."""
+
+    def openapi(self) -> dict:
+        """The schema. A key is an alternative, since only some servers ask for one (--api_key_file)."""
+        schema = super().openapi()
+        schema["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        return schema | {"security": [{}, {"bearer": []}]}
 
 
 def create_app(
@@ -34,12 +44,13 @@ def create_app(
 ) -> FastAPI:
     """An application over loaded models. return_documents, score_map: where a rerank request does not say."""
 
-    app = FastAPI(
+    app = Application(
         title="koir",
         summary="Korean retrieval: rerank, embeddings, search",
         responses={status: {"model": ErrorBody} for status in ERRORS},
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to http://, which a proxy's clients cannot follow
         strict_content_type=False,
     )
     app.state.registry, app.state.draining = registry, False

@@ -20,7 +20,7 @@ from koir.serving.search import ServedPipeline
 router = APIRouter()
 TOP_N = 10  # documents of a search that does not say
 ROWS = 64  # embeddings written as JSON before other requests get their turn
-EMBEDDED = 8192  # texts of one request; the answer of 1,024 numbers each takes 180 MB, and several times that to write
+MOST_TEXTS = 8192  # of one request; an answer of 1,024 numbers each takes 180 MB, and several times that to write
 
 
 def _json(content: object, truncated: int = 0) -> Response:
@@ -106,11 +106,18 @@ async def _rerank_tei(request: Request, body: schemas.TeiRerankRequest) -> Respo
     return _json(results, answer.cut)
 
 
-RERANKED = {"response_model": None, "responses": {200: {"model": schemas.RerankAnswer}}, "tags": ["rerank"]}
-EITHER = {200: {"model": schemas.RerankAnswer | list[schemas.TeiFound]}}
+def _described(answer: object, tag: str) -> dict:
+    """What OpenAPI says of a route on which a model computes."""
+    answers = {200: {"model": answer}, 503: {"model": schemas.ErrorBody}}
+    return {"response_model": None, "responses": answers, "tags": [tag]}
 
 
-@router.post("/rerank", **(RERANKED | {"responses": EITHER}))
+RERANKED, SCORED = _described(schemas.RerankAnswer, "rerank"), _described(schemas.ListAnswer, "rerank")
+EMBEDDED = _described(schemas.ListAnswer, "embeddings")
+LISTED = {"response_model": None, "responses": {200: {"model": schemas.ListAnswer}}, "tags": ["server"]}
+
+
+@router.post("/rerank", **_described(schemas.RerankAnswer | list[schemas.TeiFound], "rerank"))
 async def rerank(request: Request, body: schemas.AnyRerankRequest) -> Response:
     """vLLM's shape (top_n 0: all), or TEI's bare list when `texts` is sent in place of `documents`."""
     if isinstance(body, schemas.TeiRerankRequest):
@@ -136,11 +143,8 @@ async def rerank_infinity(request: Request, body: schemas.RerankRequest) -> Resp
     return await _rerank(request, body, plain_text=True)
 
 
-LISTED = {"response_model": None, "responses": {200: {"model": schemas.ListAnswer}}}
-
-
-@router.post("/score", **LISTED, tags=["rerank"])
-@router.post("/v1/score", **LISTED, tags=["rerank"])
+@router.post("/score", **SCORED)
+@router.post("/v1/score", **SCORED)
 async def score(request: Request, body: schemas.ScoreRequest) -> Response:
     """vLLM's score: one number a pair, in the order of the request."""
     reranker = request.app.state.registry.find("reranker", body.model)
@@ -154,14 +158,14 @@ async def score(request: Request, body: schemas.ScoreRequest) -> Response:
     return _json(content, answer.cut)
 
 
-@router.post("/v1/embeddings", **LISTED, tags=["embeddings"])
-@router.post("/embeddings", **LISTED, tags=["embeddings"])
+@router.post("/v1/embeddings", **EMBEDDED)
+@router.post("/embeddings", **EMBEDDED)
 async def embeddings(request: Request, body: schemas.EmbeddingRequest) -> Response:
     """OpenAI's shape: unit vectors as floats or as base64 of little-endian float32."""
     encoder, inputs = request.app.state.registry.find("encoder", body.model), body.inputs
     size, most = encoder.model.dimensions, len(encoder.model.tokenizer)
-    if len(inputs) > EMBEDDED:
-        raise invalid("input", f"{len(inputs):,} texts", f"at most {EMBEDDED:,} in one request")
+    if len(inputs) > MOST_TEXTS:
+        raise invalid("input", f"{len(inputs):,} texts", f"at most {MOST_TEXTS:,} in one request")
     if body.dimensions and body.dimensions > size:
         raise invalid("dimensions", str(body.dimensions)[:20], f"at most {size}")
     if not isinstance(inputs[0], str) and any(token >= most for ids in inputs for token in ids):
@@ -189,7 +193,7 @@ async def _rows(rows: np.ndarray, start: int, encoding: str | None) -> bytes:
     return ",".join(found).encode()
 
 
-@router.post("/v1/search", response_model=None, responses={200: {"model": schemas.SearchAnswer}}, tags=["search"])
+@router.post("/v1/search", **_described(schemas.SearchAnswer, "search"))
 async def search(request: Request, body: schemas.SearchRequest) -> Response:
     """The whole pipeline in one call: candidates of the first stage, ordered by the reranker."""
     pipeline = request.app.state.registry.find("pipeline", body.model)
@@ -210,8 +214,8 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
 
 
 @router.head("/v1/models", include_in_schema=False)
-@router.get("/v1/models", **LISTED, tags=["server"])
-@router.get("/models", **LISTED, tags=["server"])
+@router.get("/v1/models", **LISTED)
+@router.get("/models", **LISTED)
 async def models(request: Request) -> Response:
     """What is served, by name; open without a key, since mteb asks without one."""
     return _json({"object": "list", "data": [_model(served) for served in request.app.state.registry.all]})

@@ -119,7 +119,9 @@ def _dialect(body: Any) -> str:
 
 
 AnyRerankRequest = Annotated[
-    Annotated[TeiRerankRequest, Tag("tei")] | Annotated[VllmRerankRequest, Tag("vllm")], Discriminator(_dialect)
+    Annotated[TeiRerankRequest, Tag("tei")] | Annotated[VllmRerankRequest, Tag("vllm")],
+    Discriminator(_dialect),
+    Field(json_schema_extra=lambda schema: schema.update(anyOf=schema.pop("oneOf"))),  # a body may have both's fields
 ]
 
 
@@ -246,6 +248,7 @@ class RerankAnswer(BaseModel):
 
     id: str
     object: str
+    created: int
     model: str
     results: list[Found]
     usage: dict[str, int]
@@ -265,6 +268,11 @@ class ListAnswer(BaseModel):
 
     object: str
     data: list[dict[str, Any]]
+    id: str | None = Field(None, description="of scores")
+    created: int | None = Field(None, description="of scores: seconds since 1970")
+    model: str | None = Field(None, description="of embeddings and scores: which one answered")
+    usage: dict[str, int] | None = Field(None, description="of embeddings and scores")
+    truncated: list[int] | None = Field(None, description="of embeddings: which texts were cut, where some were")
 
 
 class SearchAnswer(BaseModel):
