@@ -40,18 +40,26 @@ DOCUMENTS = [SENTENCE * n for n in (1, 3, 1, 12, 2)] + [
 ]
 
 
+def scatter(module, std=0.02):
+    """Matrices drawn by a seed: the bundled base's layers add nothing before they are trained."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.dim() == 2:
+                weight.normal_(std=std, generator=generator)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A tiny encoder and a tiny reranker whose scores are far apart."""
     there = tmp_path_factory.mktemp("models")
-    load_encoder("demo", num_hidden_layers=1).save(there / "encoder")
+    encoder = load_encoder("demo", num_hidden_layers=1)
+    scatter(encoder.transformer.encoder, std=0.05)
+    encoder.save(there / "encoder")
     for name, scale in (("reranker", 30.0), ("other", -30.0)):
-        reranker, generator = load_reranker(str(DEMO / "base"), new_head=True, num_hidden_layers=1), torch.Generator()
-        generator.manual_seed(3)
+        reranker = load_reranker(str(DEMO / "base"), new_head=True, num_hidden_layers=1)
+        scatter(reranker.transformer.roberta)
         with torch.no_grad():
-            for weight in reranker.transformer.roberta.parameters():
-                if weight.dim() == 2:  # the bundled base's layers add nothing before they are trained
-                    weight.normal_(std=0.02, generator=generator)
             reranker.transformer.classifier.out_proj.weight.mul_(scale)
             reranker.transformer.classifier.out_proj.bias.sub_(float(reranker.score([(QUERY, SENTENCE)])[0]))
         reranker.save(there / name)
@@ -84,6 +92,12 @@ def test_scores_are_those_of_cross_encoder(client, folders):
     theirs = CrossEncoder(folders["reranker"], device="cpu").predict([(QUERY, text) for text in DOCUMENTS])
     assert np.ptp(theirs) > 0.02
     assert np.abs(ours - theirs).max() <= 1e-5
+
+
+def test_the_encoder_that_others_are_compared_with_has_layers_that_count(folders):
+    models = [load_encoder(name, num_hidden_layers=1) for name in (folders["encoder"], "demo")]
+    ours, bare = (model.encode(DOCUMENTS, "document") for model in models)
+    assert np.abs(ours - bare).max() > 0.1
 
 
 def test_null_is_the_default_in_teis_shape(client):
