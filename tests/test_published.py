@@ -77,6 +77,21 @@ def test_the_readmes_table_agrees_with_kures_files_but_for_autorag():
             assert cell.value == pytest.approx(kure[model].cells[task][metric].value, abs=6e-5), (model, task, metric)
 
 
+def table(tmp_path, change):
+    """A small table, changed, in a file of its own."""
+    block = {"source": "blog", "ndcg_at_10": 0.5}
+    both = {"en": "t", "ko": "표"}
+    content = {
+        "name": "t", "title": both, "protocol": dict(both), "comparable": True, "tasks": {"demo": {"split": "test"}},
+        "sources": {"blog": {"title": "a", "url": "https://a", "date": "2026"}},
+        "models": [{"name": "m", "kind": "dense", "scores": {"demo": block}}],
+    }  # fmt: skip
+    change(content, content["models"][0], block)
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
 @pytest.mark.parametrize(
     "change, place",
     [
@@ -84,17 +99,45 @@ def test_the_readmes_table_agrees_with_kures_files_but_for_autorag():
         ({"ndcg_at_10": None}, "null with a note"),
         ({"source": "elsewhere"}, "one of blog"),
         ({"ndcg@10": 0.5}, "unknown metric"),
+        ({"ndcg_at_10": "0.5"}, "found '0.5'"),
+        ({"ndcg_at_10": {"value": 0.5, "source": ["blog"]}}, "source: found ['blog']"),
+        ({"ndcg_at_10": {"value": 0.5, "note": "x"}}, "note: found 'x'; expected an object with en, ko"),
+        ({"ndcg_at_10": {"value": None, "note": {"en": "x"}}}, "note, ko: found nothing; expected a text"),
     ],
 )
 def test_a_wrong_cell_is_named(tmp_path, change, place):
-    block = {"source": "blog", "ndcg_at_10": 0.5} | change
-    table = {
-        "name": "t", "title": {}, "protocol": {}, "comparable": True, "tasks": {"demo": {"split": "test"}},
-        "sources": {"blog": {"title": "a", "url": "https://a", "date": "2026"}},
-        "models": [{"name": "m", "kind": "dense", "scores": {"demo": block}}],
-    }  # fmt: skip
-    file = tmp_path / "t.json"
-    file.write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(ResultError) as raised:
+        read_published(table(tmp_path, lambda content, model, block: block.update(change)))
+    assert place in str(raised.value) and "m, demo" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda content, model: content.update(title="t"), "title: found 't'"),
+        (lambda content, model: content.update(title={"en": "t"}), "title, ko: found nothing"),
+        (lambda content, model: content.update(protocol=None), "protocol: found nothing"),
+        (lambda content, model: content.update(tasks=["demo"]), "tasks: found ['demo']"),
+        (lambda content, model: content.update(tasks={"demo": {}}), "tasks, demo, split: found nothing"),
+        (lambda content, model: content.update(name=5), "name: found 5"),
+        (lambda content, model: content.update(comparable="no"), "comparable: found 'no'; expected true or false"),
+        (lambda content, model: content.update(name="\ud800"), "no readable JSON"),
+        (lambda content, model: content.update(models=["m"]), "model 1: found 'm'"),
+        (lambda content, model: content["sources"]["blog"].update(url=None), "sources, blog, url: found nothing"),
+        (lambda content, model: model.update(name=3), "model 1, name: found 3"),
+        (lambda content, model: model.update(kind=["dense"]), "model 1, kind: found ['dense']"),
+        (lambda content, model: model.update(parameters="7B"), "m, parameters: found '7B'; expected a number"),
+        (lambda content, model: model.update(depth="100"), "m, depth: found '100'"),
+        (lambda content, model: model.update(pairs_per_second=12.5), "m, pairs_per_second: found 12.5"),
+        (lambda content, model: model.update(pairs_per_second={"value": "fast"}), "pairs_per_second, value: found"),
+    ],
+)
+def test_a_table_of_another_kind_is_named(tmp_path, change, said):
+    file = table(tmp_path, lambda content, model, block: change(content, model))
     with pytest.raises(ResultError) as raised:
         read_published(file)
-    assert place in str(raised.value) and "m, demo" in str(raised.value)
+    assert str(raised.value).startswith(str(file)) and said in str(raised.value)
+
+
+def test_the_small_table_is_right(tmp_path):
+    assert read_published(table(tmp_path, lambda content, model, block: None)).models[0].name == "m"
