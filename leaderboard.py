@@ -57,6 +57,7 @@ def page(settings: argparse.Namespace) -> None:
 
     st.set_page_config(page_title="koir", page_icon="🔎", layout="wide")
     st.html(STYLE)
+    state.follow_url()
     results, outputs = Path(settings.results), Path(settings.outputs)
     title, choice = st.columns([4, 1])
     with choice:

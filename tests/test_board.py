@@ -400,6 +400,26 @@ def test_controls_change_the_table_and_the_url(made, monkeypatch):
     assert lines_of(tables_of(again)[0]) == lines_of(table)
 
 
+def test_back_brings_every_control_back(made, monkeypatch):
+    app = page(made, monkeypatch, kind="reranker")
+    app.radio(key="k").set_value(5).run()
+    app.multiselect(key="kind").set_value([]).run()
+    app.query_params["kind"] = "reranker"
+    app.run()
+    assert (app.multiselect(key="kind").value, app.radio(key="k").value) == (["reranker"], 5)
+    del app.query_params["k"]
+    app.run()
+    assert app.radio(key="k").value == 10 and "k" not in app.query_params
+
+
+def test_a_second_click_before_the_browser_wrote_the_first_ones_url_undoes_nothing(made, monkeypatch):
+    app = page(made, monkeypatch)
+    app.radio(key="k").set_value(5).run()
+    del app.query_params["k"]
+    app.toggle(key="complete").set_value(True).run()
+    assert {key: app.query_params[key] for key in ("k", "complete")} == {"k": "5", "complete": "1"}
+
+
 def test_the_language_changes_words_and_nothing_else(made, monkeypatch):
     app = page(made, monkeypatch, metric="recall", kind="reranker")
     before = lines_of(tables_of(app)[0])

@@ -4,6 +4,22 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
+KEPT = "kept in the URL"  # key -> values of every control, as `_keep` left them
+TOUCHED = "a control was touched"
+
+
+def follow_url() -> None:
+    """Forget the controls that the URL is no longer as `_keep` left it for: the reader went back or forth.
+
+    Where a control was touched, the URL may only lag behind: the browser had not heard yet of what was written last.
+    """
+    kept = st.session_state.setdefault(KEPT, {})
+    if st.session_state.pop(TOUCHED, False):
+        return
+    for key, values in kept.items():
+        if st.query_params.get_all(key) != values:
+            st.session_state.pop(key, None)
+
 
 def pick(
     widget: Callable,
@@ -19,7 +35,7 @@ def pick(
     named = {str(option): option for option in options}
     value = st.session_state.get(key, named.get(st.query_params.get(key), default))
     st.session_state[key] = value if value in options else default
-    value = widget(label, options, key=key, format_func=shown, **more)
+    value = widget(label, options, key=key, format_func=shown, on_change=_touched, **more)
     _keep(key, [] if value == default else [str(value)])
     return value
 
@@ -29,7 +45,7 @@ def pick_some(label: str, options: Sequence, key: str, shown: Callable[[object],
     named = {str(option): option for option in options}
     chosen = [named[text] for text in st.query_params.get_all(key) if text in named]
     st.session_state[key] = [value for value in st.session_state.get(key, chosen) if value in options]
-    values = st.multiselect(label, options, key=key, format_func=shown, **more)
+    values = st.multiselect(label, options, key=key, format_func=shown, on_change=_touched, **more)
     _keep(key, [str(value) for value in values])
     return values
 
@@ -37,7 +53,7 @@ def pick_some(label: str, options: Sequence, key: str, shown: Callable[[object],
 def written(label: str, key: str) -> str:
     """A text field."""
     st.session_state[key] = st.session_state.get(key, st.query_params.get(key, ""))
-    value = st.text_input(label, key=key).strip()
+    value = st.text_input(label, key=key, on_change=_touched).strip()
     _keep(key, [value] if value else [])
     return value
 
@@ -45,13 +61,18 @@ def written(label: str, key: str) -> str:
 def switched(label: str, key: str, **more: object) -> bool:
     """A toggle, off by default."""
     st.session_state[key] = st.session_state.get(key, st.query_params.get(key) == "1")
-    value = st.toggle(label, key=key, **more)
+    value = st.toggle(label, key=key, on_change=_touched, **more)
     _keep(key, ["1"] if value else [])
     return value
 
 
+def _touched() -> None:
+    st.session_state[TOUCHED] = True
+
+
 def _keep(key: str, values: list[str]) -> None:
     """Write a key to the URL only where it changes: each write is a message to the browser."""
+    st.session_state[KEPT][key] = values
     if st.query_params.get_all(key) == values:
         return
     if values:
