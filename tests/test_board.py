@@ -1,3 +1,4 @@
+import codecs
 import csv
 import io
 import json
@@ -13,15 +14,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_results import TASKS, write_results, write_run
+import streamlit as st
+from made_results import PIPELINES, TASKS, write_results, write_run
 from streamlit.testing.v1 import AppTest
 
-from koir.board import export, texts
+from koir.board import export, overview, texts
 from koir.board.labels import WORDS, words
 from koir.board.pipeline import _best, _ends_before, first_stage_alone
 from koir.board.rows import read_board
 from koir.board.standing import _indistinct, mark_ties, pareto, standings, values_of
-from koir.board.tables import as_csv, as_markdown, records, simple_markdown
+from koir.board.tables import as_csv, as_markdown, measured, records, simple_markdown
 from koir.board.training import _summary
 from koir.errors import ResultError
 from koir.evaluation.significance import paired_p
@@ -476,7 +478,7 @@ def test_a_pipelines_view_says_what_evaluation_said(made, monkeypatch):
     (line,) = [dict(zip(header, row, strict=True)) for row in rows if row[0] == "사내규정"]
     (said,) = made[1][name]["사내규정"]["koir"]["comparisons"]
     assert (line["Gain"], line["p"]) == (f"{said['difference']:+.4f}", f"{said['p']:.4f}")
-    assert line["95%"] == "{:+.4f} – {:+.4f}".format(*said["interval"])
+    assert line["95% interval"] == "{:+.4f} – {:+.4f}".format(*said["interval"])
     assert line["+ reranker"] == f"{value(made[1], name, '사내규정'):.4f}"
     assert line["First stage"] == f"{value(made[1], 'dense-v1.1-demo', '사내규정'):.4f}"
     assert len(lines_of(queries)) - 1 == int(line["Lost"])
@@ -536,6 +538,47 @@ def test_an_empty_folder_shows_what_to_run(tmp_path, monkeypatch, view):
     assert not app.error
 
 
+@pytest.mark.parametrize("view", ["overview", "cost", "pipeline", "compare", "training"])
+def test_hover_and_buttons_speak_the_pages_words(made, monkeypatch, view):
+    app, known = page(made, monkeypatch, view=view, lang="ko"), {*words("ko").values(), *PIPELINES}
+    specs = [element.proto.spec for element in app.get("vega_lite_chart")]
+    titles = {title for spec in specs for title in _titles(json.loads(spec))}
+    assert titles and all(title in known or title.startswith("nDCG@10") or "차이" in title for title in titles)
+    labels = [element.proto.label for element in app.get("download_button")]
+    assert labels and all(label.endswith(" 내려받기") for label in labels)
+    assert all('class="koir-table" lang="ko"' in table for table in tables_of(app))
+
+
+def _titles(spec):
+    """What a chart's hover calls its fields; the field's own name where it has no title."""
+    if isinstance(spec, list):
+        return [title for one in spec for title in _titles(one)]
+    if not isinstance(spec, dict):
+        return []
+    own = [tip.get("title", tip["field"]) for tip in spec.get("tooltip", []) if isinstance(tip, dict)]
+    return own + [title for key, one in spec.items() if key != "tooltip" for title in _titles(one)]
+
+
+def test_a_downloaded_table_says_to_excel_that_it_is_utf8(made, monkeypatch):
+    saved = {}
+    monkeypatch.setattr(st, "download_button", lambda _, content, name, *__, **___: saved.update({name: content}))
+    for view in ("overview", "pipeline"):
+        page(made, monkeypatch, view=view)
+    assert len(saved) == 7
+    assert all(content.startswith(codecs.BOM_UTF8) == name.endswith(".csv") for name, content in saved.items())
+
+
+def test_the_picture_says_how_many_rows_it_draws(made, monkeypatch):
+    assert "rows are drawn" not in words_of(page(made, monkeypatch))
+    monkeypatch.setattr(overview, "BARS", 3)
+    assert "The first 3 of 4 rows are drawn." in words_of(page(made, monkeypatch))
+
+
+def test_the_box_over_the_queries_says_what_it_searches(made, monkeypatch):
+    app = page(made, monkeypatch, view="pipeline")
+    assert app.text_input(key="q").label == "Search by query or id"
+
+
 def test_another_programs_flags_do_not_reach_the_page(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pytest", "-q", "--results", "/nowhere", "--durations=8"])
     app = AppTest.from_file(str(ROOT / "leaderboard.py"), default_timeout=60).run()
@@ -547,6 +590,10 @@ def test_the_markdown_has_as_many_cells_in_every_line(made):
     found, common = standings(board.rows("own"), board.groups["own"], METRIC)
     lines = as_markdown(found, board.groups["own"], common, words("en") | {"name": "a|b"}).splitlines()
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_short_latency_is_no_zero():
+    assert [measured(value) for value in (None, 0.04, 0.5, 7.96, 130)] == ["–", "0.04", "0.5", "8.0", "130.0"]
 
 
 def test_a_query_of_several_lines_stays_in_its_cell():

@@ -105,7 +105,7 @@ def test_a_reader_filters_switches_the_metric_follows_a_pipeline_and_downloads(s
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download CSV").click()
     waiting.value.save_as(tmp_path / "table.csv")
-    with (tmp_path / "table.csv").open(encoding="utf-8") as lines:
+    with (tmp_path / "table.csv").open(encoding="utf-8-sig") as lines:
         rows = list(csv.DictReader(lines))
     assert sorted(row["name"] for row in rows) == ["dense-v1.1-demo+ko@10", "dense-v1.1-demo+ko@50"]
     for row in rows:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from koir.board import charts, state, tables, texts
 from koir.board.labels import metric_label, verbatim
-from koir.board.page import Page, downloads, metric_control
+from koir.board.page import Page, downloads, metric_control, show_table
 from koir.board.pipeline import difference
 from koir.board.standing import values_of
 from koir.errors import ResultError
@@ -57,7 +57,7 @@ def compare(page: Page) -> None:
     losses = [line for line in reversed(lines) if line["difference"] < 0][:BIGGEST]
     header = [word["query"], "id", word["first"], word["second"], word["difference"]]
     for title, some in ((word["wins"], wins), (word["losses"], losses)):
-        st.html(tables.simple_html(header, [_texts(line) for line in some], f"{title} ({len(some)})"))
+        show_table(page, header, [_texts(line) for line in some], f"{title} ({len(some)})")
     facts = {"first": first, "second": second, "task": task, "metric": metric}
     markdown = tables.simple_markdown(header, [_texts(line) for line in lines])
     downloads(page, f"{task}-{metric}", tables.as_csv(lines), markdown, tables.as_json(facts, lines))
@@ -74,7 +74,7 @@ def _summary(page: Page, names: tuple[str, str], found: dict, metric: str) -> No
     between = f"{found['low']:+.4f} – {found['high']:+.4f}"
     numbers = [f"{found['gain']:+.4f}", between, tables.number(found["p"])]
     numbers += [str(found[key]) for key in ("won", "lost", "same")]
-    st.html(tables.simple_html(header, [[f"{names[0]} − {names[1]}", *numbers]], word["compare"]))
+    show_table(page, header, [[f"{names[0]} − {names[1]}", *numbers]], word["compare"])
 
 
 def _bins(values: list[float]) -> list[dict]:
@@ -83,17 +83,18 @@ def _bins(values: list[float]) -> list[dict]:
     for value in values:
         tenth = min(int(abs(value) * 10), 9)
         places[tenth if value > 0 else -tenth - 1] += 1
-    return [{"low": place / 10, "high": (place + 1) / 10, "queries": n} for place, n in sorted(places.items())]
+    bins = [{"low": place / 10, "high": (place + 1) / 10, "queries": n} for place, n in sorted(places.items())]
+    return [one | {"between": f"{one['low']:+.1f} – {one['high']:+.1f}"} for one in bins]
 
 
 def _pictures(page: Page, lines: list[dict], first: str, second: str, metric: str) -> None:
     word, same = page.word, defaultdict(list)
     for line in lines:
         same[(round(line["second"], 4), round(line["first"], 4))].append(line["text"])
-    points = [{"x": x, "y": y, "queries": len(found), "example": found[0][:80]} for (x, y), found in same.items()]
+    points = [{"x": x, "y": y, "queries": len(found), "query": found[0][:80]} for (x, y), found in same.items()]
     left, right = st.columns(2)
-    left.altair_chart(charts.scatter(points, first, second), width="stretch")
+    left.altair_chart(charts.scatter(points, first, second, word), width="stretch")
     changed = [line["difference"] for line in lines if line["difference"]]
     title = f"{word['difference']}, {metric_label(metric)}"
-    right.altair_chart(charts.differences(_bins(changed), title, word["queries"]), width="stretch")
+    right.altair_chart(charts.differences(_bins(changed), title, word), width="stretch")
     right.caption(f"{word['same']}: {len(lines) - len(changed)}/{len(lines)} {word['queries']}")

@@ -4,7 +4,7 @@ import streamlit as st
 
 from koir.board import state, tables
 from koir.board.labels import metric_label, verbatim
-from koir.board.page import Page, choose_rows, downloads, show_common, show_standings
+from koir.board.page import Page, choose_rows, downloads, show_common, show_standings, show_table
 from koir.board.standing import Standing, mark_ties, pareto, standings
 
 BARS = 30
@@ -39,8 +39,11 @@ def overview(page: Page) -> None:
     state.switched(word["grid"], "grid", help=word["grid_help"])
     from koir.board import charts
 
-    with chart:
-        st.altair_chart(charts.bars(_bars(found), metric_label(metric)), width="stretch")
+    bars = _bars(found)
+    with chart.container():
+        st.altair_chart(charts.bars(bars[:BARS], metric_label(metric), word), width="stretch")
+        if len(bars) > BARS:
+            st.caption(word["drawn"].format(n=BARS, m=len(bars)))
     if sum(common[0] in one.row.stored for one in found) > 1:
         note.caption(word["testing"])
         _rank(page, found, common, metric)
@@ -57,11 +60,11 @@ def overview(page: Page) -> None:
 
 def _bars(found: list[Standing]) -> list[dict]:
     records = []
-    for one in [one for one in found if one.mean is not None][:BARS]:
+    for one in [one for one in found if one.mean is not None]:
         low, high = one.interval or (None, None)
         record = {"name": one.row.name, "mean": one.mean, "low": low, "high": high, "ours": one.row.ours}
-        record["text"] = f"{one.row.name}  {tables.number(one.mean)}"
-        records.append(record | {"coverage": one.coverage, "tied": ", ".join(one.tied) or "–"})
+        record |= {"interval": tables.between(one.interval), "coverage": one.coverage}
+        records.append(record | {"text": f"{one.row.name}  {tables.number(one.mean)}"})
     return records
 
 
@@ -91,7 +94,7 @@ def cost(page: Page) -> None:
         return
     records = [_point(page, one, paid, common) for one, paid in points]
     front = [records[place] for place in pareto([(paid, one.mean) for one, paid in points])]
-    st.altair_chart(charts.cost(records, front, metric_label(metric), word[by]), width="stretch")
+    st.altair_chart(charts.cost(records, front, metric_label(metric), word[by], word), width="stretch")
     st.caption(word["pareto_say"].format(names=verbatim(", ".join(record["name"] for record in front))))
     on_front = {record["name"] for record in front}
     shown = sorted(records, key=lambda record: record["cost"])
@@ -101,7 +104,7 @@ def cost(page: Page) -> None:
          "●" if record["name"] in on_front else ""]
         for record in shown
     ]  # fmt: skip
-    st.html(tables.simple_html(header, lines, f"{page.group_title(group)}, {word['cost']}"))
+    show_table(page, header, lines, f"{page.group_title(group)}, {word['cost']}")
     records = [record | {"pareto": record["name"] in on_front} for record in shown]
     facts = tables.facts(page.board, group, metric, tasks, common) | {"cost": by}
     markdown = tables.simple_markdown(header, lines)
@@ -109,18 +112,17 @@ def cost(page: Page) -> None:
 
 
 def _price(by: str, value: float) -> str:
-    return tables.count(value) if by == "parameters" else tables.number(value, 1 if by == "milliseconds" else 0)
+    return {"milliseconds": tables.measured, "parameters": tables.count, "depth": str}[by](value)
 
 
 def _point(page: Page, one: Standing, paid: float, common: list[str]) -> dict:
     row, word = one.row, page.word
-    between = f"{tables.number(one.interval[0])}–{tables.number(one.interval[1])}" if one.interval else "–"
     return {
         "name": row.name,
         "cost": paid,
         "mean": one.mean,
-        "interval": between,
-        "ms": tables.number(row.milliseconds(common), 1),
+        "interval": tables.between(one.interval),
+        "milliseconds": tables.measured(row.milliseconds(common)),
         "parameters": tables.count(row.parameters),
         "depth": str(row.depth or "–"),
         "kind": "+".join(sorted(row.kinds)),

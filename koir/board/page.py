@@ -12,6 +12,7 @@ from koir.board.labels import KS, METRICS, metric_label, verbatim
 from koir.board.rows import OWN, SIZES, UNKNOWN, Board, Row, read_board
 from koir.board.standing import Standing
 
+FILES = {"CSV": ("csv", "text/csv"), "Markdown": ("md", "text/markdown"), "JSON": ("json", "application/json")}
 STYLE = """<style>
 .koir-table{overflow-x:auto;max-width:100%}
 .koir-table table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
@@ -144,12 +145,22 @@ def link(page: Page, name: str) -> str:
 
 def downloads(page: Page, name: str, csv: str, markdown: str, content: str) -> None:
     """The table's three download buttons."""
-    kinds = {"CSV": (csv, "csv", "text/csv"), "Markdown": (markdown, "md", "text/markdown")}
-    kinds["JSON"] = (content, "json", "application/json")
-    row = st.container(horizontal=True)
-    for kind, (text, ending, mime) in kinds.items():
-        label = f"{page.word['download']} {kind}"
-        row.download_button(label, text, f"{name}.{ending}", mime, key=f"download-{kind}", on_click="ignore")
+    with st.container(horizontal=True):
+        for kind, text in {"CSV": csv, "Markdown": markdown, "JSON": content}.items():
+            download(page, kind, text, name, kind)
+
+
+def download(page: Page, kind: str, text: str, name: str, key: str) -> None:
+    """A button that saves a text as a file of a kind. key: what tells it from the page's other buttons."""
+    ending, mime = FILES[kind]
+    content = text.encode("utf-8-sig" if kind == "CSV" else "utf-8")  # without its mark, Excel garbles Hangul
+    label = page.word["download"].format(kind=kind)
+    st.download_button(label, content, f"{name}.{ending}", mime, key=f"download-{key}", on_click="ignore")
+
+
+def show_table(page: Page, header: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> None:
+    """Texts as a table of the page."""
+    st.html(tables.simple_html(header, lines, caption, page.language))
 
 
 def show_standings(page: Page, found: list[Standing], tasks: list[str], common: list[str], metric: str, group: str):

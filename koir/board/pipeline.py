@@ -6,7 +6,7 @@ import streamlit as st
 
 from koir.board import charts, state, tables, texts
 from koir.board.labels import metric_label, verbatim
-from koir.board.page import Page, downloads, metric_control
+from koir.board.page import Page, download, downloads, metric_control, show_table
 from koir.board.rows import Row
 from koir.board.standing import values_of
 from koir.errors import ResultError
@@ -120,7 +120,7 @@ def _ladder(page: Page, name: str, steps: list[dict], metric: str) -> None:
         for key, shown in zip(keys, names, strict=True)
         if record[key] is not None
     ]
-    st.altair_chart(charts.stages(bars, metric_label(metric), names), width="stretch")
+    st.altair_chart(charts.stages(bars, metric_label(metric), names, word), width="stretch")
     header = [word["task"], *names, word["gain"], word["interval"], "p", word["won"], word["lost"], word["same"]]
     header.append(word["candidate_recall"])
     lines = [
@@ -132,7 +132,7 @@ def _ladder(page: Page, name: str, steps: list[dict], metric: str) -> None:
         ]
         for record in steps
     ]  # fmt: skip
-    st.html(tables.simple_html(header, lines, f"{name}, {metric_label(metric)}"))
+    show_table(page, header, lines, f"{name}, {metric_label(metric)}")
     st.caption(word["ceiling_say"])
     facts = {"pipeline": name, "metric": metric}
     markdown = tables.simple_markdown(header, lines)
@@ -159,7 +159,7 @@ def _depths(page: Page, row: Row, base: Row | None, metric: str) -> None:
                 records.append(at | {"stage": word["ceiling"], "value": ceiling})
     st.subheader(word["depth"])
     records = [record for record in records if record["value"] is not None]
-    st.altair_chart(charts.by_depth(records, metric_label(metric)), width="stretch")
+    st.altair_chart(charts.by_depth(records, metric_label(metric), word), width="stretch")
     depths = [one.depth for one in family]
     found = {(record["task"], record["depth"], record["stage"]): record["value"] for record in records}
     lines = [
@@ -167,7 +167,7 @@ def _depths(page: Page, row: Row, base: Row | None, metric: str) -> None:
         for task in row.stored
         for stage in (word["reranked"], word["ceiling"])
     ]
-    st.html(tables.simple_html([word["task"], *map(str, depths)], lines, f"{word['depth']}, {metric_label(metric)}"))
+    show_table(page, [word["task"], *map(str, depths)], lines, f"{word['depth']}, {metric_label(metric)}")
 
 
 def _queries(page: Page, row: Row, base: Row | None, metric: str) -> None:
@@ -183,7 +183,7 @@ def _queries(page: Page, row: Row, base: Row | None, metric: str) -> None:
             shown = lambda key: word[key] if key else word["all"]  # noqa: E731
             outcome = state.pick(st.selectbox, word["show"], OUTCOMES, "outcome", shown=shown)
     with columns[2]:
-        wanted = state.written(word["search"], "q").casefold()
+        wanted = state.written(word["search_queries"], "q").casefold()
     with columns[3]:
         most = state.pick(st.selectbox, word["most"], [20, 100, 1000], "most")
     try:
@@ -208,9 +208,8 @@ def _queries(page: Page, row: Row, base: Row | None, metric: str) -> None:
         + ([tables.number(line["before"]), _signed(line["difference"])] if before else [])
         for line in lines[:most]
     ]
-    st.html(tables.simple_html(header, shown, f"{task}, {len(shown)}/{len(lines)} {word['queries']}"))
-    st.download_button(f"{word['download']} CSV", tables.as_csv(lines), f"{row.name}-{task}-queries.csv", "text/csv",
-                       key="download-queries", on_click="ignore")  # fmt: skip
+    show_table(page, header, shown, f"{task}, {len(shown)}/{len(lines)} {word['queries']}")
+    download(page, "CSV", tables.as_csv(lines), f"{row.name}-{task}-queries", "queries")
     _documents(page, [line["query_id"] for line in lines[:most]], rows, before, known)
 
 
@@ -249,4 +248,4 @@ def _documents(page: Page, queries: list[str], rows: dict, before: Stored | None
         lines.append([str(place), *([was] if before else []), right, texts.document_text(known, document)])
     header = [word["after"], word["before"]] if before else [word["rank"]]
     header += [word["answer"], word["document"]]
-    st.html(tables.simple_html(header, lines, name(query)))
+    show_table(page, header, lines, name(query))

@@ -22,6 +22,16 @@ def number(value: float | None, digits: int = DIGITS) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def between(interval: tuple[float, float] | None) -> str:
+    """An interval of scores; a dash where there is none."""
+    return f"{number(interval[0])}–{number(interval[1])}" if interval else "–"
+
+
+def measured(value: float | None) -> str:
+    """Milliseconds and the like; below 1, two digits that say something."""
+    return number(value, 1) if value is None or value >= 1 else f"{value:.2g}"
+
+
 def count(value: float | None) -> str:
     """A number of parameters, shortened."""
     if value is None:
@@ -84,12 +94,12 @@ def cell_text(one: Standing, column: str, tasks: Sequence[str], common: Sequence
         "name": lambda: row.name,
         "origin": lambda: word["ours" if row.ours else "published"],
         "mean": lambda: number(one.mean),
-        "interval": lambda: f"{number(one.interval[0])}–{number(one.interval[1])}" if one.interval else "–",
+        "interval": lambda: between(one.interval),
         "coverage": lambda: one.coverage,
-        "milliseconds": lambda: number(row.milliseconds(common or tasks), 1),
+        "milliseconds": lambda: measured(row.milliseconds(common or tasks)),
         "parameters": lambda: count(row.parameters),
         "depth": lambda: str(row.depth or "–"),
-        "pairs_per_second": lambda: number(row.pairs_per_second, 1),
+        "pairs_per_second": lambda: measured(row.pairs_per_second),
     }
     return plain[column]() if column in plain else number(one.values.get(column))
 
@@ -137,24 +147,24 @@ def as_html(
     titles = {column: html.escape(word.get(column, column)) for column in shown}
     titles |= {task: BREAK.sub("<wbr>", titles[task]) for task in tasks}
     head = "".join(f'<th scope="col" class="{_class(column, tasks)}">{titles[column]}</th>' for column in shown)
-    table = plain_table(head, body, caption)
+    table = plain_table(head, body, caption, language)
     if notes:
         items = "".join(f'<li value="{place}">{html.escape(note)}</li>' for place, note in enumerate(notes, 1))
         table += f'<p class="koir-small">{html.escape(word["notes"])}</p><ol class="koir-small koir-notes">{items}</ol>'
     return table
 
 
-def plain_table(head: str, body: Sequence[str], caption: str) -> str:
+def plain_table(head: str, body: Sequence[str], caption: str, language: str) -> str:
     """A table that scrolls sideways where the window is narrow, reachable with the keyboard."""
     label = html.escape(caption, quote=True)
     return (
-        f'<div class="koir-table" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<div class="koir-table" lang="{language}" tabindex="0" role="region" aria-label="{label}"><table>'
         f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def simple_html(header: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> str:
+def simple_html(header: Sequence[str], lines: Sequence[Sequence[str]], caption: str, language: str) -> str:
     """Texts as such a table: the first column names its row."""
     worded = [any(not NUMBER.fullmatch(line[place]) for line in lines) for place in range(len(header))]
     kinds = ["name" if place == 0 else "long" if worded[place] else "number" for place in range(len(header))]
@@ -168,7 +178,7 @@ def simple_html(header: Sequence[str], lines: Sequence[Sequence[str]], caption: 
             f'<td class="{kind}">{html.escape(text)}</td>' for text, kind in zip(line[1:], kinds[1:], strict=True)
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")
-    return plain_table(head, body, caption)
+    return plain_table(head, body, caption, language)
 
 
 def _class(column: str, tasks: Sequence[str]) -> str:

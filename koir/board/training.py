@@ -4,7 +4,7 @@ import streamlit as st
 
 from koir.board import charts, state, tables
 from koir.board.labels import verbatim
-from koir.board.page import Page, downloads
+from koir.board.page import Page, downloads, show_table
 from koir.evaluation.stored import TrainingRun, training_runs
 
 SHOWN = 3  # runs at first, the newest
@@ -41,7 +41,7 @@ def training(page: Page) -> None:
             if key in line and axis in line
         ]
         if records:
-            st.altair_chart(charts.curves(records, word[key], word[axis], len(records) < 80), width="stretch")
+            st.altair_chart(charts.curves(records, word[key], word[axis], len(records) < 80, word), width="stretch")
     records = [
         {"run": run.name, "task": key, "x": line[axis], "value": line[key]}
         for run in chosen
@@ -50,7 +50,7 @@ def training(page: Page) -> None:
         if "/" in key and axis in line
     ]
     if records:
-        st.altair_chart(charts.curves(records, word["dev"], word[axis], True), width="stretch")
+        st.altair_chart(charts.curves(records, word["dev"], word[axis], True, word), width="stretch")
 
 
 def _facts(page: Page, chosen: list[TrainingRun]) -> None:
@@ -66,7 +66,7 @@ def _facts(page: Page, chosen: list[TrainingRun]) -> None:
              _count(record["negatives_per_query"]), _count(record["steps"]), tables.number(record["loss"]),
              _count(record["tokens_per_second"]), dev]
         )  # fmt: skip
-    st.html(tables.simple_html(header, lines, word["training"]))
+    show_table(page, header, lines, word["training"])
     markdown = tables.simple_markdown(header, lines)
     flat = [{**record, "best": [f"{name} {value}" for name, value in record["best"].items()]} for record in records]
     downloads(page, "training", tables.as_csv(flat), markdown, tables.as_json({}, records))
