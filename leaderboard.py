@@ -95,10 +95,10 @@ def _warnings(shown: object) -> None:
     """Name what could not be read, and what is kept apart."""
     import streamlit as st
 
-    broken = shown.board.broken
-    if broken:
-        with st.expander("⚠ " + shown.word["broken"].format(n=len(broken)), expanded=len(broken) <= 3):
-            st.text("\n".join(str(error) for error in broken))
+    from koir.board.page import show_broken
+
+    if shown.board.broken:
+        show_broken(shown.board.broken, shown.word["broken"])
     if shown.board.clashes:
         st.warning(shown.word["clashes"].format(names=verbatim(", ".join(shown.board.clashes))))
 

@@ -18,11 +18,11 @@ import streamlit as st
 from made_results import PIPELINES, TASKS, write_results, write_run
 from streamlit.testing.v1 import AppTest
 
-from koir.board import export, overview, texts
+from koir.board import export, overview, standing, texts
 from koir.board.labels import WORDS, words
-from koir.board.pipeline import _best, _ends_before, first_stage_alone
-from koir.board.rows import read_board
-from koir.board.standing import _indistinct, mark_ties, pareto, standings, values_of
+from koir.board.pipeline import _best, first_stage_alone
+from koir.board.rows import ends_before, read_board
+from koir.board.standing import Standing, _indistinct, mark_ties, pareto, standings, values_of
 from koir.board.tables import as_csv, as_markdown, measured, records, simple_markdown
 from koir.board.training import _summary
 from koir.errors import ResultError
@@ -273,6 +273,16 @@ def test_ranks_that_a_paired_test_cannot_tell_apart_are_tied(made, results):
     assert by_name["dense-v1.1-demo"].rank > 2 and "twin" not in by_name["dense-v1.1-demo"].tied
 
 
+def test_a_rank_is_never_smaller_than_that_of_the_row_above(monkeypatch):
+    """Its noise keeps the last row from being told from the first, but not the second from the first."""
+    first = np.full(200, 0.5)
+    vectors = np.array([first, first - 0.01, first - 0.011 + np.tile([0.4, -0.4], 100)]) / 200
+    monkeypatch.setattr(standing, "_vectors", lambda *_: ([0, 1, 2], vectors))
+    found = [Standing(SimpleNamespace(name=str(mean)), {}, 1, mean=mean) for mean in vectors.sum(axis=1)]
+    mark_ties(found, ["demo"], METRIC)
+    assert [one.rank for one in found] == [1, 2, 2] and len(found[2].tied) == 2
+
+
 def test_published_rows_come_with_the_groups_own_table_first(made):
     board = read_board(made[0] / "results", ROOT / "results")
     (koe5,) = [row for row in board.rows("koe5") if row.name == "nlpai-lab/KoE5"]
@@ -296,7 +306,7 @@ def test_nothing_is_said_of_candidates_or_ranks_that_were_not_kept(made):
     shallow = replace(stored, koir=stored.koir | {"pipeline": stored.koir["pipeline"] | {"depth": 100}})
     assert [_best("", str(stored.file), depth, METRIC, shallow) is None for depth in (100, 150)] == [False, True]
     row = SimpleNamespace(depth=5)
-    assert [_ends_before(row, f"ndcg_at_{k}") for k in (3, 5, 10)] == [False, False, True]
+    assert [ends_before(row, f"ndcg_at_{k}") for k in (3, 5, 10)] == [False, False, True]
 
 
 def test_the_pareto_front_holds_what_nothing_beats():
@@ -431,6 +441,41 @@ def test_the_language_changes_words_and_nothing_else(made, monkeypatch):
     assert (app.title[0].value, after[0][0]) == ("어떤 파이프라인을 쓸까?", "순위")
     assert [row[3:] for row in after[1:]] == [row[3:] for row in before[1:]]
     assert (app.query_params["lang"], app.query_params["metric"]) == ("ko", "recall")
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut short", "missing"])
+def test_rows_that_could_not_be_tested_are_named_on_the_page_and_in_the_export(results, monkeypatch, cut):
+    file = results / "bm25/사내규정.queries.jsonl"
+    file.write_text("{", encoding="utf-8") if cut else file.unlink()
+    app = page(results.parent, monkeypatch)
+    (named,) = [element.value for element in app.text if "bm25/사내규정.queries.jsonl" in element.value]
+    assert "1 files of per-query results" in app.expander[1].label and "\n" not in named
+    export.write(read_board(results), str(results.parent / "board.md"), "en", results.parent / "README.md")
+    assert f"- {named}" in (results.parent / "board.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("view", ["overview", "cost", "pipeline", "compare"])
+def test_lists_that_end_before_k_are_named(results, monkeypatch, view):
+    for file in (results / "dense-v1.1-demo+ko@10").glob("*.json"):
+        file.write_text(file.read_text(encoding="utf-8").replace('"depth": 10,', '"depth": 5,'), encoding="utf-8")
+    query = {"view": view, "pipeline": "dense-v1.1-demo+ko@10", "a": "dense-v1.1-demo+ko@10"}
+    said = "Lists of depth 5 end before rank 10; choose k of at most 5 for: dense-v1.1-demo+ko@10."
+    assert said in words_of(page(results.parent, monkeypatch, **query))
+    assert "end before rank" not in words_of(page(results.parent, monkeypatch, k="5", **query))
+    export.write(read_board(results), str(results.parent / "board.md"), "en", results.parent / "README.md")
+    assert said in (results.parent / "board.md").read_text(encoding="utf-8")
+
+
+def test_the_row_that_shrinks_the_mean_is_named_beside_unranked_ones(results, monkeypatch):
+    other = shutil.copytree(results / "bm25", results / "other")
+    for file in other.glob("*.json"):
+        content = file.read_text(encoding="utf-8").replace("AutoRAGRetrieval", "demo")
+        file.write_text(content, encoding="utf-8")
+    (other / "사내규정.json").unlink()
+    (results / "dense-v1.1-demo/AutoRAGRetrieval.json").unlink()
+    said = words_of(page(results.parent, monkeypatch))
+    assert "1 rows stand below the others without a mean and a rank: other." in said
+    assert "4 rows lack some, fewest tasks first: dense-v1.1-demo, " in said
 
 
 def test_what_an_url_asks_for_in_vain_is_left_out(made, monkeypatch):

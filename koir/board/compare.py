@@ -6,7 +6,7 @@ import streamlit as st
 
 from koir.board import charts, state, tables, texts
 from koir.board.labels import metric_label, verbatim
-from koir.board.page import Page, downloads, metric_control, show_table
+from koir.board.page import Page, downloads, metric_control, show_short, show_table
 from koir.board.pipeline import difference
 from koir.board.standing import values_of
 from koir.errors import ResultError
@@ -33,6 +33,7 @@ def compare(page: Page) -> None:
         shared = [task for task in ours[first].stored if task in ours[second].stored]
         task = state.pick(st.selectbox, word["task"], shared, "on")
     metric = metric_control(page, columns[1:])
+    show_short(page, [ours[first], ours[second]], metric)
     one, two = ours[first].stored[task], ours[second].stored[task]
     try:
         a, b = values_of(one, metric), values_of(two, metric)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from koir.board.labels import metric_label, words
 from koir.board.rows import OWN, Board
-from koir.board.standing import mark_ties, standings
-from koir.board.tables import as_markdown, facts
+from koir.board.standing import mark_ties, standings, unreadable
+from koir.board.tables import as_markdown, facts, short_lists
+from koir.errors import ResultError
 from koir.manifest import write_text
 
 METRIC = "ndcg_at_10"
@@ -22,30 +23,34 @@ def write(board: Board, file: str, language: str, readme: Path) -> None:
         return
     heading = f"# {word['title']}\n\n{word['subtitle']} {word['ranks']}\n"
     parts = [heading]
-    for group, table, said in sections:
+    lost: list[str] = []
+    for group, table, said, errors in sections:
         title = word["own"] if group == OWN else board.title(group, language)
         parts.append(f"## {title} ({metric_label(METRIC)})\n\n{said}\n\n{table}")
-    if board.broken:
-        names = "\n".join(f"- {error}" for error in board.broken)
-        parts.append(f"## {word['broken'].format(n=len(board.broken))}\n\n{names}\n")
+        lost += [str(error) for error in errors]
+    for title, names in ((word["broken"], board.broken), (word["untested"], sorted(set(lost)))):
+        if names:
+            listed = "\n".join(f"- {name}" for name in names)
+            parts.append(f"## {title.format(n=len(names))}\n\n{listed}\n")
     write_text(Path(file), "\n".join(parts))
     print(f"{file}: {len(sections)} tables")
     if _between_markers(readme, sections[0][1]):
         print(f"{readme.name}: the table between its markers")
 
 
-def _section(board: Board, group: str, language: str) -> tuple[str, str]:
-    """A group's table, and what its mean is over and how it was measured."""
+def _section(board: Board, group: str, language: str) -> tuple[str, str, list[ResultError]]:
+    """A group's table, what its mean is over and how it was measured, and the per-query rows that it lacks."""
     word, tasks = words(language), board.groups[group]
     found, common = standings(board.rows(group), tasks, METRIC)
     mark_ties(found, common, METRIC)
     said = [word["common"].format(n=len(common), m=len(tasks), tasks=", ".join(common))]
+    said.append(short_lists([one.row for one in found], METRIC, word))
     said.append(board.protocol(group, language))
     links = [
         f"[{source['title']}]({source['url']})" for source in facts(board, group, METRIC, tasks, common)["sources"]
     ]
     said += [f"{word['sources']}: {', '.join(links)}."] if links else []
-    return as_markdown(found, tasks, common, word), " ".join(filter(None, said))
+    return as_markdown(found, tasks, common, word), " ".join(filter(None, said)), unreadable(found, common)
 
 
 def _between_markers(readme: Path, table: str) -> bool:

@@ -28,7 +28,10 @@ WORDS = {
     "depth": ("Depth", "후보 수"),
     "no_depth": ("no reranker", "리랭커 없음"),
     "complete_rows": ("Only rows with every task", "모든 태스크가 있는 행만"),
-    "partial": ("{n} rows lack some: {names}", "일부 태스크가 없는 행 {n}개: {names}"),
+    "partial": (
+        "{n} rows lack some, fewest tasks first: {names}",
+        "일부 태스크가 없는 행 {n}개(태스크가 적은 순): {names}",
+    ),
     "task": ("Task", "태스크"),
     "rank": ("Rank", "순위"),
     "name": ("Pipeline", "파이프라인"),
@@ -53,14 +56,22 @@ WORDS = {
     ),
     "ranks": (
         "= : tied. A paired test over the common tasks' queries does not tell the row from another one (p ≥ 0.05). "
-        "A rank is 1 + the rows that are better, significantly so where both have per-query results. "
-        "Published rows have none.",
+        "A rank is 1 + the rows that are better, significantly so where both have per-query results (published rows "
+        "have none), and never smaller than the rank of the row above.",
         "= : 동률. 공통 태스크의 질의에 대한 대응 검정으로 다른 행과 구별되지 않습니다(p ≥ 0.05). "
-        "순위는 더 나은 행의 수 + 1이며, 두 행 모두 질의별 결과가 있으면 유의하게 나은 행만 셉니다. "
-        "공개 수치에는 질의별 결과가 없습니다.",
+        "순위는 더 나은 행의 수 + 1이며, 두 행 모두 질의별 결과가 있으면 유의하게 나은 행만 셉니다"
+        "(공개 수치에는 질의별 결과가 없습니다). 바로 위 행의 순위보다 작아지지는 않습니다.",
     ),
     "testing": ("Testing which ranks are tied…", "동률을 검정하는 중…"),
     "broken": ("{n} files could not be read and are left out", "읽을 수 없어 뺀 파일 {n}개"),
+    "untested": (
+        "{n} files of per-query results could not be read; their rows are ranked by means alone",
+        "읽을 수 없는 질의별 결과 파일 {n}개: 그 행은 평균만으로 순위를 매깁니다",
+    ),
+    "short": (
+        "Lists of depth {depths} end before rank {k}; choose k of at most {least} for: {names}.",
+        "후보 수가 {depths}인 목록은 {k}위에 이르기 전에 끝납니다. k를 {least} 이하로 고르세요: {names}.",
+    ),
     "clashes": (
         "Other data under the same name, kept apart: {names}",
         "이름은 같지만 데이터가 달라 따로 둔 태스크: {names}",

@@ -4,8 +4,8 @@ import streamlit as st
 
 from koir.board import state, tables
 from koir.board.labels import metric_label, verbatim
-from koir.board.page import Page, choose_rows, downloads, show_common, show_standings, show_table
-from koir.board.standing import Standing, mark_ties, pareto, standings
+from koir.board.page import Page, choose_rows, downloads, show_broken, show_common, show_standings, show_table
+from koir.board.standing import Standing, mark_ties, pareto, standings, unreadable
 
 BARS = 30
 
@@ -32,8 +32,8 @@ def overview(page: Page) -> None:
     if not found:
         st.info(word["no_rows"])
         return
-    show_common(page, found, common, tasks)
-    chart, table, note = st.empty(), st.empty(), st.empty()
+    show_common(page, found, common, tasks, metric)
+    broken, chart, table, note = st.empty(), st.empty(), st.empty(), st.empty()
     with table.container():  # painted first: the picture's library takes a while to load, and so do the tests
         show_standings(page, found, tasks, common, metric, group)
     state.switched(word["grid"], "grid", help=word["grid_help"])
@@ -50,6 +50,9 @@ def overview(page: Page) -> None:
         note.caption(word["ranks"])
         with table.container():
             show_standings(page, found, tasks, common, metric, group)
+    if errors := unreadable(found, common):
+        with broken.container():
+            show_broken(errors, word["untested"])
     lines = tables.records(found, tasks, common)
     facts = tables.facts(page.board, group, metric, tasks, common)
     markdown = tables.as_markdown(found, tasks, common, word)
@@ -80,7 +83,7 @@ def cost(page: Page) -> None:
     if not found:
         st.info(word["no_rows"])
         return
-    show_common(page, found, common, tasks)
+    show_common(page, found, common, tasks, metric)
     price = {
         "milliseconds": lambda row: row.milliseconds(common),
         "parameters": lambda row: row.parameters,

@@ -11,6 +11,7 @@ from koir.board import state, tables
 from koir.board.labels import KS, METRICS, metric_label, verbatim
 from koir.board.rows import OWN, SIZES, UNKNOWN, Board, Row, read_board
 from koir.board.standing import Standing
+from koir.errors import ResultError
 
 FILES = {"CSV": ("csv", "text/csv"), "Markdown": ("md", "text/markdown"), "JSON": ("json", "application/json")}
 STYLE = """<style>
@@ -119,18 +120,34 @@ def _filtered(page: Page, rows: list[Row], tasks: list[str]) -> tuple[list[Row],
     return [row for row in rows if all(idle or fit(row) for idle, fit in fits)], tasks
 
 
-def show_common(page: Page, found: Sequence[Standing], common: Sequence[str], tasks: Sequence[str]) -> None:
-    """Say what the mean is over, and whose gaps keep the other tasks out of it."""
+def show_common(
+    page: Page, found: Sequence[Standing], common: Sequence[str], tasks: Sequence[str], metric: str
+) -> None:
+    """Say what the mean is over, whose gaps keep the other tasks out of it, and whose lists are short."""
     word = page.word
     unranked = [one.row.name for one in found if one.mean is None]
-    partial = [one.row.name for one in found if len(one.values) < one.tasks]
+    partial = [one for one in found if one.mean is not None and len(one.values) < one.tasks]
+    partial = [one.row.name for one in sorted(partial, key=lambda one: len(one.values))]
     if unranked:
         st.warning(word["common_none"].format(n=len(unranked), names=_few(unranked)))
     if len(tasks) > 1:
         said = [word["common"].format(n=len(common), m=len(tasks), tasks=verbatim(", ".join(common)))]
-        if partial and not unranked:
+        if partial:
             said.append(word["partial"].format(n=len(partial), names=_few(partial)))
         st.caption(" ".join(said))
+    show_short(page, [one.row for one in found], metric)
+
+
+def show_short(page: Page, rows: Sequence[Row], metric: str) -> None:
+    """Name the rows whose lists end before the metric's k."""
+    if said := tables.short_lists(rows, metric, page.word):
+        st.caption(said)
+
+
+def show_broken(errors: Sequence[ResultError], title: str) -> None:
+    """Name files that could not be read. title: with {n}, how many they are."""
+    with st.expander("⚠ " + title.format(n=len(errors)), expanded=len(errors) <= 3):
+        st.text("\n".join(str(error) for error in errors))
 
 
 def _few(names: Sequence[str]) -> str:

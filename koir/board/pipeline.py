@@ -6,8 +6,8 @@ import streamlit as st
 
 from koir.board import charts, state, tables, texts
 from koir.board.labels import metric_label, verbatim
-from koir.board.page import Page, download, downloads, metric_control, show_table
-from koir.board.rows import Row
+from koir.board.page import Page, download, downloads, metric_control, show_short, show_table
+from koir.board.rows import Row, ends_before
 from koir.board.standing import values_of
 from koir.errors import ResultError
 from koir.evaluation.significance import paired
@@ -31,6 +31,7 @@ def pipeline(page: Page) -> None:
     base = first_stage_alone(row, page.board.ours)
     if row.reranker and base is None:
         st.caption(page.word["no_first_stage"])
+    show_short(page, [other for other in page.board.ours if other.family == row.family], metric)
     steps = [step(page, row, base, task, metric) for task in row.stored]
     _ladder(page, name, steps, metric)
     _depths(page, row, base, metric)
@@ -64,14 +65,9 @@ def step(page: Page, row: Row, base: Row | None, task: str, metric: str) -> dict
     record |= dict.fromkeys(("gain", "low", "high", "p", "won", "lost", "same"))
     record["candidate_recall"] = stored.koir.get("candidate_recall")
     record["ceiling"] = _ceiling(page, before, row.depth, metric) if before and row.depth else None
-    if row.reranker and before and not _ends_before(row, metric):
+    if row.reranker and before and not ends_before(row, metric):
         record |= _gain(page, stored, before, metric)
     return record
-
-
-def _ends_before(row: Row, metric: str) -> bool:
-    """Whether a reranker's lists end before the rank that a metric looks at, as ndcg_at_10 does at 10."""
-    return bool(row.depth) and row.depth < int(metric.rpartition("_")[2])
 
 
 def _gain(page: Page, stored: Stored, before: Stored, metric: str) -> dict:

@@ -50,6 +50,11 @@ class Row:
         return sum(found) / len(found) if found else None
 
 
+def ends_before(row: Row, metric: str) -> bool:
+    """Whether a reranker's lists end before the rank that a metric looks at, as ndcg_at_10 does at 10."""
+    return bool(row.depth) and row.depth < int(metric.rpartition("_")[2])
+
+
 @dataclass(frozen=True)
 class Board:
     """Everything on disk. groups: name -> its tasks; clashes: tasks whose name stands for several data."""

@@ -18,7 +18,8 @@ MANY = 50  # nor with fewer differences than these, or where one has more than s
 
 @dataclass
 class Standing:
-    """A row with its values. mean: over the common tasks, None without any; rank: 1 + rows that are really better."""
+    """A row with its values. mean: over the common tasks, None without any; rank: 1 + rows that are really better,
+    and none below that of the row above."""
 
     row: Row
     values: dict[str, float]
@@ -134,7 +135,8 @@ def mark_ties(found: Sequence[Standing], common: Sequence[str], metric: str) -> 
     """Set rank, tied and tested: two rows with per-query values are tied where a paired test cannot tell them apart.
 
     The test is over all queries of the common tasks, each task with the same weight. A rank is 1 + the number of rows
-    that are better: significantly so where both have per-query values, by their means where one has not.
+    that are better: significantly so where both have per-query values, by their means where one has not. It never falls
+    from a row to the next: a noisy row that nothing above is significantly better than would else be first.
     """
     places, vectors = _vectors(found, common, metric)
     same = {place: set() for place in range(len(found))}
@@ -143,11 +145,19 @@ def mark_ties(found: Sequence[Standing], common: Sequence[str], metric: str) -> 
         for other in (places[later] for later in _indistinct(vectors, number)):
             same[one].add(other)
             same[other].add(one)
+    above = 1
     for place, one in enumerate(found):
         if one.mean is not None:
             better = [other for other in range(place) if other not in same[place]]
-            one.rank = 1 + len([other for other in better if found[other].mean > one.mean])
+            above = one.rank = max(above, 1 + len([other for other in better if found[other].mean > one.mean]))
             one.tied = [found[other].row.name for other in sorted(same[place])]
+
+
+def unreadable(found: Sequence[Standing], common: Sequence[str]) -> list[ResultError]:
+    """What is wrong with the per-query rows of the common tasks: such a row's ranks are not tested."""
+    ranked = [one.row.stored for one in found if one.mean is not None]
+    stored = [of_row[task] for of_row in ranked for task in common if task in of_row]
+    return [error for one in stored if isinstance(error := _values(_key(one)), ResultError)]
 
 
 def _vectors(found: Sequence[Standing], common: Sequence[str], metric: str) -> tuple[list[int], np.ndarray]:

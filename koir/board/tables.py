@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from koir.board.rows import Board
+from koir.board.labels import verbatim
+from koir.board.rows import Board, Row, ends_before
 from koir.board.standing import Standing
 
 DIGITS = 4
@@ -25,6 +26,16 @@ def number(value: float | None, digits: int = DIGITS) -> str:
 def between(interval: tuple[float, float] | None) -> str:
     """An interval of scores; a dash where there is none."""
     return f"{number(interval[0])}–{number(interval[1])}" if interval else "–"
+
+
+def short_lists(rows: Sequence[Row], metric: str, word: dict) -> str:
+    """Names the rows whose lists end before the metric's k, and the k that they reach; empty without such a row."""
+    short = [row for row in rows if ends_before(row, metric)]
+    if not short:
+        return ""
+    depths = sorted({row.depth for row in short})
+    names, k = verbatim(", ".join(row.name for row in short)), metric.rpartition("_")[2]
+    return word["short"].format(depths=", ".join(map(str, depths)), k=k, least=depths[0], names=names)
 
 
 def measured(value: float | None) -> str:
