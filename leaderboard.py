@@ -5,12 +5,14 @@
 
 --results DIR   results of evaluate.py, published tables under DIR/published (default: results)
 --outputs DIR   training runs, for their curves (default: outputs)
---export FILE   write the tables as Markdown, and one into README.md where it has <!-- leaderboard --> markers
+--export FILE   write the tables as Markdown, and one into README.md (README.ko.md) where it has
+                <!-- leaderboard --> markers
 --lang en|ko    language of what is exported (default: en)
 """
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from koir.evaluation.stored import signature
 
 ROOT = Path(__file__).resolve().parent
 VIEWS = ("overview", "cost", "pipeline", "compare", "training")
+READMES = {"en": "README.md", "ko": "README.ko.md"}
 FLAGS = {"results": "results", "outputs": "outputs", "export": None, "lang": "en"}
 
 
@@ -42,7 +45,7 @@ def flags(argv: list[str]) -> argparse.Namespace:
     if rest:
         expected = ", ".join(f"--{name}" for name in FLAGS) + nearest(rest[0], [f"--{name}" for name in FLAGS])
         raise FlagError(rest[0], "an unknown flag", expected)
-    if found.lang not in ("en", "ko"):
+    if found.lang not in READMES:
         raise FlagError("--lang", found.lang, "en or ko")
     return found
 
@@ -77,7 +80,8 @@ def page(settings: argparse.Namespace) -> None:
     if not shown.board.ours and view != "training":
         st.info(word["empty"])
         st.write(word["empty_run"])
-        st.code("bash v1.1/scripts/finetune.sh\n.venv/bin/python evaluate.py", language="bash")
+        there = "" if results == Path(FLAGS["results"]) else f" --output_dir {shlex.quote(str(results))}"
+        st.code(f"bash v1.1/scripts/finetune.sh\n.venv/bin/python evaluate.py{there}", language="bash")
     if shown.board.ours or view == "training" or (view in ("overview", "cost") and shown.board.published):
         _view(view)(shown)
 
@@ -92,15 +96,21 @@ def _view(name: str) -> Callable:
 
 
 def _warnings(shown: object) -> None:
-    """Name what could not be read, and what is kept apart."""
+    """Name what is not there or could not be read, and what is kept apart."""
     import streamlit as st
 
     from koir.board.page import show_broken
 
+    if not shown.results.is_dir():
+        st.error(verbatim(str(_no_folder(shown.results))))
     if shown.board.broken:
         show_broken(shown.board.broken, shown.word["broken"])
     if shown.board.clashes:
         st.warning(shown.word["clashes"].format(names=verbatim(", ".join(shown.board.clashes))))
+
+
+def _no_folder(results: Path | str) -> FlagError:
+    return FlagError(f"--results {results}", "no such folder", "what evaluate.py --output_dir names")
 
 
 @exit_on_user_error
@@ -111,9 +121,9 @@ def main() -> None:
         expected = "--export FILE, or .venv/bin/streamlit run leaderboard.py"
         raise FlagError("leaderboard.py", "neither a browser's page nor an export", expected)
     if not Path(settings.results).is_dir():
-        raise FlagError(f"--results {settings.results}", "no such folder", "what evaluate.py --output_dir names")
+        raise _no_folder(settings.results)
     board = read_board(Path(settings.results), ROOT / "results")
-    export.write(board, settings.export, settings.lang, ROOT / "README.md")
+    export.write(board, settings.export, settings.lang, ROOT / READMES[settings.lang])
 
 
 def in_streamlit() -> bool:

@@ -18,8 +18,9 @@ import streamlit as st
 from made_results import PIPELINES, TASKS, write_results, write_run
 from streamlit.testing.v1 import AppTest
 
+import leaderboard
 from koir.board import export, overview, standing, texts
-from koir.board.labels import WORDS, words
+from koir.board.labels import WORDS, verbatim, words
 from koir.board.pipeline import _best, first_stage_alone
 from koir.board.rows import ends_before, read_board
 from koir.board.standing import Standing, _indistinct, mark_ties, pareto, standings, values_of
@@ -218,6 +219,12 @@ def test_a_run_that_was_cut_short_is_read_up_to_there(made):
     runs = {run.name: run for run in training_runs(made[0] / "outputs")}
     assert (runs["v1-demo"].skipped, len(runs["v1-demo"].lines), runs["v1-demo"].facts) == (1, 7, {})
     assert runs["v1.1-demo"].facts["negatives_per_query"] == 511
+
+
+def test_a_folder_named_as_a_runs_lines_is_no_run(tmp_path):
+    (tmp_path / "odd/metrics.jsonl").mkdir(parents=True)
+    write_run(tmp_path / "v1-demo")
+    assert [run.name for run in training_runs(tmp_path)] == ["v1-demo"]
 
 
 def test_a_run_with_odd_numbers_is_shown_without_them(tmp_path, monkeypatch):
@@ -578,6 +585,7 @@ def test_a_broken_file_is_named_on_the_page(results, monkeypatch):
 
 @pytest.mark.parametrize("view", ["overview", "cost", "pipeline", "compare", "training"])
 def test_an_empty_folder_shows_what_to_run(tmp_path, monkeypatch, view):
+    (tmp_path / "results").mkdir()
     app = page(tmp_path, monkeypatch, view=view)
     assert ("finetune.sh" if view == "training" else "evaluate.py") in words_of(app)
     assert not app.error
@@ -622,6 +630,24 @@ def test_the_picture_says_how_many_rows_it_draws(made, monkeypatch):
 def test_the_box_over_the_queries_says_what_it_searches(made, monkeypatch):
     app = page(made, monkeypatch, view="pipeline")
     assert app.text_input(key="q").label == "Search by query or id"
+
+
+def test_a_folder_that_is_not_there_is_named_and_the_advice_writes_into_it(tmp_path, monkeypatch):
+    app = page(tmp_path, monkeypatch)
+    assert "no such folder" in app.error[0].value and verbatim(f"--results {tmp_path / 'results'}") in words_of(app)
+    assert app.code[0].value.endswith(f"evaluate.py --output_dir {tmp_path / 'results'}")
+
+
+@pytest.mark.parametrize("language, name", [("en", "README.md"), ("ko", "README.ko.md")])
+def test_a_language_is_exported_into_its_own_readme(made, tmp_path, monkeypatch, language, name):
+    both = [tmp_path / "README.md", tmp_path / "README.ko.md"]
+    for readme in both:
+        readme.write_text("<!-- leaderboard -->\n<!-- /leaderboard -->\n", encoding="utf-8")
+    flags = ["--results", str(made[0] / "results"), "--export", str(tmp_path / "board.md"), "--lang", language]
+    monkeypatch.setattr(leaderboard, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["leaderboard.py", *flags])
+    leaderboard.main()
+    assert [readme.name for readme in both if "bm25" in readme.read_text(encoding="utf-8")] == [name]
 
 
 def test_another_programs_flags_do_not_reach_the_page(monkeypatch):

@@ -176,8 +176,8 @@ def per_query(rows: list[dict], shorter: int | None = None) -> dict[str, dict[st
 
 def training_runs(outputs: Path) -> Iterator[TrainingRun]:
     """Every run folder that has a metrics.jsonl, newest first."""
-    files = sorted(Path(outputs).glob("*/metrics.jsonl"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files:
+    files = [file for file in Path(outputs).glob("*/metrics.jsonl") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         lines, skipped = [], 0
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
