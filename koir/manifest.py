@@ -84,24 +84,31 @@ def written_aside(path: Path) -> Iterator[Path]:
 def alone(folder: Path, doing: str) -> Iterator[None]:
     """Hold a folder that is there as the one command that writes to it; left empty, it goes.
 
-    doing: what another one would be at. Raises RunError where another process holds it: of a command started twice, or
-    of a finetune.sh that was killed, which leaves its training behind.
+    doing: what another one would be at. Of several processes the first holds it. Raises RunError where another command
+    does, one started twice or the training that a finetune.sh that was killed leaves behind; the folder is then its.
     """
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        if int(os.environ.get("RANK", 0)) == 0:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found = f"another process that {doing} there"
-                raise RunError(f"--output_dir {folder}", found, "its end first") from None
-            except OSError:  # a file system that knows no locks
-                pass
-        yield
+        _lock(handle, folder, doing)
+        try:
+            yield
+        finally:  # still locked, so that nobody's but ours is removed
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     finally:
         os.close(handle)
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+
+
+def _lock(handle: int, folder: Path, doing: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"--output_dir {folder}", f"another process that {doing} there", "its end first") from None
+    except OSError:  # a file system that knows no locks
+        pass
 
 
 def _is_device(path: Path) -> bool:

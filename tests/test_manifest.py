@@ -6,6 +6,7 @@ import pytest
 
 from koir.errors import FlagError, ModelError, RunError
 from koir.manifest import (
+    alone,
     cache_folder,
     check_outputs,
     model_folder,
@@ -180,6 +181,25 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("KOIR_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "koir"
+
+
+def test_a_command_that_is_refused_leaves_the_folder_to_the_one_that_holds_it(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with alone(folder, "trains"):
+        for _ in range(2):  # the first one refused once removed the folder, and the second began in a new one
+            with pytest.raises(RunError, match="found another process that trains there"), alone(folder, "trains"):
+                pass
+            assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_of_several_processes_the_first_alone_holds_and_removes(tmp_path, monkeypatch):
+    with alone(tmp_path, "trains"):
+        monkeypatch.setenv("RANK", "1")
+        with alone(tmp_path, "trains"):
+            pass
+        assert tmp_path.is_dir()
 
 
 # --- run folders -----------------------------------------------------------------------------------------------------
