@@ -73,8 +73,8 @@ def nearest_beside(path: Path, others: Iterable[str] = ()) -> str:
 
 # What the machine refuses, and what would be needed; libraries in other languages pass only the words on.
 REFUSALS = {
-    errno.ENOSPC: ("no space left on device", "free space, or --output_dir on another disk"),
-    errno.EDQUOT: ("disk quota exceeded", "a larger quota, or --output_dir on another disk"),
+    errno.ENOSPC: ("no space left on device", "free space, or --output_dir or KOIR_CACHE on another disk"),
+    errno.EDQUOT: ("disk quota exceeded", "a larger quota, or --output_dir or KOIR_CACHE on another disk"),
     errno.EACCES: ("permission denied", "a place that may be read and written"),
     errno.EPERM: ("operation not permitted", "a place that may be read and written"),
     errno.EROFS: ("read-only file system", "a place that may be written"),

@@ -27,6 +27,9 @@ def failing(error, cause=None):
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/모델/model"), "/모델/model: found no space"),
+        (OSError(errno.EDQUOT, "quota", "x"), "x: found disk quota exceeded; expected a larger quota, or --out"),
+        (RuntimeError("no space left on device"), "the disk: found no space left on device; expected free space, or "
+         "--output_dir or KOIR_CACHE on another disk\n"),
         (PermissionError(errno.EACCES, "Permission denied", "out"), "out: found permission denied; expected a place"),
         (OSError(errno.EROFS, "Read-only file system", "out"), "out: found read-only file system"),
         (OSError(errno.EMFILE, "Too many open files"), "the disk: found too many open files; expected a higher limit"),
