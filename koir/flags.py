@@ -115,8 +115,13 @@ EVERYDAY = set(
 )
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML in which no mapping has a key twice: the first would be forgotten."""
+class _Recipe(yaml.SafeLoader):
+    """YAML in which a date is its text, and no mapping has a key twice: the first would be forgotten."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         seen: dict[str, int] = {}
@@ -126,6 +131,24 @@ class _EachKeyOnce(yaml.SafeLoader):
                 found = f"{key.value} again in line {line}, first in line {seen[key.value]}"
                 raise yaml.constructor.ConstructorError(None, None, found, None)
         return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path, place: str, expected: str) -> object:
+    """The content of a YAML file; None where it is empty. Raises FlagError, at `place`, for what cannot be read."""
+    try:
+        return _Recipe(file.read_text(encoding="utf-8")).get_single_data()
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # values raise what Python does for them: !!bool x a KeyError, a number of 5,000 digits a ValueError
+        why = " ".join(str(error).split())[:300]
+        raise FlagError(place, f"broken YAML ({why})", expected) from None
+
+
+def as_text(value: object, place: str) -> str:
+    """A YAML value as a flag has it, JSON where it holds others. Raises FlagError, at `place`, where it has no text."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
+    except (TypeError, ValueError, RecursionError) as error:  # what holds itself, a number of too many digits
+        raise FlagError(place, " ".join(str(error).split())[:200], "a value that can be written down") from None
 
 
 class _Parser(HfArgumentParser):
@@ -211,12 +234,7 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
     if not recipe.is_file():
         beside = [p.name for p in recipe.parent.glob("*.yaml")] if recipe.parent.is_dir() else []
         raise FlagError(f"recipe {recipe}", "no such file", "a .yaml recipe" + nearest(recipe.name, beside))
-    try:
-        keys = _EachKeyOnce(recipe.read_text(encoding="utf-8")).get_single_data() or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FlagError(
-            f"recipe {recipe}", f"broken YAML ({' '.join(str(error).split())})", "key: value lines"
-        ) from None
+    keys = read_yaml(recipe, f"recipe {recipe}", "key: value lines") or {}
     if not isinstance(keys, dict):
         raise FlagError(f"recipe {recipe}", type(keys).__name__, "key: value lines")
     flags = []
@@ -232,9 +250,10 @@ def _recipe_flags(recipe: Path, known: dict[str, argparse.Action]) -> list[str]:
 
 def _flag(key: str, value: object, action: argparse.Action, recipe: Path) -> list[str]:
     """A recipe's key as words of a command line; none for a key without a value, where that is what it says."""
+    place = f"recipe {recipe}, key {key}"
     if value is None or value == []:
         if action.default not in (None, []):  # it would be the default, where people mean nothing
-            raise FlagError(f"recipe {recipe}, key {key}", "nothing", "a value, or no such key")
+            raise FlagError(place, "nothing", "a value, or no such key")
         return []
     beside = key == "deepspeed" and isinstance(value, str) and not Path(value).exists()
     if beside and (recipe.parent / value).exists():
@@ -242,10 +261,10 @@ def _flag(key: str, value: object, action: argparse.Action, recipe: Path) -> lis
     if value is False and key in WORDS:
         value = "no"  # YAML reads a bare no as false
     if not isinstance(value, list):
-        return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+        return [f"--{key}={as_text(value, place)}"]
     if action.nargs not in ("+", "*") and len(value) > 1:
-        raise FlagError(f"recipe {recipe}, key {key}", f"a list of {len(value)}", "one value")
-    return [f"--{key}", *map(str, value)]
+        raise FlagError(place, f"a list of {len(value)}", "one value")
+    return [f"--{key}", *(as_text(one, place) for one in value)]
 
 
 def _help(

@@ -73,6 +73,11 @@ STRANGE = [
     ["", None],
     10**30,
 ]
+STRANGE_YAML = """
+    2026-02-30 | 2026-11-30 | 12:99 | 0x | 0o9 | 1_000 | .inf | 1e400 | ~ | <<: [1] | [a, [b]] | {a: 2026-11-30}
+    &a [*a] | &a {b: *a} | *x | !!bool x | !!float x | !!int '' | !!timestamp x | !!timestamp 2026-11-30 | !!binary aGk
+    !!map x | !!set {a} | !!omap [a: 1] | !!python/name:os | !foo x | "\\0" | "\\ud800" | ? [a] | % | @ | -x | '--seed'
+""".replace("\n", "|").split("|")
 MEMORY = 6 * 2**30  # bytes: no input may take more
 KINDS = [arguments.ModelArguments, arguments.DataArguments, arguments.LossArguments, arguments.ChunkArguments]
 
@@ -132,6 +137,16 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
             parts[at] = json.dumps(replaced(json.loads(parts[at]), rng), ensure_ascii=True)
             return "\n".join(parts).encode()
     return flipped(data, rng)
+
+
+def of_yaml(data: bytes, rng: random.Random) -> bytes:
+    """YAML with the end of a line, behind one of its colons, put in the place of another value."""
+    lines = data.decode().splitlines()
+    at = rng.randrange(len(lines))
+    parts = lines[at].split(": ")
+    value = rng.choice([*map(str.strip, STRANGE_YAML), "9" * 5000, "0x" + "f" * 5000, "[" * 3000])
+    lines[at] = ": ".join([*parts[: rng.randrange(1, len(parts)) if len(parts) > 1 else 1], value])
+    return "\n".join([*lines, ""]).encode()
 
 
 # --- readers ---------------------------------------------------------------------------------------------------------
@@ -344,7 +359,8 @@ def main(argv: list[str] | None = None) -> int:
         for number in progress_bar("damaged", range(settings.inputs), unit="input"):
             name, file, read = known[number % len(known)]
             good = file.read_bytes()
-            file.write_bytes(damaged(good, rng))
+            damage = of_yaml if file.suffix == ".yaml" and rng.random() < 0.5 else damaged
+            file.write_bytes(damage(good, rng))
             outcome = "read"
             try:
                 with contextlib.redirect_stderr(io.StringIO()):

@@ -147,6 +147,30 @@ def test_broken_yaml_names_the_recipe(recipe, text):
     assert message.startswith(f"recipe {path}: found broken YAML (") and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["seed: !!bool x", "seed: !!float x", "output_dir: !!timestamp x", "seed: !!int ''", "output_dir: !!map x",
+     "seed: " + "9" * 5000, "[" * 3000],
+    ids=["bool", "float", "timestamp", "int", "map", "digits", "depth"],
+)  # fmt: skip
+def test_what_yaml_itself_has_no_word_for_is_one_line_too(recipe, text):
+    path = recipe(text)
+    message = refused(path)
+    assert message.startswith(f"recipe {path}: found broken YAML (") and "\n" not in message
+
+
+@pytest.mark.parametrize("value", ["&a {b: *a}", "0x" + "f" * 5000], ids=["itself", "digits"])
+def test_a_value_that_cannot_be_written_down_is_named_with_its_key(recipe, value):
+    path = recipe(f"lr_scheduler_kwargs: {value}\n")
+    assert refused(path).startswith(f"recipe {path}, key lr_scheduler_kwargs: found ")
+
+
+def test_a_date_in_a_recipe_is_the_text_that_it_is_written_as(recipe):
+    for day in ("2026-11-30", "2026-02-30", "2026-11-30 09:00:00"):
+        args, _ = parse([TrainingArguments], [recipe(f"output_dir: {day}\nlr_scheduler_kwargs: {{a: {day}}}\n")])
+        assert args.output_dir == day and args.lr_scheduler_kwargs == {"a": day}
+
+
 def test_a_key_that_stands_twice_is_refused_with_both_lines(recipe):
     path = recipe("temperature: 0.1\nseed: 3\ntemperature: 0.2\n")
     assert refused(path).startswith(f"recipe {path}: found broken YAML (temperature again in line 3, first in line 1")

@@ -204,6 +204,12 @@ def test_an_index_that_was_cut_short_is_refused_in_one_line(built, part, tmp_pat
         load(ServedArguments(index_uri=str(tmp_path / "cut"), reranker="none"))
 
 
+def test_a_model_may_have_a_date_for_its_name(built, tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text(f"- {{name: 2026-11-30, reranker: {built / 'reranker'}}}\n", encoding="utf-8")
+    assert list(load(ServedArguments(models=str(file), dtype="float32")).by_kind["reranker"]) == ["2026-11-30"]
+
+
 def test_a_model_has_one_name_however_its_path_is_spelt(built, tmp_path, monkeypatch):
     monkeypatch.chdir(built)
     file = tmp_path / "models.yaml"
@@ -356,7 +362,11 @@ def test_more_candidates_than_a_search_may_have_are_refused_at_the_start(built, 
     assert load(ServedArguments(pipeline=str(file))).by_kind["reranker"]  # there is no search
 
 
-@pytest.mark.parametrize("rows", ["", "5", "[]", "[{name: a}]", "[{encoder: x, reranker: y}]", "[{encoder: 5}]", "{"])
+@pytest.mark.parametrize(
+    "rows",
+    ["", "5", "[]", "[{name: a}]", "[{encoder: x, reranker: y}]", "[{encoder: 5}]", "{", "[{name: !!bool x}]",
+     "[{encoder: !!timestamp 2026-11-30}]", "- &a [*a]", "[" * 3000],
+)  # fmt: skip
 def test_a_models_file_that_cannot_be(rows, tmp_path):
     file = tmp_path / "models.yaml"
     file.write_text(rows, encoding="utf-8")

@@ -1,6 +1,5 @@
 """From flags, a pipeline.json or a models file to loaded models."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
-from koir.flags import require
+from koir.flags import as_text, read_yaml, require
 from koir.kernels.bfloat16 import or_float32
 from koir.manifest import model_folder, newest_run, read_run
 from koir.reranker import load_reranker
@@ -246,18 +244,19 @@ def _from_file(loader: Loader, file: Path) -> None:
     """A YAML list of models; a pipeline's models may be named by other lines, and are loaded once."""
     place = f"--models {file}"
     try:
-        rows = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        rows = read_yaml(file, place, "a readable YAML list")
+    except OSError as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
         raise FlagError(place, found, "a readable YAML list") from None
     if not isinstance(rows, list) or not rows:
-        raise FlagError(place, json.dumps(rows)[:80], "a list of {name, encoder|reranker|pipeline: PATH}")
+        found = as_text(rows, place)[:80] if rows else "nothing"
+        raise FlagError(place, found, "a list of {name, encoder|reranker|pipeline: PATH}")
     seen = set()
     for number, row in enumerate(rows, 1):
         kinds = [kind for kind in ("encoder", "reranker", "pipeline") if isinstance(row, dict) and kind in row]
         good = len(kinds) == 1 and set(row) <= {"name", *kinds} and all(isinstance(text, str) for text in row.values())
-        require(good, f"{place}, entry {number}", json.dumps(row, ensure_ascii=False)[:80],
-                "a name and one of encoder, reranker, pipeline, all texts")  # fmt: skip
+        found = "" if good else as_text(row, f"{place}, entry {number}")[:80]
+        require(good, f"{place}, entry {number}", found, "a name and one of encoder, reranker, pipeline, all texts")
         (kind,) = kinds
         name = row.get("name") or (_pipeline_name(row[kind]) if kind == "pipeline" else name_of(row[kind]))
         require((kind, name) not in seen, f"{place}, entry {number}", f"the {kind} {name} again", "each name once")
