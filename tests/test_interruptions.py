@@ -19,6 +19,7 @@ from koir.contrast import Contrast, NotFinite
 from koir.errors import RunError, refused_by_machine
 from koir.manifest import alone
 from koir.reranker_training import RerankerTrainer
+from koir.runs import command
 from koir.runs.interruptions import (
     StopOnBrokenGradient,
     StopOnSignal,
@@ -283,6 +284,71 @@ def test_dev_scores_that_a_signal_cut_off_are_made_when_the_run_goes_on(words, a
     assert scored[0] == scored[1] == [0, 1, 2, 3, 4, 5]
     saved = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert saved[0] == saved[1] == (tmp_path / "whole/checkpoints/checkpoint-3/model.safetensors").read_bytes()
+
+
+def scored(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [(line["step"], line["demo/ndcg_at_10"]) for line in lines if "demo/ndcg_at_10" in line]
+
+
+STOPS = {
+    "the last step": (["--eval_steps", "2", "--save_steps", "2", "--max_steps", "3"], 3, {3: 0.9}),
+    "within an epoch": (["--eval_strategy", "epoch", "--save_strategy", "epoch"], 3, {2: 0.5, 3: 0.9}),
+    "an epoch's end": (["--eval_strategy", "epoch", "--save_strategy", "epoch"], 2, {2: 0.9}),
+    "the last epoch's end": (["--eval_strategy", "epoch", "--save_strategy", "epoch"], 4, {4: 0.9}),
+    "an epoch's end, saved by steps": (["--eval_strategy", "epoch", "--save_steps", "2"], 2, {}),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_scores_and_the_best_model_are_those_of_an_undisturbed_run(case, words, tmp_path, monkeypatch):
+    """Wherever a signal comes: no score is missing, and none is made where there would be none."""
+    flags, stop, scores = STOPS[case]
+    module, rows = trainer_module("v1.1"), tmp_path / "rows.jsonl"
+    trainer, main = module.GradCacheTrainer, module.main
+    rows.write_text("".join(json.dumps({"query": f"{n}?", "document": f"{n}."}) + "\n" for n in range(12)))
+    flags = ["--train_data", str(rows), "--max_steps", "-1", "--num_train_epochs", "2", *flags]
+    flags += ["--eval_tasks", "demo", "--save_total_limit", "9", *["--load_best_model_at_end"] * bool(scores)]
+    read_tasks = command.read_tasks
+    monkeypatch.setattr(command, "read_tasks", lambda evaluation: (read_tasks(evaluation)[0], []))  # no table
+    of_step = lambda self: {"demo/ndcg_at_10": scores.get(self.state.global_step, 0.3)}  # noqa: E731
+    monkeypatch.setattr(trainer, "dev_scores", of_step)
+    main(words("v1.1", tmp_path / "whole", *flags))
+    step, pid = trainer.training_step, os.getpid()
+
+    def signalled(self, *values):
+        if self.state.global_step + 1 == stop:
+            os.kill(pid, signal.SIGTERM)
+        return step(self, *values)
+
+    monkeypatch.setattr(trainer, "training_step", signalled)
+    with pytest.raises(SystemExit):
+        main(words("v1.1", tmp_path / "cut", *flags))
+    assert [place.name for place in (tmp_path / "cut/checkpoints").iterdir()].count(f"checkpoint-{stop}") == 1
+    monkeypatch.setattr(trainer, "training_step", step)
+    main(words("v1.1", tmp_path / "cut", *flags, "--resume_from_checkpoint", "last"))
+    assert scored(tmp_path / "cut") == scored(tmp_path / "whole")
+    whole, cut = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_files_of_a_checkpoint_that_were_cut_are_named(words, tmp_path, capsys):
+    main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--max_steps", "2", "--save_steps", "1")
+    main(flags)
+    (tmp_path / "run/run.json").unlink()
+    checkpoint = tmp_path / "run/checkpoints/checkpoint-1"
+    (tmp_path / "run/checkpoints/.checkpoint-2.1.partial").mkdir()
+    resumed = [*flags, "--resume_from_checkpoint", str(checkpoint)]
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[:300])
+        with pytest.raises(SystemExit) as left:
+            main(resumed)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert left.value.code == 2 and line.startswith(f"error: {checkpoint}/{name}: found something else (")
+        (checkpoint / name).write_bytes(whole)
+    main(resumed)
+    assert not [*(tmp_path / "run/checkpoints").glob(".*")]
 
 
 def counted(folder):

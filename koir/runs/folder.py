@@ -3,20 +3,24 @@
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
+from transformers.trainer_callback import TrainerState
 
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
-from koir.flags import NOT_OURS
+from koir.flags import NOT_OURS, read_yaml
 from koir.manifest import write_json, write_text
 
 SAID = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "seed")  # even by default
+STATE = "trainer_state.json"  # in a checkpoint: its last file
 COUNTERS = "counters.json"  # in a checkpoint: what it began with, and what was counted until it
+UNTOUCHED = "the file as training wrote it, or another checkpoint"
 
 
 def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
@@ -40,8 +44,7 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
     if resume == "last" and newest is None:
         found = "no complete checkpoint"
         if numbered:
-            there = len([*numbered[max(numbered)].glob("rng_state_*.pth")])
-            found += f": of {numbered[max(numbered)].name} {there} processes wrote their part, and this is {_world()}"
+            found += f": {_what_lacks(numbered[max(numbered)])}"
         expected = "one to resume from, or the same command without --resume_from_checkpoint"
         raise RunError(f"--resume_from_checkpoint last in {folder}", found, expected if args.output_dir else
                        "one to resume from, or --output_dir")  # fmt: skip
@@ -54,7 +57,10 @@ def _of_checkpoint(checkpoint: Path, output_dir: str | None) -> str:
     """The folder of a run that goes on from a checkpoint that is named: the checkpoint's own run, or a new one."""
     place = f"--resume_from_checkpoint {checkpoint}"
     if not complete(checkpoint):
-        raise RunError(place, "no complete checkpoint", "a folder with trainer_state.json")
+        found = "no complete checkpoint"
+        if step_of(checkpoint) is not None:
+            found += f": {_what_lacks(checkpoint)}"
+        raise RunError(place, found, "a folder with trainer_state.json and all that was written before it")
     beside = checkpoint.resolve().parent
     own = beside.parent if beside.name == "checkpoints" else None
     if output_dir is None and own is None:
@@ -104,16 +110,52 @@ def _world() -> int:
 def step_of(checkpoint: Path) -> int | None:
     """The step after which a checkpoint was written; None where its last file is not whole."""
     try:
-        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return step if type(step) is int else None
 
 
 def complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: its last file is whole, and no process's random state is missing."""
-    ranks = range(_world() if (checkpoint / "rng_state_0.pth").exists() else 0)
-    missing = [rank for rank in ranks if not (checkpoint / f"rng_state_{rank}.pth").exists()]
-    return step_of(checkpoint) is not None and not missing
+    """Whether a checkpoint was written to its end, and has lost nothing since: without the optimizer's, the schedule's
+    or a process's random state it would go on to other weights."""
+    return step_of(checkpoint) is not None and not _lacking(checkpoint)
+
+
+def _lacking(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint that are not there."""
+    several = any(checkpoint.glob("rng_state_*.pth"))
+    files = [f"rng_state_{rank}.pth" for rank in range(_world())] if several else ["rng_state.pth"]
+    if not (checkpoint / "latest").is_file():  # DeepSpeed's, which has the others in files of its own
+        files += ["optimizer.pt", "scheduler.pt"]
+    return [file for file in files if not (checkpoint / file).is_file()]
+
+
+def _what_lacks(checkpoint: Path) -> str:
+    there = len([*checkpoint.glob("rng_state_*.pth")])
+    if there and not (checkpoint / f"rng_state_{_world() - 1}.pth").is_file():
+        return f"of {checkpoint.name} {there} processes wrote their part, and this is {_world()}"
+    return f"{checkpoint.name} lacks {', '.join(_lacking(checkpoint))}"
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The Trainer's state as it was at a checkpoint. Raises RunError for one that was changed since."""
+    file = checkpoint / STATE
+    try:
+        state = TrainerState.load_from_json(str(file))
+        numbers = [state.global_step, state.epoch, state.train_batch_size, state.eval_steps]
+        numbers += [line["step"] for line in state.log_history]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(str(file), f"something else ({' '.join(str(error).split())[:120]})", UNTOUCHED) from None
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise RunError(str(file), "a step, epoch or batch that is no number", UNTOUCHED)
+    return state
+
+
+def has_scores(state: TrainerState) -> bool:
+    """Whether the dev scores of a state's step are among its lines."""
+    lines = [line for line in state.log_history if line["step"] == state.global_step]
+    return any(name.startswith("eval_") for line in lines for name in line)
 
 
 def write_counters(checkpoint: Path, began: dict, counted: dict) -> None:
@@ -126,20 +168,29 @@ def read_counters(checkpoint: str, began: dict) -> dict:
     file = Path(checkpoint) / COUNTERS
     if not file.is_file():  # of a version before there were any
         return {}
-    kept = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        before, counted = dict(kept["began"]), dict(kept["counted"])
+        counted = {name: value + 0 for name, value in counted.items()}  # numbers all
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(str(file), f"something else ({error})", UNTOUCHED) from None
     for name, value in began.items():
-        if (before := kept["began"].get(name, value)) != value:
-            raise RunError(f"--resume_from_checkpoint {checkpoint}", f"{name} {value}", f"{before}, as the run began")
-    return kept["counted"]
+        if (earlier := before.get(name, value)) != value:
+            raise RunError(f"--resume_from_checkpoint {checkpoint}", f"{name} {value}", f"{earlier}, as the run began")
+    return counted
 
 
 # What may be moved since, and what has a fingerprint of its own.
 FREE = ("model_name_or_path", "guide_model_name_or_path", "train_data", "trust_remote_code")
-RATES = ("learning_rate", "num_train_epochs", "warmup_steps")  # another holds from there on, and is said
+# Another holds from there on, and is said.
+RATES = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs",
+         "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "tf32",
+         "dataloader_drop_last")  # fmt: skip
 
 
 def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
-    """Raise RunError where a run goes on with other flags of its model, rows or loss than its recipe.yaml has.
+    """Raise RunError where a run goes on with other flags of its model, rows or loss than its recipe.yaml has, and
+    FlagError where that is no recipe any more.
 
     What it says of itself would be true of neither part. Of a run that goes on in a new folder they are said, and of
     any run other RATES.
@@ -147,7 +198,9 @@ def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
     recipe = checkpoint.resolve().parent.parent / "recipe.yaml"
     if not recipe.is_file():
         return
-    before = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    before = read_yaml(recipe, str(recipe), "the file as the run wrote it")
+    if not isinstance(before, dict):
+        raise RunError(str(recipe), f"{type(before).__name__}", "key: value lines, as the run wrote them")
     parts, args = [groups[name] for name in ("model", "data", "loss", "weights")], groups["training"].to_dict()
     now = yaml.safe_load(yaml.safe_dump({key: value for part in parts for key, value in vars(part).items()}))
     usual = {key: value for part in parts for key, value in vars(type(part)()).items()}
@@ -161,7 +214,8 @@ def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
     if changed and recipe.parent == folder.resolve():
         raise RunError(f"--resume_from_checkpoint {checkpoint}", _flags(changed, changed),
                        f"{_flags(changed, before)}, as the run began")  # fmt: skip
-    changed |= {key: args[key] for key in RATES if before.get(key, args[key]) != args[key]}
+    before = {key: args[key] if key in SAID else getattr(TrainingArguments, key) for key in RATES} | before
+    changed |= {key: args[key] for key in RATES if (before[key] or None) != (args[key] or None)}
     if changed and groups["training"].process_index == 0:
         began = f"{checkpoint} was trained with {_flags(changed, before)}"
         print(f"note: {_flags(changed, changed)} from here on; {began}", file=sys.stderr)
@@ -203,15 +257,27 @@ def write_recipe(folder: Path, groups: dict) -> None:
 
 
 def keep_lines(file: Path, checkpoint: str | None) -> None:
-    """Drop the lines that an interrupted run wrote after the checkpoint, without one all; they are written again."""
+    """Drop the lines that an interrupted run wrote after the checkpoint, without one all; they are written again.
+
+    So are dev scores of its step that it does not know of. Raises RunError for what is no line of a run.
+    """
     if not file.exists():
         return
-    step = step_of(Path(checkpoint)) if checkpoint else -1  # 0 is the base's
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+    state = read_state(Path(checkpoint)) if checkpoint else TrainerState(global_step=-1)  # 0 is the base's
+    lines, scored = [], has_scores(state)
+    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
         try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line)
+            line = json.loads(text)
         except ValueError:  # a line cut short by the interruption
             continue
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise RunError(f"{file}, line {number}", text.strip()[:80], 'a line of training, with its "step"')
+        if line["step"] < state.global_step or (line["step"] == state.global_step and (scored or "loss" in line)):
+            lines.append(text)
     write_text(file, "".join(lines))
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what killed processes left of a run's weights; only for the process that holds the folder."""
+    for half in [*folder.glob(".model.*.partial"), *folder.glob("checkpoints/.checkpoint-*.partial")]:
+        shutil.rmtree(half, ignore_errors=True)

@@ -21,7 +21,7 @@ class StopOnSignal(TrainerCallback):
     """SIGTERM (a preempted node) ends training after the step that runs, with a checkpoint."""
 
     def __init__(self):
-        self.signalled = False
+        self.signalled = self.stopping = False  # stopping: all processes are
         self.before = signal.signal(signal.SIGTERM, self._remember)
 
     def _remember(self, *_) -> None:
@@ -38,9 +38,14 @@ class StopOnSignal(TrainerCallback):
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
             stop = bool(seen)
         if stop:
-            self.signalled = True
+            self.signalled = self.stopping = True
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+    def on_epoch_end(self, args, state, control, **_):
+        """The Trainer ends the epoch where it stops; its scores, if they are due, are made when the run goes on."""
+        if self.stopping:  # with its checkpoint written
+            control.should_evaluate = control.should_save = False
 
     def exit_if_signalled(self, folder: Path) -> None:
         """Leave with status 143 and the words to resume with, so that no script goes on with half a model.

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +15,18 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from koir.arguments import TrainingArguments
 from koir.chunked_steps import ChunkedSteps
-from koir.errors import FlagError, RunError
+from koir.errors import FlagError, RunError, refused_by_machine
 from koir.evaluation.tasks import Task
 from koir.gather import meet, rank, world_size
-from koir.runs.folder import read_counters, set_aside_later, write_counters
+from koir.runs.folder import (
+    UNTOUCHED,
+    has_scores,
+    read_counters,
+    read_state,
+    remove_half_written,
+    set_aside_later,
+    write_counters,
+)
 from koir.runs.interruptions import refuse_broken_gradient
 from koir.runs.progress import Progress
 from koir.sampling import ProcessBatches
@@ -62,19 +71,23 @@ class RunTrainer(ChunkedSteps, Trainer):
         early stands on a line of its own, below the bar.
         """
         self.args.eval_on_start = self.args.eval_strategy != "no" and resume_from_checkpoint is None
+        main, done = self.is_world_process_zero(), False
+        if main:
+            remove_half_written(Path(self.args.output_dir))
         if resume_from_checkpoint:
-            for name, value in read_counters(resume_from_checkpoint, self.began).items():
-                setattr(self, name, value)
-            if self.is_world_process_zero():
+            counted = read_counters(resume_from_checkpoint, self.began)
+            for name in counted.keys() & set(self.COUNTED):
+                setattr(self, name, counted[name])
+            state = read_state(Path(resume_from_checkpoint))
+            if main:
                 set_aside_later(Path(resume_from_checkpoint), Path(self.args.output_dir))
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
-            if self._is_done(state) and not self.is_deepspeed_enabled:
-                self.state = state
-                return self._load_from_checkpoint(self._best_checkpoint() or resume_from_checkpoint)
+            done = self._is_done(state) and not self.is_deepspeed_enabled
             self.args.eval_on_start = self._late = self._score_is_due(state)
         elif world_size() > 1:
             torch.manual_seed(self.args.seed + self.args.process_index)  # dropout of its own; resuming, from the states
         try:
+            if done:
+                return self._take(state, resume_from_checkpoint)
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
             self.progress.close()
@@ -88,6 +101,19 @@ class RunTrainer(ChunkedSteps, Trainer):
             shard.batch_sampler = ProcessBatches(order, self._train_batch_size, world_size(), rank(), drop)
             shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False  # it passes them on
         return loader
+
+    def _take(self, state: TrainerState, checkpoint: str) -> None:
+        """The model of the last step's checkpoint, or the best one, once dev scores that are due are made."""
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        if self._late:
+            state.is_world_process_zero = self.is_world_process_zero()  # as its file says, that of the first
+            self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
+            self.evaluate()
+            if state.best_global_step == state.global_step:
+                state.best_model_checkpoint = checkpoint
+        if best := self._best_checkpoint():
+            self._load_from_checkpoint(best)
 
     def _is_done(self, state: TrainerState) -> bool:
         """Whether a checkpoint's state is that of the last step."""
@@ -104,13 +130,12 @@ class RunTrainer(ChunkedSteps, Trainer):
 
     def _score_is_due(self, state: TrainerState) -> bool:
         """Whether a signal cut off the dev scores of the step that a checkpoint was written after."""
-        if self.args.eval_strategy != "steps" or not state.global_step:
+        args, by_steps = self.args, self.args.eval_strategy == "steps"
+        if args.eval_strategy == "no" or not state.global_step or has_scores(state):
             return False
-        scored = any(
-            line["step"] == state.global_step and any(name.startswith("eval_") for name in line)
-            for line in state.log_history
-        )
-        return state.global_step % state.eval_steps == 0 and not scored
+        beyond = state.global_step % state.eval_steps if by_steps else state.epoch % 1
+        reached = state.global_step if by_steps else state.epoch
+        return reached >= args.eval_delay and (not beyond or self._is_done(state))
 
     @property
     def seconds(self) -> float:
@@ -230,7 +255,8 @@ class RunTrainer(ChunkedSteps, Trainer):
             return super()._load_optimizer_and_scheduler(checkpoint)
         names = ("initial_lr", "weight_decay", "betas", "eps")  # some optimizers keep more there that is no flag
         flags = [{name: group[name] for name in names if name in group} for group in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _as_written(checkpoint, "optimizer.pt", "scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         groups = self.optimizer.param_groups  # others, since the state was loaded
         for group, now in zip(groups, flags, strict=True):
             if "initial_lr" in now:  # of a schedule over steps
@@ -239,6 +265,11 @@ class RunTrainer(ChunkedSteps, Trainer):
         if "initial_lr" in flags[0]:
             self.lr_scheduler.base_lrs = [now["initial_lr"] for now in flags]
             self.lr_scheduler._last_lr = [group["lr"] for group in groups]  # what is logged
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = f"rng_state_{self.args.process_index}.pth" if world_size() > 1 else "rng_state.pth"
+        with _as_written(checkpoint, name):
+            super()._load_rng_state(checkpoint)
 
     def _clip_grad_norm(self, model: torch.nn.Module):
         self._refuse_broken_gradient(model)
@@ -287,3 +318,16 @@ def _refused(flag: str, value: object) -> Iterator[None]:
         raise FlagError(
             f"{flag} {getattr(value, 'value', value)}", why, "one that is installed, and what it needs"
         ) from None
+
+
+@contextlib.contextmanager
+def _as_written(checkpoint: str | None, *names: str) -> Iterator[None]:
+    """Whatever a checkpoint's files cannot be loaded for is a RunError, but for what the machine refuses."""
+    try:
+        yield
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
+        if refused_by_machine(error):
+            raise
+        cut = [name for name in names if not zipfile.is_zipfile(Path(checkpoint) / name)]
+        why = " ".join(str(error).split())[:120]
+        raise RunError(f"{checkpoint}/{' or '.join(cut or names)}", f"something else ({why})", UNTOUCHED) from None
