@@ -75,13 +75,13 @@ def bare(folder: str, out) -> None:
     from koir.reranker import load_reranker
 
     model = load_reranker(folder).eval()
-    model.only_score(False)
+    model.keep_inference_alone(False)
     chunks, _, _ = model.chunks([(QUERY, "1년간 80퍼센트 이상 출근한 근로자에게 15일의 휴가를 준다.")], 512)
     found = []
     with torch.inference_mode():
         for _ in range(220):
             started = time.perf_counter()
-            model.scored(chunks[0])
+            model.infer(chunks[0])
             found.append(1000 * (time.perf_counter() - started))
     out.put(found[20:])
 

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
             transformer.pooler.requires_grad_(False)  # kept for the file format; nothing here reads its output
 
     def train(self, mode: bool = True) -> "Encoder":
-        """As torch's; weights that will change are no longer kept laid out for `embedded`."""
+        """As torch's; weights that will change are no longer kept laid out for `infer`."""
         if mode:
             self._inference.clear()
         return super().train(mode)
@@ -62,8 +62,11 @@ class Encoder(nn.Module):
             return nn.functional.normalize(pooled, dim=-1)  # [n, D]
         return self._pooled(_at_least_float32(self.transformer(**chunk).last_hidden_state), chunk)
 
-    def embedded(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
-        """`embed` without gradients, by the soonest way there is on the device. bf16: as for `encode`."""
+    def infer(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
+        """`embed` without gradients, as fast as the device can: a padded chunk to float32 unit vectors [n, D].
+
+        bf16: as for `encode`.
+        """
         if not self._by_inference(chunk["input_ids"].device):
             return self._autocast(chunk, bf16)
         bf16 = bf16 and has_bfloat16(chunk["input_ids"].device)
@@ -76,8 +79,8 @@ class Encoder(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bfloat16(device)):
             return self.embed(chunk)
 
-    def only_embed(self, bf16: bool) -> None:
-        """Keep one copy of the weights, laid out for `embedded`; nothing else works afterwards."""
+    def keep_inference_alone(self, bf16: bool) -> None:
+        """Keep one copy of the weights, laid out for `infer`; nothing else works afterwards."""
         device = next(self.parameters()).device
         bf16 = bf16 and has_bfloat16(device)
         if self._by_inference(device):
@@ -135,7 +138,7 @@ class Encoder(nn.Module):
         """
         training = self.training
         self.eval()
-        embedded = self._autocast if training else self.embedded
+        forward = self._autocast if training else self.infer
         try:
             device = next(self.parameters()).device
             chunk_tokens = chunk_tokens or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
@@ -148,7 +151,7 @@ class Encoder(nn.Module):
                     rows = []
                     for chunk in chunks:
                         chunk = {name: tensor.to(device) for name, tensor in chunk.items()}
-                        rows.append(embedded(chunk, bf16).cpu())
+                        rows.append(forward(chunk, bf16).cpu())
                         bar.update(len(rows[-1]))
                     vectors[start : start + len(part)] = torch.cat(rows)[inverse].numpy()
             if not np.isfinite(vectors).all():

@@ -108,7 +108,7 @@ class Reranker(nn.Module):
                     chunks, inverse, _ = self.chunks(pairs[start : start + BLOCK], chunk_tokens)
                     found = []
                     for chunk in chunks:
-                        found.append(self.scored({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
+                        found.append(self.infer({name: t.to(device) for name, t in chunk.items()}, bf16).cpu())
                         bar.update(len(found[-1]))
                     scores[start : start + len(inverse)] = torch.cat(found)[inverse].numpy()
             if not np.isfinite(scores).all():
@@ -127,8 +127,11 @@ class Reranker(nn.Module):
         coded = tokenise_pairs(self.tokenizer, *sides, most + 1)["input_ids"]
         return sum(len(ids) > most for ids in coded)
 
-    def scored(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
-        """`logits` without gradients: [n]. Heads of the known transformers read the first token alone."""
+    def infer(self, chunk: dict[str, torch.Tensor], bf16: bool = False) -> torch.Tensor:
+        """`logits` without gradients, as fast as the device can: a padded chunk to float32 logits [n].
+
+        Heads of the known transformers read the first token alone.
+        """
         backbone, device = self.transformer.base_model, chunk["input_ids"].device
         bf16 = bf16 and has_bfloat16(device)
         if not same_layers(backbone):
@@ -141,8 +144,8 @@ class Reranker(nn.Module):
             features = backbone.pooler(features)  # [n, D]
         return self.transformer.classifier(features)[:, 0].float()
 
-    def only_score(self, bf16: bool) -> None:
-        """Keep one copy of the weights, laid out for `scored`; nothing else works afterwards."""
+    def keep_inference_alone(self, bf16: bool) -> None:
+        """Keep one copy of the weights, laid out for `infer`; nothing else works afterwards."""
         bf16 = bf16 and has_bfloat16(next(self.parameters()).device)
         if same_layers(self.transformer.base_model):
             self._inference[bf16] = Inference(self.transformer.base_model, bf16, True).alone()

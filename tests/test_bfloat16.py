@@ -36,7 +36,7 @@ def test_scores_are_those_of_float32(avx2, tmp_path, kind, settled):
     reranker = tiny_reranker(tmp_path, kind)
     exact = reranker.score(PAIRS)
     if settled:
-        reranker.eval().only_score(bf16=True)
+        reranker.eval().keep_inference_alone(bf16=True)
     assert np.array_equal(reranker.score(PAIRS, bf16=True), exact)
 
 
@@ -46,7 +46,7 @@ def test_vectors_are_those_of_float32(avx2, way):
     texts = [text for pair in PAIRS for text in pair]
     exact = encoder.encode(texts, "document")
     if way == "settled":
-        encoder.eval().only_embed(bf16=True)
+        encoder.eval().keep_inference_alone(bf16=True)
     assert np.array_equal(encoder.encode(texts, "document", bf16=True), exact)
 
 
@@ -78,8 +78,8 @@ def test_serving_says_so_where_it_was_asked_for(avx2, capsys, dtype, said):
 def test_dev_scores_are_in_the_precision_of_training(bf16, monkeypatch):
     asked = []
     encoder, task = tiny_encoder(), sampled(load_task("demo", "dev"), 3)
-    monkeypatch.setattr(encoder, "embedded", lambda chunk, half: asked.append(half) or encoder.embed(chunk))
-    monkeypatch.setattr(encoder, "_autocast", encoder.embedded)
+    monkeypatch.setattr(encoder, "infer", lambda chunk, half: asked.append(half) or encoder.embed(chunk))
+    monkeypatch.setattr(encoder, "_autocast", encoder.infer)
     trainer = SimpleNamespace(model=encoder, dev_tasks=[task], args=SimpleNamespace(bf16=bf16))
     trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
     assert 0 <= EmbeddingTrainer.dev_scores(trainer)["demo/ndcg_at_10"] <= 1

@@ -92,7 +92,7 @@ def test_bfloat16_moves_scores_a_little(tmp_path, kind, any_bfloat16):
 def test_one_copy_of_the_weights_scores_the_same(tmp_path, kind, bf16):
     reranker = tiny_reranker(tmp_path, kind)
     before = reranker.score(PAIRS, bf16=bf16)
-    reranker.eval().only_score(bf16)
+    reranker.eval().keep_inference_alone(bf16)
     assert np.allclose(reranker.score(PAIRS, bf16=bf16), before, atol=1e-6)
     own = [part for part in reranker.modules() if isinstance(part, torch.nn.Linear) and len(part.weight)]
     if kind == "modernbert":

@@ -213,11 +213,11 @@ class ServedReranker(Served):
         return await loop.run_in_executor(self.words, passages, self.model.tokenizer, texts, tokens)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.scored(chunk, self.bf16)  # [n]
+        return self.model.infer(chunk, self.bf16)  # [n]
 
     def settle(self) -> None:
-        """Only `scored` works from now on."""
-        self.model.only_score(self.bf16)
+        """Only `infer` works from now on."""
+        self.model.keep_inference_alone(self.bf16)
 
 
 class ServedEncoder(Served):
@@ -242,8 +242,8 @@ class ServedEncoder(Served):
         return await self._answer(texts, code, limits)
 
     def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.embedded(chunk, self.bf16)  # [n, D]
+        return self.model.infer(chunk, self.bf16)  # [n, D]
 
     def settle(self) -> None:
-        """Only `embedded` works from now on."""
-        self.model.only_embed(self.bf16)
+        """Only `infer` works from now on."""
+        self.model.keep_inference_alone(self.bf16)
