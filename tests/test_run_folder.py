@@ -86,6 +86,9 @@ def test_a_named_checkpoint_must_be_whole(tmp_path):
     args = TrainingArguments(resume_from_checkpoint=str(place), use_cpu=True)
     with pytest.raises(RunError, match="no complete checkpoint"):
         run_folder(args, "run")
+    args = TrainingArguments(resume_from_checkpoint=str(tmp_path), use_cpu=True)
+    with pytest.raises(RunError, match=f"expected last, beside --output_dir {tmp_path}"):
+        run_folder(args, "run")
 
 
 def checkpoint_of(folder, step):

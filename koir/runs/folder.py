@@ -60,7 +60,9 @@ def _of_checkpoint(checkpoint: Path, output_dir: str | None) -> str:
         found = "no complete checkpoint"
         if step_of(checkpoint) is not None:
             found += f": {_what_lacks(checkpoint)}"
-        raise RunError(place, found, "a folder with trainer_state.json and all that was written before it")
+        of_run = (checkpoint / "checkpoints").is_dir()
+        raise RunError(place, found, f"last, beside --output_dir {checkpoint}" if of_run else
+                       "a folder with trainer_state.json and all that was written before it")  # fmt: skip
     beside = checkpoint.resolve().parent
     own = beside.parent if beside.name == "checkpoints" else None
     if output_dir is None and own is None:
