@@ -31,8 +31,9 @@ def bars(records: Sequence[dict], metric: str, word: dict[str, str]) -> alt.Char
     bar = base.mark_bar(height=9, yOffset=9).encode(x=alt.X("mean:Q", title=metric), color=fill, tooltip=tip)
     sure = base.transform_filter("isValid(datum.low)")
     rule = sure.mark_rule(color=INK, strokeWidth=1.5, yOffset=9).encode(x="low:Q", x2="high:Q", tooltip=tip)
-    ends = [sure.mark_tick(color=INK, size=9, yOffset=9).encode(x=f"{end}:Q") for end in ("low", "high")]
-    name = base.mark_text(align="left", dx=1, dy=-4, color=INK, fontSize=12).encode(x=alt.datum(0), text="text:N")
+    ends = [sure.mark_tick(color=INK, size=9, yOffset=9).encode(x=f"{end}:Q", tooltip=tip) for end in ("low", "high")]
+    name = base.mark_text(align="left", dx=1, dy=-4, color=INK, fontSize=12)
+    name = name.encode(x=alt.datum(0), text="text:N", tooltip=tip)
     return (bar + rule + ends[0] + ends[1] + name).properties(height=34 * len(order) + 40)
 
 
@@ -46,7 +47,8 @@ def cost(
     scale = alt.Scale(type="log") if all(record["cost"] > 0 for record in records) else alt.Scale(type="symlog")
     x = alt.X("cost:Q", scale=scale, title=cost_name, axis=alt.Axis(format="~s", tickCount=6))
     y = alt.Y("mean:Q", title=metric, scale=alt.Scale(zero=False, padding=12))
-    line = alt.Chart(_values(front)).mark_line(color=FRONT, interpolate="step-after", strokeWidth=2).encode(x=x, y=y)
+    line = alt.Chart(_values(front)).mark_line(color=FRONT, interpolate="step-after", strokeWidth=2, tooltip=None)
+    line = line.encode(x=x, y=y)
     color = alt.Color(
         "origin:N", title=None, scale=alt.Scale(range=["#2f6fb3", "#8a9099"]), legend=alt.Legend(orient="top")
     )
@@ -100,7 +102,8 @@ def scatter(records: Sequence[dict], first: str, second: str, word: dict[str, st
     tip = [alt.Tooltip("x:Q", title=second, format=SCORE), alt.Tooltip("y:Q", title=first, format=SCORE)]
     tip += _tips(word, "queries", "query")
     scale = alt.Scale(domain=[0, 1])
-    line = alt.Chart(_values([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(color="#9aa5b1", strokeDash=[4, 4])
+    line = alt.Chart(_values([{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
+    line = line.mark_line(color="#9aa5b1", strokeDash=[4, 4], tooltip=None)
     points = alt.Chart(_values(records)).mark_circle(color="#2f6fb3", opacity=0.65, stroke=INK, strokeWidth=0.5)
     points = points.encode(
         x=alt.X("x:Q", title=second, scale=scale), y=alt.Y("y:Q", title=first, scale=scale),

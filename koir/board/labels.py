@@ -1,5 +1,7 @@
 """Every word of the board in Korean and in English."""
 
+from collections.abc import Sequence
+
 LANGUAGES = {"en": "English", "ko": "한국어"}
 WORDS = {
     "title": ("Which pipeline should I ship?", "어떤 파이프라인을 쓸까?"),
@@ -69,7 +71,7 @@ WORDS = {
         "읽을 수 없는 질의별 결과 파일 {n}개: 그 행은 평균만으로 순위를 매깁니다",
     ),
     "short": (
-        "Lists of depth {depths} end before rank {k}; choose k of at most {least} for: {names}.",
+        "Lists of depth {depths} end before rank {k}; choose k of at most {least}: {names}.",
         "후보 수가 {depths}인 목록은 {k}위에 이르기 전에 끝납니다. k를 {least} 이하로 고르세요: {names}.",
     ),
     "clashes": (
@@ -187,6 +189,11 @@ def words(language: str) -> dict[str, str]:
 def verbatim(text: str) -> str:
     """A name or an error as Markdown shows it unchanged: two `~mixed` are no words struck through."""
     return text.translate(MARKS)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names, as Markdown."""
+    return verbatim(", ".join(names[:3])) + (" …" if len(names) > 3 else "")
 
 
 def metric_label(metric: str) -> str:

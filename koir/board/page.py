@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from koir.board import state, tables
-from koir.board.labels import KS, METRICS, metric_label, verbatim
+from koir.board.labels import KS, METRICS, few, metric_label, verbatim
 from koir.board.rows import OWN, SIZES, UNKNOWN, Board, Row, read_board
 from koir.board.standing import Standing
 from koir.errors import ResultError
@@ -129,11 +129,11 @@ def show_common(
     partial = [one for one in found if one.mean is not None and len(one.values) < one.tasks]
     partial = [one.row.name for one in sorted(partial, key=lambda one: len(one.values))]
     if unranked:
-        st.warning(word["common_none"].format(n=len(unranked), names=_few(unranked)))
+        st.warning(word["common_none"].format(n=len(unranked), names=few(unranked)))
     if len(tasks) > 1:
         said = [word["common"].format(n=len(common), m=len(tasks), tasks=verbatim(", ".join(common)))]
         if partial:
-            said.append(word["partial"].format(n=len(partial), names=_few(partial)))
+            said.append(word["partial"].format(n=len(partial), names=few(partial)))
         st.caption(" ".join(said))
     show_short(page, [one.row for one in found], metric)
 
@@ -148,10 +148,6 @@ def show_broken(errors: Sequence[ResultError], title: str) -> None:
     """Name files that could not be read. title: with {n}, how many they are."""
     with st.expander("⚠ " + title.format(n=len(errors)), expanded=len(errors) <= 3):
         st.text("\n".join(str(error) for error in errors))
-
-
-def _few(names: Sequence[str]) -> str:
-    return verbatim(", ".join(names[:3])) + (" …" if len(names) > 3 else "")
 
 
 def link(page: Page, name: str) -> str:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from koir.board.labels import verbatim
+from koir.board.labels import few
 from koir.board.rows import Board, Row, ends_before
 from koir.board.standing import Standing
 
@@ -29,12 +29,12 @@ def between(interval: tuple[float, float] | None) -> str:
 
 
 def short_lists(rows: Sequence[Row], metric: str, word: dict) -> str:
-    """Names the rows whose lists end before the metric's k, and the k that they reach; empty without such a row."""
+    """Names rows whose lists end before the metric's k, and the k that they reach; empty without such a row."""
     short = [row for row in rows if ends_before(row, metric)]
     if not short:
         return ""
     depths = sorted({row.depth for row in short})
-    names, k = verbatim(", ".join(row.name for row in short)), metric.rpartition("_")[2]
+    names, k = few([row.name for row in short]), metric.rpartition("_")[2]
     return word["short"].format(depths=", ".join(map(str, depths)), k=k, least=depths[0], names=names)
 
 
