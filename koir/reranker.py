@@ -188,10 +188,10 @@ def load_reranker(
         with quiet(True), torch.random.fork_rng(devices=[]):  # a head that is drawn is told by new_head
             torch.manual_seed(HEAD_SEED)
             transformer, missing = weights(AutoModelForSequenceClassification, name, config, trust_remote_code)
+        longest = most_tokens(transformer.config)
+        saved = (json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length") or tokenizer.model_max_length
+        length = max_seq_length or min(saved, longest)
     drawn = _drawn_head(path, transformer, missing, new_head)
-    longest = most_tokens(transformer.config)
-    saved = (json_of(name, "sentence_bert_config.json") or {}).get("max_seq_length") or tokenizer.model_max_length
-    length = max_seq_length or min(saved, longest)
     if length > longest:
         raise ModelError(f"--max_seq_length {length}", f"{path} with {longest} positions", f"at most {longest}")
     return Reranker(transformer, tokenizer, length, drawn)

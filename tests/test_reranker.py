@@ -52,6 +52,20 @@ def test_token_types_of_the_tokenizer_alone_are_left_out(tmp_path):
     assert np.isfinite(load_reranker(str(tmp_path)).score(pairs)).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer_config.json", {"model_max_length": "many"}), ("sentence_bert_config.json", {"max_seq_length": "many"}),
+     ("sentence_bert_config.json", ["many"])],
+)  # fmt: skip
+def test_a_length_that_is_no_number_is_one_line(name, content, tmp_path):
+    tiny_reranker(tmp_path)
+    file = tmp_path / name
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(before | content if isinstance(content, dict) else content))
+    with pytest.raises(ModelError):
+        load_reranker(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_equal_those_of_cross_encoder(tmp_path, kind):
     from sentence_transformers import CrossEncoder

@@ -321,6 +321,32 @@ def test_an_index_is_built_and_opened_without_its_corpus(model, tmp_path):
         open_index(str(tmp_path / "elsewhere"))
 
 
+HEADER = "\x93NUMPY\x01\0v\0{'d(" + " " * 200  # of an array, cut
+DAMAGES = {
+    "bm25": [
+        ("ids.json", "[1, 2, 3]"), ("ids.json", '["a"]'), ("ids.json", "5"), ("complete.json", "[]"),
+        ("complete.json", '{"documents": 4}'), ("vocabulary.json", "[]"), ("vocabulary.json", '{"연차": "0"}'),
+        ("params.index.json", "{}"), ("params.index.json", "[]"), ("indptr.csc.index.npy", HEADER),
+    ],
+    "dense": [("ids.json", "null"), ("ids.json", '["a", "b"]'), ("vectors.npy", HEADER)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", DAMAGES)
+def test_an_index_with_a_damaged_part_is_one_line(part, small, tmp_path):
+    small.save(tmp_path / "model")
+    stage = first_stage("bm25" if part == "bm25" else f"dense:{tmp_path / 'model'}", str(tmp_path / "index"), False)
+    stage(LAW)
+    (folder,) = (tmp_path / "index").iterdir()
+    for name, damaged in DAMAGES[part]:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(damaged.encode("latin-1") if name.endswith("npy") else damaged.encode())
+        with pytest.raises(RunError, match="found an index that is cut short .*; expected it deleted, and built anew"):
+            stage.open(stages.corpus_fingerprint(LAW))
+        (folder / name).write_bytes(whole)
+    assert stage.open(stages.corpus_fingerprint(LAW)).ids == sorted(LAW)
+
+
 def test_an_index_of_other_weights_is_not_opened(small, tmp_path):
     folder, uri = tmp_path / "model", str(tmp_path / "index")
     small.save(folder)

@@ -75,14 +75,24 @@ class BM25:
 
     @classmethod
     def load(cls, folder: Path) -> "BM25":
-        """The saved index, its scores memory-mapped."""
+        """The saved index, its scores memory-mapped. Raises ValueError, and what readers raise, for a damaged one."""
         found = cls.__new__(cls)
         found.ids = json.loads((folder / "ids.json").read_text(encoding="utf-8", errors="surrogatepass"))
         found.vocabulary, found.index = {}, bm25s.BM25()
         if (folder / "vocabulary.json").is_file():
             found.vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
             found.index = bm25s.BM25.load(folder, mmap=True, load_vocab=False, show_progress=False)
+            found._require_whole()
         return found
+
+    def _require_whole(self) -> None:
+        """Raise ValueError, or what bm25s raises, where the parts of what was loaded do not fit each other."""
+        columns = len(self.index.scores["indptr"]) - 1
+        if sorted(self.vocabulary.values()) != list(range(columns)):
+            raise ValueError(f"a vocabulary of {len(self.vocabulary)} terms, {columns} columns")
+        documents = len(self.index.get_scores_from_ids([0]))
+        if documents != len(self.ids):
+            raise ValueError(f"scores of {documents} documents, {len(self.ids)} ids")
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
         """For each query its `depth` best documents: id -> score. Documents without a common term are left out."""

@@ -75,9 +75,15 @@ class Dense:
 
     @classmethod
     def load(cls, folder: Path, encoder: Encoder, name: str, progress: bool = False) -> "Dense":
-        """The saved index, its vectors memory-mapped; nothing is embedded again."""
+        """The saved index, its vectors memory-mapped; nothing is embedded again.
+
+        Raises ValueError, and what readers raise, for a damaged one.
+        """
         ids = json.loads((folder / "ids.json").read_text(encoding="utf-8", errors="surrogatepass"))
-        return cls(encoder, ids, np.load(folder / "vectors.npy", mmap_mode="r"), name, progress)
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        if vectors.shape != (len(ids), encoder.dimensions):
+            raise ValueError(f"vectors of shape {vectors.shape} for {len(ids)} ids")
+        return cls(encoder, ids, vectors, name, progress)
 
     def search(self, queries: Sequence[str], depth: int, vectors: np.ndarray | None = None) -> list[dict[str, float]]:
         """For each query its `depth` nearest documents: id -> cosine. vectors: [Q, D], of queries embedded already."""

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError  # numpy's, of a header that it cannot read
 
 import torch
 from tqdm import tqdm
@@ -148,12 +149,15 @@ class FirstStage:
 
     def _load(self, part: str, folder: Path) -> BM25 | Dense:
         try:
-            if part == "bm25":
-                return BM25.load(folder)
-            return Dense.load(folder, self.encoder, self.spec, self.progress)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            documents = json.loads((folder / "complete.json").read_text(encoding="utf-8"))["documents"]
+            more = [self.encoder, self.spec, self.progress] if part == "dense" else []
+            index = (Dense if part == "dense" else BM25).load(folder, *more)
+            if len(index.ids) != documents or set(map(type, index.ids)) - {str}:
+                raise ValueError(f"{len(index.ids)} ids of {documents} documents")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, TokenError) as error:
             why = " ".join(str(error).split())[:120]
             raise RunError(str(folder), f"an index that is cut short ({why})", "it deleted, and built anew") from None
+        return index
 
     def _say_what_is_cut(self, corpus: dict[str, str]) -> None:
         if not self.progress or rank():
