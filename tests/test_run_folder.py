@@ -46,8 +46,9 @@ def test_a_checkpoint_that_lost_a_file_is_named_with_it(lost, tmp_path):
     (place / lost).unlink()
     for words in ("last", str(place)):
         args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint=words, use_cpu=True)
-        with pytest.raises(RunError, match=f"no complete checkpoint: checkpoint-1 lacks {lost}; expected"):
+        with pytest.raises(RunError, match=f"no complete checkpoint: checkpoint-1 lacks {lost}; expected") as error:
             run_folder(args, "run")
+        assert "without --resume" not in str(error.value), "which would be refused as well"
     (place / "latest").write_text("global_step1")
     assert complete(place) == (lost != "rng_state.pth"), "DeepSpeed has files of its own"
 

@@ -42,12 +42,11 @@ def run_folder(args: TrainingArguments, name: str) -> tuple[str, str | None]:
     newest = whole[max(whole)] if whole else None
     _refuse_complete(folder)
     if resume == "last" and newest is None:
-        found = "no complete checkpoint"
-        if numbered:
-            found += f": {_what_lacks(numbered[max(numbered)])}"
-        expected = "one to resume from, or the same command without --resume_from_checkpoint"
-        raise RunError(f"--resume_from_checkpoint last in {folder}", found, expected if args.output_dir else
-                       "one to resume from, or --output_dir")  # fmt: skip
+        found, other = "no complete checkpoint", "the same command without --resume_from_checkpoint"
+        if numbered:  # a run that would be refused as unfinished
+            found, other = f"{found}: {_what_lacks(numbered[max(numbered)])}", "another --output_dir"
+        expected = f"one to resume from, or {other if numbered or args.output_dir else '--output_dir'}"
+        raise RunError(f"--resume_from_checkpoint last in {folder}", found, expected)
     _refuse_others(folder, numbered if resume is None else {})
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder), str(newest) if resume else None
@@ -202,7 +201,8 @@ def require_same(checkpoint: Path, folder: Path, groups: dict) -> None:
         return
     before = read_yaml(recipe, str(recipe), "the file as the run wrote it")
     if not isinstance(before, dict):
-        raise RunError(str(recipe), f"{type(before).__name__}", "key: value lines, as the run wrote them")
+        found = "nothing" if before is None else type(before).__name__
+        raise RunError(str(recipe), found, "key: value lines, as the run wrote them")
     parts, args = [groups[name] for name in ("model", "data", "loss", "weights")], groups["training"].to_dict()
     now = yaml.safe_load(yaml.safe_dump({key: value for part in parts for key, value in vars(part).items()}))
     usual = {key: value for part in parts for key, value in vars(type(part)()).items()}
