@@ -123,5 +123,5 @@ def hub_records(name: str, flag: str = "--train_data") -> Iterator[tuple[object,
 
 def _unreachable(name: str, flag: str, error: Exception) -> RowError:
     said = " ".join(str(error).split())[:120]
-    why = f"no file here, and nothing from the hub ({type(error).__name__}: {said})"
+    why = f"{'' if flag == '--hub' else 'no file here, and '}nothing from the hub ({type(error).__name__}: {said})"
     return RowError(f"{flag} {name}", why, "a reachable hub, or a local copy of its files")

@@ -298,7 +298,10 @@ def test_a_task_whose_folder_another_system_named(beir, tmp_path):
 def test_a_task_without_qrels_is_told_what_they_are(beir):
     path = beir()
     shutil.rmtree(f"{path}/qrels")
-    assert refused(path) == f"{path}: found no qrels/*.tsv; expected qrels/test.tsv: query-id, corpus-id and score"
+    assert (
+        refused(path) == f"{path}: found no qrels/*.tsv; expected "
+        "qrels/test.tsv (or another split's): query-id, corpus-id and score"
+    )
 
 
 def test_a_missing_split_names_what_is_there(beir):

@@ -504,7 +504,7 @@ def test_a_run_goes_on_with_the_rows_and_batches_it_began_with(flags, said, word
     main([*begun, "--max_steps", "1"])
     (tmp_path / "run/run.json").unlink()
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"query": "가", "document": "나"}\n', encoding="utf-8")
+    rows.write_text('{"query": "가", "document": "나"}\n{"query": "다", "document": "라"}\n', encoding="utf-8")
     flags = [str(rows) if flag == "ROWS" else flag for flag in flags]
     with pytest.raises(SystemExit):
         main([*begun, *flags, "--resume_from_checkpoint", "last"])

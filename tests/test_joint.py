@@ -490,7 +490,9 @@ def test_weights_are_not_chosen_on_what_is_scored(tmp_path, monkeypatch, capsys)
         with pytest.raises(SystemExit):
             evaluate.main([*words, *more])
         said = capsys.readouterr().err
-        assert re.match(r"error: --split \w+ --dev_tasks \w+/?: found 80 queries that are scored, of ", said), said
+        assert re.search(r"^error: --split \w+ --dev_tasks \w+/?: found 80 queries that are scored, of ", said, re.M), (
+            said
+        )
 
 
 def test_weights_are_chosen_on_dev_splits_and_on_queries_that_are_not_scored(tmp_path, monkeypatch, capsys):

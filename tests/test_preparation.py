@@ -333,7 +333,7 @@ def test_one_mined_negative_a_row_is_a_text_as_it_was_given(tmp_path):
         (["--source", "beir=demo", "--output_dir", "o", "--seed", "-1"], "--seed: found -1"),
         (["--source", "beir=demo", "--output_dir", "o", "--negatives", "bm52"], "did you mean bm25"),
         (["--source", "beir=demo", "--output_dir", "o", "--shards", "5"], "--shards"),
-        (["--hub", "a/b", "--output_dir", "o"], "no answer from the hub"),
+        (["--hub", "a/b", "--output_dir", "o"], "--hub a/b: found nothing from the hub"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch):

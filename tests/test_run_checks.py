@@ -35,7 +35,7 @@ def test_the_last_table_is_of_test_or_dev_before_any_other_split(tmp_path, capsy
 
 def test_what_is_best_needs_a_score_and_is_by_default_the_mean(capsys):
     task, other = SimpleNamespace(name="demo", split="dev"), SimpleNamespace(name="x", split="dev")
-    last = [SimpleNamespace(split="test"), SimpleNamespace(split="test")]
+    last = [SimpleNamespace(name="demo", split="test"), SimpleNamespace(name="x", split="test")]
     args = SimpleNamespace(lr_scheduler_type="linear", metric_for_best_model=None, save_strategy="best")
     with pytest.raises(FlagError, match="found no --eval_tasks"):
         choose_metric(args, [], [], None)
@@ -49,7 +49,7 @@ def test_what_is_best_needs_a_score_and_is_by_default_the_mean(capsys):
 @pytest.mark.parametrize("schedule", ["linear", "greedy"])
 def test_nothing_is_chosen_on_what_the_last_table_is_of(schedule):
     dev, test = SimpleNamespace(name="demo", split="dev"), SimpleNamespace(name="law", split="test")
-    last = [SimpleNamespace(split="test"), SimpleNamespace(split="test")]
+    last = [SimpleNamespace(name="demo", split="test"), SimpleNamespace(name="law", split="test")]
 
     def choose(metric, split=None):
         args = SimpleNamespace(lr_scheduler_type=schedule, metric_for_best_model=metric, save_strategy="best")

@@ -138,12 +138,13 @@ def choose_metric(args: TrainingArguments, tasks: list[Task], held_out: Sequence
     expected = f"one of {', '.join(names)}{nearest(metric, names)}"
     require(metric in names, f"--metric_for_best_model {metric}", "no dev score", expected)
     args.greater_is_better = True
-    chosen = [n for n, task in enumerate(tasks) if metric in (f"{task.name}/ndcg_at_10", "mean/ndcg_at_10")]
-    _refuse_choice_on_last_table([tasks[n] for n in chosen], [held_out[n] for n in chosen], split)
+    chosen = [task for task in tasks if metric in (f"{task.name}/ndcg_at_10", "mean/ndcg_at_10")]
+    _refuse_choice_on_last_table(chosen, held_out, split)
 
 
 def _refuse_choice_on_last_table(tasks: Sequence[Task], held_out: Sequence[Task], split: str | None) -> None:
-    for task, last in zip(tasks, held_out, strict=True):
+    of_table = {(last.name, last.split) for last in held_out}
+    for task in tasks:
         place, found = f"--eval_tasks {task.name}", f"scores of {task.split} to choose by, which the last table is of"
-        require(split is not None or task.split != last.split, place, found,
+        require(split is not None or (task.name, task.split) not in of_table, place, found,
                 "a task with a dev split beside it, or --eval_split where that is meant")  # fmt: skip

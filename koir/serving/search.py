@@ -42,7 +42,9 @@ class Documents:
         place, whole = 0, "a whole index: scripts/build_index.py writes it again"
         try:
             for line in self.lines:
-                self.places[json.loads(line)["_id"]] = place, len(line)
+                row = json.loads(line)
+                document, _ = row["_id"], row["text"]
+                self.places[document] = place, len(line)
                 place += len(line)
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{file}, line {len(self.places) + 1}", "a line that is cut short", whole) from None
