@@ -23,7 +23,7 @@ def mean(table, model, metric, tasks):
     return sum(row.cells[task][metric].value for task in tasks) / len(tasks)
 
 
-def test_the_tables_of_the_issue_are_there():
+def test_the_tables_that_people_quote_are_there():
     assert {"koe5", "kure", "kor-v2", "rerankers"} <= TABLES.keys()
     assert list(TABLES["koe5"].tasks) == ["Ko-StrategyQA", "AutoRAGRetrieval", "PublicHealthQA"]
     assert (len(TABLES["kure"].tasks), len(TABLES["kor-v2"].tasks)) == (8, 9)
@@ -141,3 +141,10 @@ def test_a_table_of_another_kind_is_named(tmp_path, change, said):
 
 def test_the_small_table_is_right(tmp_path):
     assert read_published(table(tmp_path, lambda content, model, block: None)).models[0].name == "m"
+
+
+@pytest.mark.parametrize("content", ["null", "0", "true", "[]", '"group"'])
+def test_json_that_is_no_table_is_named(tmp_path, content):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(ResultError, match="t.json: found .*; expected an object with name, title"):
+        read_published(tmp_path / "t.json")

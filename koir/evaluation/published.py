@@ -77,7 +77,8 @@ def read_published(file: Path) -> Published:
         json.dumps(content, ensure_ascii=False).encode()  # JSON lets half of a surrogate pair through
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(str(file), f"no readable JSON ({error})", "a published table") from None
-    _check(str(file), content, TABLE | ({"group": bool} if "group" in content else {}))
+    _check(str(file), content, TABLE)
+    _check(str(file), content, {"group": bool} if "group" in content else {})
     for key in ("title", "protocol"):
         _check(f"{file}, {key}", content[key], BOTH)
     for key, kinds in (("tasks", TASK), ("sources", SOURCE)):
