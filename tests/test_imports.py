@@ -21,6 +21,7 @@ ORDER = [
     "duplicates",
     "cleaning",
     "sources",
+    "yaml_text",
     "flags",
     "zero",
     "kernels.bfloat16",

@@ -21,7 +21,6 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "adam_epsilon": (lambda x: 0 <= x < math.inf, "0 or more"),
     "num_train_epochs": (lambda x: 0 < x < math.inf, "above 0"),
     "max_steps": (lambda n: n != 0, "1 or more, or -1: by --num_train_epochs"),
-    "eval_steps": (lambda n: n > 0, "above 0"),
     "save_steps": (lambda n: n > 0, "above 0"),
     "save_total_limit": (lambda n: n >= 1, "1 or more"),
     "logging_steps": (lambda n: n > 0, "above 0"),

@@ -14,8 +14,9 @@ from transformers.trainer_callback import TrainerState
 
 from koir.arguments import TrainingArguments
 from koir.errors import RunError
-from koir.flags import NOT_OURS, read_yaml
+from koir.flags import NOT_OURS
 from koir.manifest import write_json, write_text
+from koir.yaml_text import read_yaml
 
 SAID = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "seed")  # even by default
 STATE = "trainer_state.json"  # in a checkpoint: its last file

@@ -105,15 +105,14 @@ class RunTrainer(ChunkedSteps, Trainer):
     def _take(self, state: TrainerState, checkpoint: str) -> None:
         """The model of the last step's checkpoint, or the best one, once dev scores that are due are made."""
         self.state = state
-        self._load_from_checkpoint(checkpoint)
         if self._late:
+            self._load_from_checkpoint(checkpoint)
             state.is_world_process_zero = self.is_world_process_zero()  # as its file says, that of the first
             self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
             self.evaluate()
             if state.best_global_step == state.global_step:
                 state.best_model_checkpoint = checkpoint
-        if best := self._best_checkpoint():
-            self._load_from_checkpoint(best)
+        self._load_from_checkpoint(self._best_checkpoint() or checkpoint)
 
     def _is_done(self, state: TrainerState) -> bool:
         """Whether a checkpoint's state is that of the last step."""

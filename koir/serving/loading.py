@@ -12,7 +12,7 @@ from koir.encoder import load_encoder
 from koir.errors import FlagError, RunError, nearest
 from koir.evaluation.pipeline import DEPTH, Pipeline, read_pipeline
 from koir.evaluation.tasks import load_task
-from koir.flags import as_text, read_yaml, require
+from koir.flags import require
 from koir.kernels.bfloat16 import or_float32
 from koir.manifest import model_folder, newest_run, read_run
 from koir.reranker import load_reranker
@@ -23,6 +23,7 @@ from koir.serving.batching import on_device
 from koir.serving.models import ServedEncoder, ServedReranker
 from koir.serving.registry import Registry
 from koir.serving.search import MOST_CANDIDATES, Documents, ServedPipeline
+from koir.yaml_text import as_text, read_yaml
 
 DTYPES = ("auto", "float32", "bfloat16")
 
