@@ -86,6 +86,7 @@ ORDER = [
     "runs.folder",
     "runs.progress",
     "chunked_steps",
+    "runs.checkpoints",
     "runs.trainer",
     "evaluation.fitting",
     "evaluation.reranking",

@@ -1,10 +1,9 @@
-"""The Hugging Face Trainer as every run uses it: dev scores, metrics.jsonl, checkpoints."""
+"""The Hugging Face Trainer as every run uses it: dev scores, metrics.jsonl, going on where a run stopped."""
 
 import contextlib
 import json
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,24 +14,23 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from koir.arguments import TrainingArguments
 from koir.chunked_steps import ChunkedSteps
-from koir.errors import FlagError, RunError, refused_by_machine
+from koir.errors import FlagError
 from koir.evaluation.tasks import Task
-from koir.gather import meet, rank, world_size
+from koir.gather import rank, world_size
+from koir.runs.checkpoints import Checkpoints
 from koir.runs.folder import (
-    UNTOUCHED,
     has_scores,
     read_counters,
     read_state,
     remove_half_written,
     set_aside_later,
-    write_counters,
 )
 from koir.runs.interruptions import refuse_broken_gradient
 from koir.runs.progress import Progress
 from koir.sampling import ProcessBatches
 
 
-class RunTrainer(ChunkedSteps, Trainer):
+class RunTrainer(ChunkedSteps, Checkpoints, Trainer):
     """What encoders and rerankers share. A subclass has the loss, counts `tokens` and `steps`, and has `dev_scores`.
 
     model: an Encoder or Reranker: a module with `transformer`, `tokenizer` and `save`. rows: what the collator is given
@@ -119,13 +117,6 @@ class RunTrainer(ChunkedSteps, Trainer):
         if self.args.max_steps > 0:
             return state.global_step >= self.args.max_steps
         return state.epoch >= self.args.num_train_epochs
-
-    def _best_checkpoint(self) -> str | None:
-        """The checkpoint of the best dev score, where it is asked for; of a run that was moved since, the same."""
-        if not self.args.load_best_model_at_end or not (best := self.state.best_model_checkpoint):
-            return None
-        moved = Path(self._get_output_dir()) / Path(best).name
-        return str(moved) if moved.is_dir() else best
 
     def _score_is_due(self, state: TrainerState) -> bool:
         """Whether a signal cut off the dev scores of the step that a checkpoint was written after."""
@@ -214,62 +205,6 @@ class RunTrainer(ChunkedSteps, Trainer):
             with self.metrics_file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
 
-    def _get_output_dir(self, trial: object = None) -> str:
-        return str(Path(self.args.output_dir) / "checkpoints")
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's; nobody goes on to write into the folder before it is there, for it appears all at once."""
-        super().save_model(output_dir, _internal_call)
-        meet()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save(Path(output_dir), state_dict)
-            self._save_counters(Path(output_dir))
-
-    def _save_counters(self, folder: Path) -> None:
-        if folder.name.startswith("checkpoint-"):
-            counted = {name: getattr(self, name) for name in self.COUNTED}
-            counted = {name: value.item() if torch.is_tensor(value) else value for name, value in counted.items()}
-            write_counters(folder, self.began, counted)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        file = Path(resume_from_checkpoint) / "model.safetensors"
-        try:
-            self.model.transformer.load_state_dict(load_file(file))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise RunError(str(file), why, "the weights of this model, as training saved them") from None
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As the Trainer's, but flags that were changed since (learning rate, weight decay, Adam's) hold from here on.
-
-        A checkpoint's own values would replace them. Under DeepSpeed and schedules over scores they do: a changed rate
-        is refused there.
-        """
-        if self.is_deepspeed_enabled or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        names = ("initial_lr", "weight_decay", "betas", "eps")  # some optimizers keep more there that is no flag
-        flags = [{name: group[name] for name in names if name in group} for group in self.optimizer.param_groups]
-        with _as_written(checkpoint, "optimizer.pt", "scheduler.pt"):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        groups = self.optimizer.param_groups  # others, since the state was loaded
-        for group, now in zip(groups, flags, strict=True):
-            if "initial_lr" in now:  # of a schedule over steps
-                group["lr"] *= now["initial_lr"] / group["initial_lr"]
-            group.update(now)
-        if "initial_lr" in flags[0]:
-            self.lr_scheduler.base_lrs = [now["initial_lr"] for now in flags]
-            self.lr_scheduler._last_lr = [group["lr"] for group in groups]  # what is logged
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        name = f"rng_state_{self.args.process_index}.pth" if world_size() > 1 else "rng_state.pth"
-        with _as_written(checkpoint, name):
-            super()._load_rng_state(checkpoint)
-
     def _clip_grad_norm(self, model: torch.nn.Module):
         self._refuse_broken_gradient(model)
         return super()._clip_grad_norm(model)
@@ -297,12 +232,6 @@ class RunTrainer(ChunkedSteps, Trainer):
         with _refused("--lr_scheduler_type", self.args.lr_scheduler_type):
             return super().create_scheduler(*args, **kwargs)
 
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self._best_checkpoint())
-
 
 def _broken(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
@@ -317,16 +246,3 @@ def _refused(flag: str, value: object) -> Iterator[None]:
         raise FlagError(
             f"{flag} {getattr(value, 'value', value)}", why, "one that is installed, and what it needs"
         ) from None
-
-
-@contextlib.contextmanager
-def _as_written(checkpoint: str | None, *names: str) -> Iterator[None]:
-    """Whatever a checkpoint's files cannot be loaded for is a RunError, but for what the machine refuses."""
-    try:
-        yield
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
-        if refused_by_machine(error):
-            raise
-        cut = [name for name in names if not zipfile.is_zipfile(Path(checkpoint) / name)]
-        why = " ".join(str(error).split())[:120]
-        raise RunError(f"{checkpoint}/{' or '.join(cut or names)}", f"something else ({why})", UNTOUCHED) from None
