@@ -7,9 +7,10 @@ Each batch runs in a process of its own, so that its peak is its own. The loss s
 peak is counted beside the embeddings and their gradients, which any loss needs. Where all strips of rows would take
 hours, --strips runs the first N of them: each strip allocates the same, so the peak is that of all. The encoder stage
 takes as many rows as the largest batch has, in steps of B: the same texts for all, since holes in the heap come with
-chunks of new shapes, whatever the batch. It runs benchmarks/train_step.py's model (4 layers x 256, real lengths) with
-no graph kept, under the memory settings of scripts/launch.sh where there are no others; its peak is that of the
-process. The CPU's peak is resident memory, the GPU's is torch's.
+chunks of new shapes, whatever the batch. As a training does, it first measures the graph of the longest chunk. It runs
+benchmarks/train_step.py's model (4 layers x 256, real lengths) with no graph kept, under the memory settings of
+scripts/launch.sh where there are no others; its peak is that of the process. The CPU's peak is resident memory, the
+GPU's is torch's.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import train_step
 import workload
 
 from koir import losses
+from koir.budget import bytes_per_token
 from koir.manifest import ROOT, origin, peak_memory_bytes
 from koir.tokens import CPU_CHUNK
 
@@ -62,6 +64,7 @@ def steps(batch: int, count: int) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = workload.make_encoder(defaults, device).train()
     rows = workload.read_rows(defaults, encoder.tokenizer)
+    bytes_per_token(encoder, device)
     first, started = None, time.perf_counter()
     for start in range(0, count, batch):
         encoder.zero_grad()
@@ -74,12 +77,13 @@ def steps(batch: int, count: int) -> dict:
 
 def encoder_table(found: list[dict]) -> None:
     """Print the encoder stage's rows, each beside the first."""
-    heads = ("B", "embeddings", "peak, first step", "peak, all rows", "to the first", "seconds")
-    print("{:>8} {:>11} {:>17} {:>15} {:>13} {:>8}".format(*heads))
+    heads = ("B", "embeddings", "peak, first step", "to the first", "peak, all rows", "to the first", "seconds")
+    print("{:>8} {:>11} {:>17} {:>13} {:>15} {:>13} {:>8}".format(*heads))
     for row in found:
-        mib = (f"{row[key] / 2**20:,.0f} MiB" for key in ("embeddings_bytes", "first_step_peak_bytes", "peak_bytes"))
-        change = row["peak_bytes"] / found[0]["peak_bytes"] - 1
-        print("{:>8,} {:>11} {:>17} {:>15} {:>+13.1%} {:>8.1f}".format(row["batch"], *mib, change, row["seconds"]))
+        line = f"{row['batch']:>8,} {row['embeddings_bytes'] / 2**20:>7,.0f} MiB"
+        for key, width in (("first_step_peak_bytes", 13), ("peak_bytes", 11)):
+            line += f" {row[key] / 2**20:>{width},.0f} MiB {row[key] / found[0][key] - 1:>+13.1%}"
+        print(f"{line} {row['seconds']:>8.1f}")
 
 
 def loss_table(found: list[dict]) -> None:

@@ -29,7 +29,7 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
 
     groups: argument dataclasses by name (chunks, training, and step where the trainer caches). earlier: recipe.yaml of
     the run that is resumed: its numbers are taken, since another plan would draw other dropout masks. Raises FlagError
-    for kept graphs under ZeRO 3, RunError where there is no memory to measure in.
+    for kept graphs under ZeRO 3 and for what is no number there, RunError where there is no memory to measure in.
     """
     args, chunks, step = groups["training"], groups["chunks"], groups.get("step")
     known = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier and earlier.is_file() else {}
@@ -55,7 +55,9 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
             raise RunError("memory", found, expected) from None
 
     def number(flag: str, value: str, automatic: Callable[[], float]) -> int:
-        value = known.get(flag, value) if value == "auto" else value
+        if value == "auto" and flag in known:
+            value = str(known[flag])
+            require(value == "auto" or value.isdecimal(), f"{earlier}: {flag}", value, "the number that the run wrote")
         return min(n for (n,) in gather_sizes(int(automatic()), device=device)) if value == "auto" else int(value)
 
     chunks.chunk_tokens = number("chunk_tokens", chunks.chunk_tokens, lambda: chunk_budget(free, token_bytes(), device))

@@ -115,6 +115,9 @@ def test_a_resumed_run_keeps_its_plan(tmp_path):
     given = groups("100", "0")
     budget.settle(given, tiny_encoder(), recipe)
     assert (given["chunks"].chunk_tokens, given["step"].cache_keep_tokens) == (100, 0)
+    recipe.write_text("chunk_tokens: many\n")
+    with pytest.raises(FlagError, match=r"recipe\.yaml: chunk_tokens: found many; expected the number"):
+        budget.settle(groups(), tiny_encoder(), recipe)
     recipe.unlink()
     budget.settle(found := groups(), tiny_encoder(), recipe)
     assert found["chunks"].chunk_tokens == CPU_CHUNK
