@@ -9,9 +9,7 @@ taken, and free answers with clues, which say where a long paragraph is read.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.mrc import plain, questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
@@ -72,10 +70,7 @@ def _source(
     convert: Callable = _entry,
 ) -> Source:
     convert = partial(convert, source=f"aihub-{number}", answered=answered)
-
-    def read(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-        return converted(walk(path), wanted, convert, tally)
-
+    read = partial(converted, wanted=wanted, convert=convert)
     page = f"/aihubdata/data/view.do?dataSetSn={NUMBERS[number]}" if number in NUMBERS else ""
     where = f"https://aihub.or.kr{page} (register, apply, download)"
     return Source(name, "AIHUB", f"{number} {title}: question -> paragraph", where, LICENCE, files, read, pack)

@@ -5,10 +5,10 @@ paraphrases in a row: the first -> the other nine, as right documents of one row
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from koir.errors import SourceError
-from koir.sources.archives import walk
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
@@ -20,19 +20,11 @@ def _answer(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     yield {"query": record["Q"], "document": record["A"], "source": "chatbot"}
 
 
-def _read_chatbot(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"Chatbot_?data[^/]*\.csv", _answer, tally)
-
-
 def _same(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     if record["is_duplicate"] != "0":
         tally.drop("questions of different meaning", place)
         return
     yield {"query": record["question1"], "document": record["question2"], "source": "question-pair"}
-
-
-def _read_pair(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"kor_pair[^/]*\.csv", _same, tally)
 
 
 def _sentence(record: dict, place: str, tally: Tally) -> Iterator[dict]:
@@ -42,7 +34,7 @@ def _sentence(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 def _read_parakqc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
     group: list[dict] = []
     place = str(path)
-    for sentence, place in converted(walk(path), r"paraKQC[^/]*\.(txt|tsv)", _sentence, tally, header=False):
+    for sentence, place in converted(path, tally, r"paraKQC[^/]*\.(txt|tsv)", _sentence, header=False):
         group.append(sentence)
         if len(group) < GROUP:
             continue
@@ -58,11 +50,12 @@ def _read_parakqc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
 SOURCES = [
     Source(
         "chatbot", "Chat", "ChatbotData: question -> answer", "https://github.com/songys/Chatbot_data", "MIT",
-        "ChatbotData.csv", _read_chatbot,
+        "ChatbotData.csv", partial(converted, wanted=r"Chatbot_?data[^/]*\.csv", convert=_answer),
     ),
     Source(
         "question-pair", "Chat", "Question_pair: question -> question of the same meaning",
-        "https://github.com/songys/Question_pair", "MIT", "kor_pair_train.csv, kor_Pair_test.csv", _read_pair,
+        "https://github.com/songys/Question_pair", "MIT", "kor_pair_train.csv, kor_Pair_test.csv",
+        partial(converted, wanted=r"kor_pair[^/]*\.csv", convert=_same),
     ),
     Source(
         "parakqc", "Chat", "ParaKQC: question or command -> nine paraphrases", "https://github.com/warnikchow/paraKQC",

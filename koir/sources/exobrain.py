@@ -8,9 +8,7 @@ passage: dropped and counted, as is a footer.
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.mrc import questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
@@ -37,20 +35,14 @@ def _evidence(record: dict, place: str, tally: Tally) -> Iterator[dict]:
         tally.drop("no question or no evidence", place)
 
 
-def _read_mrc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"etri.*\.json|^[^/]*\.json", partial(questions, source="exobrain-mrc"), tally)
-
-
-def _read_evidence(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"\.(xlsx|csv)", _evidence, tally)
-
-
 SOURCES = [
     Source(
-        "exobrain-mrc", "Exobrain", "ETRI MRC: question -> paragraph", WHERE, LICENCE, "etri_mrc/*.json", _read_mrc
+        "exobrain-mrc", "Exobrain", "ETRI MRC: question -> paragraph", WHERE, LICENCE, "etri_mrc/*.json",
+        partial(converted, wanted=r"etri.*\.json|^[^/]*\.json", convert=partial(questions, source="exobrain-mrc")),
     ),
     Source(
         "exobrain-evidence", "Exobrain", "short questions: question -> evidence sentences", WHERE, LICENCE,
-        "단문질문 QA dataset(...).xlsx; the quiz CSV files beside it give no rows", _read_evidence,
+        "단문질문 QA dataset(...).xlsx; the quiz CSV files beside it give no rows",
+        partial(converted, wanted=r"\.(xlsx|csv)", convert=_evidence),
     ),
 ]  # fmt: skip

@@ -18,7 +18,6 @@ from pathlib import Path
 from koir.errors import SourceError
 from koir.evaluation.tasks import load_task
 from koir.row_files import hub_records
-from koir.sources.archives import walk
 from koir.sources.mrc import questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
@@ -166,15 +165,11 @@ def _numbered(record: dict, place: str, tally: Tally) -> Iterator[dict]:
         yield {"query": texts[0], "document": texts[1], "hard_negative": negatives, "source": "triplets"}
 
 
-def _read(path: Path, tally: Tally, wanted: str, convert: object, **reading: bool) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), wanted, convert, tally, **reading)
-
-
 def _read_triplets(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    yield from converted(walk(path), rf"(^|/)(?!{OURS}$)[^/]*{ROWS}", partial(_row, source="triplets"), tally)
+    yield from converted(path, tally, rf"(^|/)(?!{OURS}$)[^/]*{ROWS}", partial(_row, source="triplets"))
     aside = tally.ignored
     tally.ignored = []
-    yield from converted(walk(path), r"\.(tsv|txt)", _numbered, tally, header=False)
+    yield from converted(path, tally, r"\.(tsv|txt)", _numbered, header=False)
     tally.ignored = [name for name in tally.ignored if name in aside]
 
 
@@ -200,16 +195,16 @@ YOURS = ("your own data", "as you got it")
 SOURCES = [
     Source(
         "squad", "General", "SQuAD-shaped: question -> paragraph", *YOURS, "any .json of SQuAD's shape",
-        partial(_read, wanted=ROWS, convert=partial(questions, source="squad")),
+        partial(converted, wanted=ROWS, convert=partial(questions, source="squad")),
     ),
     Source(
         "bge", "General", "BGE-shaped: {query, pos: [...], neg: [...]}", *YOURS, ".jsonl, .json or .parquet",
-        partial(_read, wanted=ROWS, convert=partial(_row, source="bge")),
+        partial(converted, wanted=ROWS, convert=partial(_row, source="bge")),
     ),
     Source(
         "csv", "General", "a table with query and document columns", *YOURS,
         ".csv, .tsv or .xlsx with a header (question, answer, doc_id, doc among others)",
-        partial(_read, wanted=r"\.(csv|tsv|xlsx)", convert=partial(_table_row, source="csv"), quoted=True),
+        partial(converted, wanted=r"\.(csv|tsv|xlsx)", convert=partial(_table_row, source="csv"), quoted=True),
     ),
     Source(
         "triplets", "General", "{query, document, hard_negative}, or such lines divided by tabs (translated MS MARCO)",

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.mrc import questions
 from koir.sources.pairs import inferences, similar
 from koir.sources.records import converted
@@ -19,17 +18,13 @@ FILE = r"(^|/)(klue-{0}[^/]*|{0}/(?:(?:train|validation|test)/)?[^/]*)\.(json|pa
 LABELS = ("entailment", "neutral", "contradiction")
 
 
-def _read_mrc(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), FILE.format("mrc"), partial(questions, source="klue-mrc"), tally)
-
-
 def _inference(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     label = record["gold_label"] if "gold_label" in record else LABELS[record["label"]]
     yield {"premise": record["premise"], "hypothesis": record["hypothesis"], "label": label}
 
 
 def _read_nli(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return inferences(converted(walk(path), FILE.format("nli"), _inference, tally), "klue-nli", tally)
+    return inferences(converted(path, tally, FILE.format("nli"), _inference), "klue-nli", tally)
 
 
 def _similarity(record: dict, place: str, tally: Tally) -> Iterator[dict]:
@@ -37,23 +32,13 @@ def _similarity(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     yield from similar(record["sentence1"], record["sentence2"], score, place, tally, "klue-sts", record["guid"])
 
 
-def _read_sts(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), FILE.format("sts"), _similarity, tally)
-
-
 SOURCES = [
-    Source(
-        f"klue-{task}",
-        "KLUE",
-        what,
-        WHERE,
-        LICENCE,
-        FILES.format(task=task),
-        read,
-    )
+    Source(f"klue-{task}", "KLUE", what, WHERE, LICENCE, FILES.format(task=task), read)
     for task, what, read in (
-        ("mrc", "KLUE-MRC: question -> paragraph", _read_mrc),
+        ("mrc", "KLUE-MRC: question -> paragraph",
+         partial(converted, wanted=FILE.format("mrc"), convert=partial(questions, source="klue-mrc"))),
         ("nli", "KLUE-NLI: premise -> entailment, contradictions as hard negatives", _read_nli),
-        ("sts", "KLUE-STS: pairs of at least 4.0 of 5", _read_sts),
+        ("sts", "KLUE-STS: pairs of at least 4.0 of 5",
+         partial(converted, wanted=FILE.format("sts"), convert=_similarity)),
     )
-]
+]  # fmt: skip

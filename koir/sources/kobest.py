@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
@@ -65,13 +64,8 @@ def _wic(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     yield {"word": record["word" if hub else "Target"], "sentences": sentences, "same": same}
 
 
-def _read(path: Path, tally: Tally, task: str) -> Iterator[tuple[dict, str]]:
-    convert = {"BoolQ": _boolq, "COPA": _copa, "HellaSwag": _hellaswag, "SentiNeg": _sentineg}[task]
-    return converted(walk(path), FILES.format(task), convert, tally)
-
-
 def _read_wic(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    found = [*converted(walk(path), FILES.format("WiC"), _wic, tally)]
+    found = [*converted(path, tally, FILES.format("WiC"), _wic)]
     others: dict[tuple[str, str], list[str]] = {}
     for pair, _ in found:
         if not pair["same"]:
@@ -91,13 +85,13 @@ SOURCES = [
     Source(
         f"kobest-{task.lower()}", "KoBEST", what, WHERE, "CC BY-SA 4.0",
         f"{task}/{{train,dev,test}}.tsv, or the hub's Parquet",
-        _read_wic if task == "WiC" else partial(_read, task=task),
+        _read_wic if task == "WiC" else partial(converted, wanted=FILES.format(task), convert=convert),
     )
-    for task, what in (
-        ("BoolQ", "question -> paragraph"),
-        ("COPA", "sentence -> its cause or result, the wrong one as hard negative"),
-        ("HellaSwag", "context -> what happens next, three wrong endings as hard negatives"),
-        ("SentiNeg", "sentiment -> review, the negated review as hard negative (files with twins: test)"),
-        ("WiC", "sentence -> sentence with the same word in the same sense"),
+    for task, convert, what in (
+        ("BoolQ", _boolq, "question -> paragraph"),
+        ("COPA", _copa, "sentence -> its cause or result, the wrong one as hard negative"),
+        ("HellaSwag", _hellaswag, "context -> what happens next, three wrong endings as hard negatives"),
+        ("SentiNeg", _sentineg, "sentiment -> review, the negated review as hard negative (files with twins: test)"),
+        ("WiC", _wic, "sentence -> sentence with the same word in the same sense"),
     )
 ]  # fmt: skip

@@ -5,9 +5,9 @@ dropped and counted.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.pairs import inferences, similar
 from koir.sources.records import converted
 from koir.sources.registry import Source
@@ -21,15 +21,11 @@ def _inference(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 
 
 def _read_nli(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return inferences(converted(walk(path), r"(nli|snli)[^/]*\.tsv", _inference, tally), "kornli", tally)
+    return inferences(converted(path, tally, r"(nli|snli)[^/]*\.tsv", _inference), "kornli", tally)
 
 
 def _similarity(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     yield from similar(record["sentence1"], record["sentence2"], float(record["score"]), place, tally, "korsts")
-
-
-def _read_sts(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), r"sts-[^/]*\.tsv", _similarity, tally)
 
 
 SOURCES = [
@@ -39,6 +35,6 @@ SOURCES = [
     ),
     Source(
         "korsts", "KorNLU", "KorSTS: pairs of at least 4.0 of 5", WHERE, LICENCE, "KorSTS/sts-{train,dev,test}.tsv",
-        _read_sts,
+        partial(converted, wanted=r"sts-[^/]*\.tsv", convert=_similarity),
     ),
 ]  # fmt: skip

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.mrc import questions
 from koir.sources.records import converted
 from koir.sources.registry import Source
@@ -19,7 +18,7 @@ LICENCE = "CC BY-ND 2.0 KR: keep rows made of it to yourself"
 
 def _read(path: Path, tally: Tally, version: str) -> Iterator[tuple[dict, str]]:
     wanted = rf"(korquad_?v?{version[0]}.*\.json|squad_kor_v{version[0]}/.*\.parquet)"
-    return converted(walk(path), wanted, partial(questions, source=f"korquad-{version}"), tally)
+    return converted(path, tally, wanted, partial(questions, source=f"korquad-{version}"))
 
 
 SOURCES = [

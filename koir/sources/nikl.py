@@ -8,9 +8,9 @@ was found.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from koir.sources.archives import walk
 from koir.sources.records import converted
 from koir.sources.registry import Source
 from koir.sources.tally import Tally
@@ -43,17 +43,13 @@ def _article(record: dict, tally: Tally) -> str:
     return "\n".join(kept)
 
 
-def _read_newspaper(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    return converted(walk(path), NEWSPAPERS, _headline, tally)
-
-
 def _summary(record: dict, place: str, tally: Tally) -> Iterator[dict]:
     summary = " ".join(filter(None, record["summary_sentences"] or []))
     yield {"document": record["document_id"], "head": record["head"] or "", "summary": summary}
 
 
 def _read_summarisation(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    records = [*converted(walk(path), r"NIKL_SC[^/]*\.json", _summary, tally)]
+    records = [*converted(path, tally, r"NIKL_SC[^/]*\.json", _summary)]
     wanted, articles = {record["document"] for record, _ in records}, {}
 
     def article(document: dict, place: str, aside: Tally) -> Iterator[dict]:
@@ -74,7 +70,7 @@ def _read_summarisation(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
 
 
 def _read_paraphrase(path: Path, tally: Tally) -> Iterator[tuple[dict, str]]:
-    records = [*converted(walk(path), r"NIKL_PC[^/]*\.json", _paraphrases, tally)]
+    records = [*converted(path, tally, r"NIKL_PC[^/]*\.json", _paraphrases)]
     wanted, texts = {record["origin"] for record, _ in records}, {}
 
     def piece(document: dict, place: str, aside: Tally) -> Iterator[dict]:
@@ -102,7 +98,7 @@ def _paraphrases(record: dict, place: str, tally: Tally) -> Iterator[dict]:
 def _read_volumes(path: Path, tally: Tally, take: Callable[[dict, str, Tally], Iterator[dict]]) -> None:
     """Give every document of the corpus that records point into to `take`; its own counts are of no interest."""
     aside = Tally(window=tally.window)
-    for _ in converted(walk(path), VOLUMES, take, aside):
+    for _ in converted(path, aside, VOLUMES, take):
         pass
     tally.ignored = [name for name in tally.ignored if name not in aside.files]
     tally.files += aside.files
@@ -111,7 +107,8 @@ def _read_volumes(path: Path, tally: Tally, take: Callable[[dict, str, Tally], I
 SOURCES = [
     Source(
         "nikl-newspaper", "NIKL", "newspaper: headline -> article", WHERE, LICENCE,
-        "NIKL_NEWSPAPER(v1.0).zip or NIKL_NEWSPAPER_v2.0.zip, or its JSON volumes", _read_newspaper,
+        "NIKL_NEWSPAPER(v1.0).zip or NIKL_NEWSPAPER_v2.0.zip, or its JSON volumes",
+        partial(converted, wanted=NEWSPAPERS, convert=_headline),
     ),
     Source(
         "nikl-summarisation", "NIKL", "summarisation: headline and summary -> article", WHERE, LICENCE,

@@ -7,6 +7,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from openpyxl.utils.escape import unescape
 
 from koir.errors import SourceError
-from koir.sources.archives import BROKEN, unreadable
+from koir.sources.archives import BROKEN, unreadable, walk
 from koir.sources.json_text import json_records
 from koir.sources.streams import File, bound, seekable
 from koir.sources.tally import Tally, split_of
@@ -260,17 +261,14 @@ def _parquet(stream: BinaryIO) -> Iterator[dict]:
 
 
 def converted(
-    files: Iterator[File],
-    wanted: str,
-    convert: Callable[[dict, str, Tally], Iterator[dict]],
-    tally: Tally,
-    **reading: bool,
+    path: Path, tally: Tally, wanted: str, convert: Callable[[dict, str, Tally], Iterator[dict]], **reading: bool
 ) -> Iterator[tuple[dict, str]]:
-    """Rows of every record of the files whose name matches `wanted` (a regular expression, at the name's end).
+    """(row, place) of every record of the files below `path` whose name's end matches `wanted`, a regular expression.
 
-    A record without a field that `convert` needs, or with one of another type, is a SourceError with file and row.
+    reading: header and quoted, as `records` takes them. A record without a field that `convert` needs, or with one of
+    another type, is a SourceError with file and row.
     """
-    for file in files:
+    for file in walk(path):
         names = [file.name]
         if "/" not in file.name:  # the folder that tells may be the one that was named
             names.append(f"{file.above}/{file.name}")
