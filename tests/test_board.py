@@ -679,7 +679,7 @@ def test_a_query_of_several_lines_stays_in_its_cell():
 def test_every_word_has_both_languages():
     assert all(len(both) == 2 and all(both) for both in WORDS.values())
     for english, korean in WORDS.values():
-        assert re.findall(r"{\w+}", english).sort() == re.findall(r"{\w+}", korean).sort()
+        assert sorted(re.findall(r"{\w+}", english)) == sorted(re.findall(r"{\w+}", korean))
 
 
 def test_the_bases_dev_score_is_not_a_runs_best():
