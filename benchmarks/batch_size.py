@@ -31,11 +31,11 @@ import koir.losses  # noqa: E402
 from koir.encoder import Encoder, load_encoder  # noqa: E402
 from koir.errors import exit_on_user_error  # noqa: E402
 from koir.evaluation.metrics import evaluate_run  # noqa: E402
-from koir.evaluation.results import table  # noqa: E402
 from koir.evaluation.significance import interval  # noqa: E402
 from koir.evaluation.tasks import load_task, splits  # noqa: E402
 from koir.flags import parse, require  # noqa: E402
 from koir.manifest import DEMO, origin, read_run, write_json, write_text  # noqa: E402
+from koir.text_tables import terminal_table  # noqa: E402
 from koir.tokens import DEFAULT_PROMPTS  # noqa: E402
 
 BY_V1 = 64  # up to this batch v1 trains: both give the same gradients, and it has no cache to pay for
@@ -228,7 +228,7 @@ def _report(study: Study, lines: list[dict]) -> None:
          *("{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]".format(**line["scores"][task]) for task in tasks)]
         for line in lines
     ]  # fmt: skip
-    text = table(header, rows)
+    text = terminal_table(header, rows)
     print(text)
     for task in tasks:
         write_text(study.out / f"{task}.svg", batch_picture.drawn(lines, task, VARIANTS))

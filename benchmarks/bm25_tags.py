@@ -18,10 +18,10 @@ from kiwipiepy import Kiwi
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from koir.evaluation.metrics import mean_ndcg
-from koir.evaluation.results import table
 from koir.evaluation.tasks import load_task
 from koir.retrieval import bm25
 from koir.retrieval.morphemes import CONTENT_TAGS
+from koir.text_tables import terminal_table
 
 NOUNS = ("NNG", "NNP", "NR", "XR", "SL", "SN", "SH", "W_")  # with numerals, roots, foreign words, numbers, hanja, URLs
 VERBS = ("VV", "VA")
@@ -94,7 +94,7 @@ def main() -> None:
         scores["mean"] = float(np.mean(list(scores.values())))
     columns = list(next(iter(found.values())))
     rows = [[name, *[f"{scores[column]:.4f}" for column in columns]] for name, scores in found.items()]
-    print(f"BM25 by what it counts, nDCG@10 on {arguments.split}\n" + table(["", *columns], rows))
+    print(f"BM25 by what it counts, nDCG@10 on {arguments.split}\n" + terminal_table(["", *columns], rows))
     if arguments.json:
         text = json.dumps({"split": arguments.split, "ndcg_at_10": found}, ensure_ascii=False, indent=2)
         arguments.json.write_text(text + "\n", encoding="utf-8")

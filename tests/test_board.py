@@ -24,11 +24,12 @@ from koir.board.labels import WORDS, verbatim, words
 from koir.board.pipeline import _best, first_stage_alone
 from koir.board.rows import ends_before, read_board
 from koir.board.standing import Standing, _indistinct, mark_ties, pareto, standings, values_of
-from koir.board.tables import as_csv, as_markdown, measured, records, simple_markdown
+from koir.board.tables import as_csv, as_markdown, measured, records
 from koir.board.training import _summary
 from koir.errors import ResultError
 from koir.evaluation.significance import paired_p
 from koir.evaluation.stored import TrainingRun, per_query, query_rows, read_result, training_runs
+from koir.text_tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 METRIC = "ndcg_at_10"
@@ -671,7 +672,7 @@ def test_a_short_latency_is_no_zero():
 
 
 def test_a_query_of_several_lines_stays_in_its_cell():
-    assert simple_markdown(["질의", "값"], [["첫 줄\n둘째 줄|셋째", "1"]]).splitlines()[2:] == [
+    assert markdown_table(["질의", "값"], [["첫 줄\n둘째 줄|셋째", "1"]]).splitlines()[2:] == [
         r"| 첫 줄 둘째 줄\|셋째 | 1 |"
     ]
 

@@ -13,12 +13,14 @@ import pytrec_eval
 from koir.errors import TaskError
 from koir.evaluation.metrics import KS, evaluate_run, mean_scores, ndcg
 from koir.evaluation.pipeline import Pipeline, evaluate_first_stage
-from koir.evaluation.results import SCORE_HEADER, file_name, result, score_row, table, width, write_result
+from koir.evaluation.report import SCORE_HEADER, score_row
+from koir.evaluation.results import file_name, result, write_result
 from koir.evaluation.significance import interval, paired_p
 from koir.evaluation.tasks import load_corpus, load_task, splits
 from koir.retrieval.bm25 import BM25, K1, LEAD_WORDS, PAIR_WEIGHT, B, character_pairs, lead, terms
 from koir.retrieval.morphemes import morphemes
 from koir.retrieval.stages import first_stage
+from koir.text_tables import terminal_table, width
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
@@ -484,8 +486,8 @@ def test_the_same_task_gives_the_same_scores_and_fingerprint(beir):
 
 
 def test_a_table_lines_up_with_hangul(evaluated):
-    lines = table(SCORE_HEADER, [score_row("bm25", evaluated.content), score_row("한국어 모델", evaluated.content)])
-    header, rule, *rows = lines.splitlines()
+    scores = [score_row(name, evaluated.content) for name in ("bm25", "한국어 모델")]
+    header, rule, *rows = terminal_table(SCORE_HEADER, scores).splitlines()
     assert (
         rule.startswith("-" * 11 + "  ")
         and rows[1].startswith("한국어 모델  ")

@@ -10,6 +10,7 @@ from koir.board.page import Page, downloads, metric_control, show_short, show_ta
 from koir.board.pipeline import difference
 from koir.board.standing import values_of
 from koir.errors import ResultError
+from koir.text_tables import markdown_table
 
 BIGGEST = 10
 
@@ -60,8 +61,8 @@ def compare(page: Page) -> None:
     for title, some in ((word["wins"], wins), (word["losses"], losses)):
         show_table(page, header, [_texts(line) for line in some], f"{title} ({len(some)})")
     facts = {"first": first, "second": second, "task": task, "metric": metric}
-    markdown = tables.simple_markdown(header, [_texts(line) for line in lines])
-    downloads(page, f"{task}-{metric}", tables.as_csv(lines), markdown, tables.as_json(facts, lines))
+    markdown = markdown_table(header, [_texts(line) for line in lines])
+    downloads(page, f"{task}-{metric}", lines, markdown, facts)
 
 
 def _texts(line: dict) -> list[str]:

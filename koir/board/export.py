@@ -26,7 +26,7 @@ def write(board: Board, file: str, language: str, readme: Path) -> None:
     lost: list[str] = []
     for group, table, said, errors in sections:
         title = word["own"] if group == OWN else board.title(group, language)
-        parts.append(f"## {title} ({metric_label(METRIC)})\n\n{said}\n\n{table}")
+        parts.append(f"## {title} ({metric_label(METRIC)})\n\n{said}\n\n{table}\n")
         lost += [str(error) for error in errors]
     for title, names in ((word["broken"], board.broken), (word["untested"], sorted(set(lost)))):
         if names:
@@ -59,5 +59,5 @@ def _between_markers(readme: Path, table: str) -> bool:
     _, closing, after = rest.partition(MARKERS[1])
     if not opening or not closing:
         return False
-    write_text(readme, f"{before}{opening}\n{table}{closing}{after}")
+    write_text(readme, f"{before}{opening}\n{table}\n{closing}{after}")
     return True

@@ -6,6 +6,7 @@ from koir.board import state, tables
 from koir.board.labels import metric_label, verbatim
 from koir.board.page import Page, choose_rows, downloads, show_broken, show_common, show_standings, show_table
 from koir.board.standing import Standing, mark_ties, pareto, standings, unreadable
+from koir.text_tables import markdown_table
 
 BARS = 30
 
@@ -55,8 +56,7 @@ def overview(page: Page) -> None:
             show_broken(errors, word["untested"])
     lines = tables.records(found, tasks, common)
     facts = tables.facts(page.board, group, metric, tasks, common)
-    markdown = tables.as_markdown(found, tasks, common, word)
-    downloads(page, f"{group}-{metric}", tables.as_csv(lines), markdown, tables.as_json(facts, lines))
+    downloads(page, f"{group}-{metric}", lines, tables.as_markdown(found, tasks, common, word), facts)
     if protocol := page.board.protocol(group, page.language):
         st.caption(protocol)
 
@@ -110,8 +110,7 @@ def cost(page: Page) -> None:
     show_table(page, header, lines, f"{page.group_title(group)}, {word['cost']}")
     records = [record | {"pareto": record["name"] in on_front} for record in shown]
     facts = tables.facts(page.board, group, metric, tasks, common) | {"cost": by}
-    markdown = tables.simple_markdown(header, lines)
-    downloads(page, f"{group}-{metric}-{by}", tables.as_csv(records), markdown, tables.as_json(facts, records))
+    downloads(page, f"{group}-{metric}-{by}", records, markdown_table(header, lines), facts)
 
 
 def _price(by: str, value: float) -> str:

@@ -156,10 +156,11 @@ def link(page: Page, name: str) -> str:
     return "?" + urlencode({"view": "pipeline", "pipeline": name} | kept)
 
 
-def downloads(page: Page, name: str, csv: str, markdown: str, content: str) -> None:
-    """The table's three download buttons."""
+def downloads(page: Page, name: str, records: Sequence[dict], markdown: str, facts: dict) -> None:
+    """The table's three download buttons. facts: what the JSON file says of its records."""
+    texts = {"CSV": tables.as_csv(records), "Markdown": markdown + "\n", "JSON": tables.as_json(facts, records)}
     with st.container(horizontal=True):
-        for kind, text in {"CSV": csv, "Markdown": markdown, "JSON": content}.items():
+        for kind, text in texts.items():
             download(page, kind, text, name, kind)
 
 

@@ -12,6 +12,7 @@ from koir.board.standing import values_of
 from koir.errors import ResultError
 from koir.evaluation.significance import paired
 from koir.evaluation.stored import Stored, per_query, query_rows
+from koir.text_tables import markdown_table
 
 OUTCOMES = ("", "won", "lost", "same")
 
@@ -131,8 +132,7 @@ def _ladder(page: Page, name: str, steps: list[dict], metric: str) -> None:
     show_table(page, header, lines, f"{name}, {metric_label(metric)}")
     st.caption(word["ceiling_say"])
     facts = {"pipeline": name, "metric": metric}
-    markdown = tables.simple_markdown(header, lines)
-    downloads(page, f"{name}-{metric}", tables.as_csv(steps), markdown, tables.as_json(facts, steps))
+    downloads(page, f"{name}-{metric}", steps, markdown_table(header, lines), facts)
 
 
 def _signed(value: float | None) -> str:

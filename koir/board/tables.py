@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from koir.board.labels import few
 from koir.board.rows import Board, Row, ends_before
 from koir.board.standing import Standing
+from koir.text_tables import markdown_table
 
 DIGITS = 4
 BREAK = re.compile(
@@ -69,13 +70,19 @@ def records(found: Sequence[Standing], tasks: Sequence[str], common: Sequence[st
 
 
 def as_csv(lines: Sequence[dict]) -> str:
-    """Comma-separated, numbers unrounded, lists joined by semicolons."""
+    """Comma-separated, numbers unrounded; lists, and names with their numbers, joined by semicolons."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow({key: "; ".join(value) if isinstance(value, list) else value for key, value in line.items()})
+        writer.writerow({key: _joined(value) for key, value in line.items()})
     return out.getvalue()
+
+
+def _joined(value: object) -> object:
+    if isinstance(value, dict):
+        value = [f"{name} {number}" for name, number in value.items()]
+    return "; ".join(value) if isinstance(value, list) else value
 
 
 def as_json(facts: dict, lines: Sequence[dict]) -> str:
@@ -118,21 +125,9 @@ def cell_text(one: Standing, column: str, tasks: Sequence[str], common: Sequence
 def as_markdown(found: Sequence[Standing], tasks: Sequence[str], common: Sequence[str], word: dict) -> str:
     """A Markdown table of what the page shows."""
     shown = columns(found, tasks)
-    escape = lambda text: text.replace("|", "\\|")  # noqa: E731
-    lines = [[escape(word.get(column, column)) for column in shown]]
-    lines.append(["---" if column in ("name", "origin") else "---:" for column in shown])
-    lines += [[escape(cell_text(one, column, tasks, common, word)) for column in shown] for one in found]
-    return _piped(lines)
-
-
-def simple_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Texts as a Markdown table."""
-    escaped = [[" ".join(text.split()).replace("|", "\\|") for text in line] for line in (header, *lines)]
-    return _piped([escaped[0], ["---"] * len(header), *escaped[1:]])
-
-
-def _piped(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    header = [word.get(column, column) for column in shown]
+    lines = [[cell_text(one, column, tasks, common, word) for column in shown] for one in found]
+    return markdown_table(header, lines, [n for n, column in enumerate(shown) if column not in ("name", "origin")])
 
 
 def as_html(

@@ -6,6 +6,7 @@ from koir.board import charts, state, tables
 from koir.board.labels import verbatim
 from koir.board.page import Page, downloads, show_table
 from koir.evaluation.stored import TrainingRun, training_runs
+from koir.text_tables import markdown_table
 
 SHOWN = 3  # runs at first, the newest
 
@@ -67,9 +68,7 @@ def _facts(page: Page, chosen: list[TrainingRun]) -> None:
              _count(record["tokens_per_second"]), dev]
         )  # fmt: skip
     show_table(page, header, lines, word["training"])
-    markdown = tables.simple_markdown(header, lines)
-    flat = [{**record, "best": [f"{name} {value}" for name, value in record["best"].items()]} for record in records]
-    downloads(page, "training", tables.as_csv(flat), markdown, tables.as_json({}, records))
+    downloads(page, "training", records, markdown_table(header, lines), {})
 
 
 def _count(value: float | None) -> str:

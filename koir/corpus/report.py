@@ -11,6 +11,7 @@ from koir.bars import progress_bar
 from koir.corpus.shards import read_rows
 from koir.manifest import write_json, write_text
 from koir.sources.registry import KOE5
+from koir.text_tables import markdown_table
 from koir.triplets import check_row
 
 SAMPLES = 2  # of each source
@@ -118,8 +119,7 @@ def quantiles(counts: Counter) -> list[int]:
 
 def _table(header: list[str], rows: list[list]) -> str:
     shown = [[f"{cell:,}" if isinstance(cell, int) else str(cell or "") for cell in row] for row in rows]
-    lines = [header, ["---"] * len(header), *shown]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return markdown_table(header, shown)
 
 
 def families_table(content: dict) -> str:

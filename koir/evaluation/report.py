@@ -3,12 +3,21 @@
 from collections.abc import Sequence
 
 from koir.evaluation.metrics import KS
-from koir.evaluation.results import SCORE_HEADER, score_row, table
 from koir.evaluation.significance import SIGNIFICANT
+from koir.text_tables import markdown_table, terminal_table
 
+SCORE_HEADER = ["", "nDCG@10 [95%]", "recall@10", "MRR@10"]
 HEADER = [*SCORE_HEADER, "candidate recall", "ms/query", "nDCG@10 gained", "p", "won/lost/tied", "over"]
 TIME_HEADER = ["time", "index s", "first stage ms/query", "reranker ms/query", "pairs/s"]
 METRICS = ("ndcg", "recall", "precision", "f1", "mrr", "hit_rate")
+
+
+def score_row(name: str, content: dict) -> list[str]:
+    """A table row: name, nDCG@10 with its 95% interval, recall@10, MRR@10."""
+    (scores,) = next(iter(content["scores"].values()))
+    low, high = content["koir"]["intervals"]["ndcg_at_10"]
+    ndcg = f"{scores['ndcg_at_10']:.3f} [{low:.3f}, {high:.3f}]"
+    return [name, ndcg, f"{scores['recall_at_10']:.3f}", f"{scores['mrr_at_10']:.3f}"]
 
 
 def report_row(content: dict) -> list[str]:
@@ -50,8 +59,8 @@ def title(content: dict) -> str:
 
 def terminal(contents: Sequence[dict]) -> str:
     """One task's pipelines as two plain tables, scores and times, with warnings beneath them."""
-    lines = [title(contents[0]), table(HEADER, [report_row(content) for content in contents]), ""]
-    lines.append(table(TIME_HEADER, [time_row(content) for content in contents]))
+    lines = [title(contents[0]), terminal_table(HEADER, [report_row(content) for content in contents]), ""]
+    lines.append(terminal_table(TIME_HEADER, [time_row(content) for content in contents]))
     return "\n".join(lines + _ties(contents) + warnings(contents))
 
 
@@ -92,8 +101,8 @@ def markdown(tasks: Sequence[Sequence[dict]]) -> str:
     """All tasks: the joint table, times, every comparison, and every metric at every cut-off."""
     parts = ["# Evaluation", ""]
     for contents in tasks:
-        parts += [f"## {title(contents[0])}", "", *_pipes(HEADER, [report_row(content) for content in contents]), ""]
-        parts += [*_pipes(TIME_HEADER, [time_row(content) for content in contents]), ""]
+        parts += [f"## {title(contents[0])}", "", _markdown(HEADER, [report_row(content) for content in contents]), ""]
+        parts += [_markdown(TIME_HEADER, [time_row(content) for content in contents]), ""]
         parts += [f"- {line}" for line in _ties(contents) + warnings(contents)] + [""]
         pairs = [
             [
@@ -107,13 +116,13 @@ def markdown(tasks: Sequence[Sequence[dict]]) -> str:
         ]
         if pairs:
             header = ["pipeline", "over", "nDCG@10 gained", "p", "won/lost/tied", "95%"]
-            parts += ["Paired on the same queries:", "", *_pipes(header, pairs), ""]
+            parts += ["Paired on the same queries:", "", _markdown(header, pairs), ""]
         for metric in METRICS:
             rows = []
             for content in contents:
                 (scores,) = next(iter(content["scores"].values()))
                 rows.append([content["koir"]["name"], *[f"{scores[f'{metric}_at_{k}']:.4f}" for k in KS]])
-            parts += [*_pipes([metric, *[f"@{k}" for k in KS]], rows), ""]
+            parts += [_markdown([metric, *[f"@{k}" for k in KS]], rows), ""]
     parts.append(
         "Candidate recall: of what the first stage hands to the reranker. F1 is of mean precision and mean recall, as "
         "published tables have it."
@@ -121,6 +130,5 @@ def markdown(tasks: Sequence[Sequence[dict]]) -> str:
     return "\n".join([*parts, ""])
 
 
-def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table(header, rows, right=range(1, len(header)))

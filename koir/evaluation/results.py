@@ -1,4 +1,4 @@
-"""Results on disk in mteb's format with a block of our own, and the tables people read.
+"""Results on disk in mteb's format with a block of our own.
 
     results/<pipeline>/<task>.json            one pipeline on one task; of a further split: <task>.<split>.json
     results/<pipeline>/<task>.queries.jsonl   one line a query: {query_id, relevant: [id], top: [id], scores: [number]},
@@ -36,7 +36,6 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from pathlib import Path
 
 from koir.evaluation.metrics import mean_scores
@@ -155,32 +154,3 @@ def file_name(pipeline: str) -> str:
         name, alone = folder.name, folder.parent == outputs and folder.name != "demo"
         where = "" if alone and not as_pipeline.search(name) else str(folder)
     return "-".join(filter(None, [kind, name, where and hashlib.sha256(os.fsencode(where)).hexdigest()[:6]]))
-
-
-def width(text: str) -> int:
-    """How many terminal columns a text takes; Hangul takes two a syllable."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A plain table, first column to the left and the rest to the right, that lines up with Korean text in it."""
-    columns = [max(map(width, column)) for column in zip(header, *rows, strict=True)]
-    lines = []
-    for row in [header, ["-" * size for size in columns], *rows]:
-        cells = [
-            " " * (0 if number == 0 else size - width(cell)) + cell + " " * (size - width(cell) if number == 0 else 0)
-            for number, (cell, size) in enumerate(zip(row, columns, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def score_row(name: str, content: dict) -> list[str]:
-    """A table row: name, nDCG@10 with its 95% interval, recall@10, MRR@10."""
-    (scores,) = next(iter(content["scores"].values()))
-    low, high = content["koir"]["intervals"]["ndcg_at_10"]
-    ndcg = f"{scores['ndcg_at_10']:.3f} [{low:.3f}, {high:.3f}]"
-    return [name, ndcg, f"{scores['recall_at_10']:.3f}", f"{scores['mrr_at_10']:.3f}"]
-
-
-SCORE_HEADER = ["", "nDCG@10 [95%]", "recall@10", "MRR@10"]

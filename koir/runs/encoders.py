@@ -10,12 +10,12 @@ import torch
 from koir import arguments
 from koir.encoder import Encoder, load_encoder
 from koir.evaluation import pipeline
-from koir.evaluation.report import worse
-from koir.evaluation.results import SCORE_HEADER, score_row, table
+from koir.evaluation.report import SCORE_HEADER, score_row, worse
 from koir.gather import world_size
 from koir.retrieval import stages
 from koir.runs.averaging import WeightArguments, card_line
 from koir.runs.command import Kind
+from koir.text_tables import terminal_table
 from koir.training import prepare
 
 
@@ -76,7 +76,7 @@ def _base_against_tuned(load: Callable, groups: dict, folder: Path) -> dict:
         difference, p = found["difference"], found["p"]
         rows = [score_row(f"base ({base_name})", before.content), score_row("tuned", after.content)]
         print(f"\n{task.name}, {split}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
-        print(table(SCORE_HEADER, rows))
+        print(terminal_table(SCORE_HEADER, rows))
         print(f"nDCG@10 {difference:+.3f}, p = {p:.4f} (paired randomisation)")
         lines += worse("tuned", "its base", task.name, found)
         scores[task.name] = {"split": split, "difference": difference, "p": p}

@@ -9,8 +9,7 @@ from pathlib import Path
 from koir.arguments import ChunkArguments
 from koir.evaluation import pipeline
 from koir.evaluation.pipeline import Evaluated, Pipeline
-from koir.evaluation.report import rank_of, worse
-from koir.evaluation.results import SCORE_HEADER, score_row, table
+from koir.evaluation.report import SCORE_HEADER, rank_of, score_row, worse
 from koir.evaluation.tasks import Task
 from koir.gather import world_size
 from koir.ranking_losses import POINTWISE
@@ -26,6 +25,7 @@ from koir.reranker_training import candidates, reranked
 from koir.retrieval.stages import first_stage, kind_and_path
 from koir.runs.averaging import WeightArguments, card_line
 from koir.runs.command import Kind
+from koir.text_tables import terminal_table
 from koir.triplets import Triplets
 
 
@@ -111,7 +111,7 @@ def _report(task: Task, rows: dict[str, Evaluated], depth: int) -> tuple[dict, l
     recall = tuned.content["koir"]["candidate_recall"]
     print(f"\n{task.name}, {task.split}: {len(task.queries):,} queries, {len(task.corpus):,} documents, "
           f"{depth} candidates a query with {recall:.1%} of the right answers")  # fmt: skip
-    print(table(SCORE_HEADER, [score_row(name, row.content) for name, row in rows.items()]))
+    print(terminal_table(SCORE_HEADER, [score_row(name, row.content) for name, row in rows.items()]))
     found, warnings = {"split": task.split, "depth": depth, "candidate_recall": recall}, []
     names = list(rows)
     for kind, name, other, called in (
