@@ -118,20 +118,20 @@ class Served:
             chunk["token_type_ids"] = pad([types for _, types in items], 0)["input_ids"]  # [n, T]
         chunk = {name: tensor.to(self.device) for name, tensor in chunk.items()}
         with torch.inference_mode():
-            return self._rows(chunk).cpu().numpy()
+            return self.model.infer(chunk, self.bf16).cpu().numpy()
 
     def settle(self) -> None:
         """Lay the weights out for serving; nothing else works with the model afterwards."""
-        raise NotImplementedError
-
-    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError
+        self.model.keep_inference_alone(self.bf16)
 
     def _length(self, limits: Limits) -> int:
         return min(self.max_seq_length, limits.total or self.max_seq_length)
 
-    def _code(self, *texts: Sequence[str], limits: Limits, types: bool = True) -> tuple[list[tuple], Cut]:
-        """Texts, or two lists of them as pairs, to (ids, types), and which texts were cut."""
+    def _code(self, *texts: Sequence[str], limits: Limits, types: bool) -> tuple[list[tuple], Cut]:
+        """Texts, or two lists of them as pairs, to (ids, types), and which texts were cut.
+
+        types: whether the model reads token types; else None stands for them.
+        """
         columns, beyond = self._within_reach(texts, limits)
         with self._side(limits.side):
             if len(columns) == 2:
@@ -212,13 +212,6 @@ class ServedReranker(Served):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.words, passages, self.model.tokenizer, texts, tokens)
 
-    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.infer(chunk, self.bf16)  # [n]
-
-    def settle(self) -> None:
-        """Only `infer` works from now on."""
-        self.model.keep_inference_alone(self.bf16)
-
 
 class ServedEncoder(Served):
     """Answers with float32 unit vectors."""
@@ -240,10 +233,3 @@ class ServedEncoder(Served):
 
         texts = texts if isinstance(texts[0], str) else [tuple(ids) for ids in texts]
         return await self._answer(texts, code, limits)
-
-    def _rows(self, chunk: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.infer(chunk, self.bf16)  # [n, D]
-
-    def settle(self) -> None:
-        """Only `infer` works from now on."""
-        self.model.keep_inference_alone(self.bf16)
