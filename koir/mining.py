@@ -74,6 +74,10 @@ class Statistics:
         self.positives += other.positives
         self.negatives += other.negatives
 
+    def content(self) -> dict:
+        """As JSON: counts, the largest first, and the `histogram` of scores."""
+        return {"counts": dict(self.counts.most_common()), "scores": self.histogram()}
+
     def histogram(self, bins: int = 20) -> dict:
         """Both kinds of scores over the same edges: {edges [bins + 1], positives [bins], negatives [bins]}."""
         scores = np.array(self.positives + self.negatives)

@@ -176,12 +176,6 @@ def weights_of(path: str | None) -> str | None:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def summary(statistics: Statistics) -> dict:
-    """The report's content."""
-    counts = statistics.counts
-    return {"counts": dict(counts.most_common()), "scores": statistics.histogram()}
-
-
 def show(content: dict) -> None:
     """The report for people: counts, and the histogram as bars."""
     for name, count in content["counts"].items():
@@ -233,7 +227,7 @@ def main(argv: list[str] | None = None) -> dict:
             write_rows(part, negatives.fill(some, statistics))
             write_json(statistics_file(part), vars(statistics))
         total.add(Statistics(**json.loads(statistics_file(part).read_text(encoding="utf-8"))))
-    content = summary(total)
+    content = total.content()
     show(content)
     for file in [folder / "report.json", *([Path(arguments.json)] if arguments.json else [])]:
         write_json(file, content)

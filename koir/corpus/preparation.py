@@ -1,6 +1,7 @@
 """Raw releases become a folder of training rows: read, clean, mine, write in shards, each step resumable."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -88,9 +89,8 @@ def prepare(plan: Plan) -> dict | None:
         | {"negatives_left_out": left_out}
         for part, dropped, left_out in zip(parts, counts["dropped"], counts["negatives_left_out"], strict=True)
     ]
-    mining = {"counts": dict(statistics.counts.most_common()), "scores": statistics.histogram()}
     done = {"key": key, "parts": facts, "shape": vars(shape), "cleaning": counts["counts"]}
-    return done | {"mining": mining if plan.negatives != "none" else None}
+    return done | {"mining": statistics.content() if plan.negatives != "none" else None}
 
 
 def _check(plan: Plan) -> None:
@@ -248,8 +248,8 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
 
     rows, number = kept(), 0
     while (first := next(rows, None)) is not None:
-        block = (row for _, row in zip(range(plan.shard_rows - 1), rows))  # noqa: B905 (the shorter ends it)
-        write_rows(folder / f"{number:05}.jsonl.gz", (shape(row) for row in _chained(first, block)))
+        block = itertools.chain([first], itertools.islice(rows, plan.shard_rows - 1))
+        write_rows(folder / f"{number:05}.jsonl.gz", map(shape, block))
         number += 1
     if not number:
         by_documents = bool(plan.exclude_tasks) and plan.exclude_by == "both"
@@ -275,8 +275,3 @@ def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:
             documents = [task.corpus[document] for document in sorted(right)] if by == "both" else []
             untitled = [text.partition("\n")[2] for text in documents]
             yield f"{task.name}/{split}", list(task.queries.values()), documents + list(filter(None, untitled))
-
-
-def _chained(first: dict, rest: Iterable[dict]) -> Iterator[dict]:
-    yield first
-    yield from rest
