@@ -249,8 +249,8 @@ def load_encoder(
     return Encoder(transformer, tokenizer, saved["pooling"] or "mean", length, prompts)
 
 
-def _saved_settings(name: str, pooling: str | None = None) -> dict:
-    """Pooling, maximum length and prompts that the folder itself records (any may be missing)."""
+def _saved_settings(name: str, pooling: str | None) -> dict:
+    """Pooling, unless it is given, maximum length and prompts as the folder records them (any may be missing)."""
     settings = {"pooling": pooling, "max_seq_length": None, "prompts": {}}
     modules = json_of(name, "modules.json") or []
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]

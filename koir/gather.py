@@ -40,7 +40,7 @@ def gather_sizes(*sizes: int, device: torch.device | str = "cpu") -> list[list[i
     return [part.tolist() for part in found.chunk(world_size())]
 
 
-def sum_over_processes(*counts: int, device: torch.device | str = "cpu") -> list[int]:
+def sum_over_processes(*counts: int, device: torch.device | str) -> list[int]:
     """The sum of each number over all processes, in one exchange."""
     return [sum(of_ranks) for of_ranks in zip(*gather_sizes(*counts, device=device), strict=True)]
 

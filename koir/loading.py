@@ -70,10 +70,10 @@ def readable(path: str) -> Iterator[None]:
 def configured(
     path: str,
     name: str,
-    trust_remote_code: bool = False,
-    dropout: float | None = None,
-    attention_dropout: float | None = None,
-    num_hidden_layers: int | None = None,
+    trust_remote_code: bool,
+    dropout: float | None,
+    attention_dropout: float | None,
+    num_hidden_layers: int | None,
 ):
     """The configuration of the model `name` (which the user called `path`), with what flags change in it.
 
