@@ -10,11 +10,11 @@ from pathlib import Path
 
 from koir.errors import ResultError
 from koir.evaluation.metrics import KS, evaluate_run
-from koir.evaluation.published import METRIC, Published, read_published
+from koir.evaluation.published import METRIC, NUMBER, Published, read_published
+from koir.evaluation.results import HEADLINE
 
 NOT_RESULTS = ("pipeline.json", "run.json")
 SHOWN = max(KS)  # no metric looks at deeper ranks
-NUMBER = (int, float)
 # What the board reads of a result's block and of its pipeline besides names, where it is not null.
 BLOCK = {"queries": int, "milliseconds_per_query": NUMBER, "candidate_recall": NUMBER}
 BLOCK |= {"pipeline_key": str, "task_fingerprint": str}
@@ -62,7 +62,7 @@ def read_result(file: Path) -> Stored:
         (row,) = rows
         block, task = content["koir"], content["task_name"]
         metrics = {name: value for name, value in row.items() if METRIC.fullmatch(name)}
-        lacking = [name for name in ("ndcg_at_10", "recall_at_10", "mrr_at_10") if name not in metrics]
+        lacking = [name for name in HEADLINE if name not in metrics]
         stage, intervals = block["pipeline"]["first_stage"], block["intervals"]
         bounds = [bound for low, high in intervals.values() for bound in (low, high)]
         name = block.get("name") or file.parent.name
@@ -77,7 +77,7 @@ def read_result(file: Path) -> Stored:
             str(file), f"{', '.join(odd) or 'a name'} of another kind", "a result as evaluate.py writes it"
         )
     for number in [*metrics.values(), *bounds]:
-        if not isinstance(number, (int, float)) or not 0 <= number <= 1:
+        if not isinstance(number, NUMBER) or not 0 <= number <= 1:
             raise ResultError(str(file), f"the score {number!r}", "numbers from 0 to 1")
     return Stored(file, name, task, split, metrics, block)
 

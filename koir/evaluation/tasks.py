@@ -107,8 +107,7 @@ def splits(path: str) -> list[str]:
     """The names of a task's splits."""
     if path in KOREAN and not Path(path).is_dir():
         return KOREAN[path][1]
-    folder = place_of(path)
-    return _splits(folder)
+    return _splits(place_of(path))
 
 
 def _splits(folder: Path) -> list[str]:
