@@ -10,17 +10,15 @@ from koir.kernels.products import by_onednn
 FORWARD, BACKWARD = 2, 4  # floating-point operations for each weight and token
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 8) -> float:
-    """Floating-point operations a second of a large square linear layer, the best of several, as training runs it."""
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square linear layer, the best of eight, as training runs it."""
     size = 8192 if device.type == "cuda" else 1024
-    layer, rows = (
-        nn.Linear(size, size, bias=False).to(device, dtype),
-        torch.randn(size, size, device=device, dtype=dtype),
-    )
+    layer = nn.Linear(size, size, bias=False).to(device, dtype)
+    rows = torch.randn(size, size, device=device, dtype=dtype)
     by_onednn(layer)
     seconds = []
     with torch.inference_mode():
-        for _ in range(rounds):
+        for _ in range(8):
             started = _now(device)
             layer(rows)
             seconds.append(_now(device) - started)

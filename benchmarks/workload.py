@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from koir.encoder import Encoder
 from koir.flags import require
 from koir.kernels.products import keep_few_compiled
+from koir.manifest import DEMO
 from koir.tokens import DEFAULT_PROMPTS, tokenise
 
 HERE = Path(__file__).parent
@@ -52,8 +53,7 @@ def _ids(tokens: Iterable[int]) -> np.ndarray:
 def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder:
     """XLM-RoBERTa with random weights in the shape asked for."""
     keep_few_compiled()  # as in training
-    base = HERE.parent / "koir" / "demo" / "base"
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(DEMO / "base")
     config.num_hidden_layers, config.hidden_size = arguments.layers, arguments.dimensions
     config.intermediate_size = 4 * arguments.dimensions
     config.num_attention_heads = max(1, arguments.dimensions // 64)
@@ -64,5 +64,5 @@ def make_encoder(arguments: argparse.Namespace, device: torch.device) -> Encoder
     config.max_position_embeddings = arguments.max_seq_length + 2
     torch.manual_seed(arguments.seed)
     transformer = AutoModel.from_config(config)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "base")
     return Encoder(transformer, tokenizer, "mean", arguments.max_seq_length, DEFAULT_PROMPTS).to(device)
