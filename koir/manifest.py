@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -223,3 +224,14 @@ def model_folder(path: str) -> str:
             raise ModelError(path, "a folder without config.json", "a model folder or a complete run folder")
         return path
     raise ModelError(path, "no such folder", expected + nearest_beside(folder))
+
+
+def model_key(path: str) -> str:
+    """What changes when a model is trained anew under the same PATH: sha256 over names, sizes and times of its files.
+
+    A hub name and `demo` stand for themselves. Raises what `model_folder` does.
+    """
+    name = model_folder(path)
+    files = sorted(file for file in Path(name).rglob("*") if file.is_file())
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest() if facts else name

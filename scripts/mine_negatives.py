@@ -11,7 +11,6 @@ candidates, and are written as document_score and hard_negative_score.
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 import json
 import shlex
@@ -33,7 +32,7 @@ from koir.corpus.negatives import Negatives
 from koir.corpus.shards import write_rows
 from koir.errors import FlagError, RunError, exit_on_user_error
 from koir.evaluation.tasks import load_corpus
-from koir.manifest import check_outputs, model_folder, origin, write_json
+from koir.manifest import check_outputs, model_key, origin, write_json
 from koir.mining import Rules, Statistics
 from koir.reranker import load_reranker
 from koir.retrieval.stages import corpus_fingerprint
@@ -167,15 +166,6 @@ def open_folder(folder: Path, plan: dict) -> bool:
     return complete
 
 
-def weights_of(path: str | None) -> str | None:
-    """Names, sizes and times of a model's files, so that parts of two models never meet."""
-    if path is None or not Path(model_folder(path)).is_dir():
-        return path
-    files = sorted(file for file in Path(model_folder(path)).rglob("*") if file.is_file())
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
 def show(content: dict) -> None:
     """The report for people: counts, and the histogram as bars."""
     for name, count in content["counts"].items():
@@ -202,7 +192,8 @@ def main(argv: list[str] | None = None) -> dict:
     negatives = Negatives(rows_of(triplets), arguments.first_stage, rules, arguments.depth, arguments.given, passages,
                           reranker, arguments.index_uri)  # fmt: skip
     plan = {"rows": triplets.fingerprint, "corpus": corpus_fingerprint(negatives.texts),
-            "first_stage": negatives.stage.fingerprint, "reranker": weights_of(arguments.reranker),
+            "first_stage": negatives.stage.fingerprint,
+            "reranker": arguments.reranker and model_key(arguments.reranker),
             "rules": dataclasses.asdict(rules), "given": arguments.given, "depth": arguments.depth,
             "rows_per_part": arguments.rows_per_part}  # fmt: skip
     if open_folder(folder, plan):

@@ -17,7 +17,7 @@ from koir.corpus.negatives import Negatives
 from koir.corpus.shards import Shape, read_rows, write_rows
 from koir.errors import RunError
 from koir.evaluation.tasks import load_task, splits
-from koir.manifest import DEMO, ROOT, cache_folder, write_json
+from koir.manifest import DEMO, ROOT, cache_folder, model_key, write_json
 from koir.mining import Rules, Statistics
 from koir.retrieval.stages import first_stage
 from koir.row_files import hub_revision
@@ -201,14 +201,9 @@ def content_key(paths: Iterable[Path]) -> str:
 def _plan_key(plan: Plan, parts: list[Part]) -> str:
     told = [options(plan), [part.key for part in parts], content_key(ROOT / "koir" / name for name in CODE)]
     told += [content_key([Path(task)]) for task in plan.exclude_tasks]
-    told += [_weights(plan.negatives.partition(":")[2])]
+    path = plan.negatives.partition(":")[2]
+    told += [path and model_key(path)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _weights(path: str) -> list:
-    """Names, sizes and times of a model's files: a model trained anew under the same path is another."""
-    folder = Path(path)
-    return sorted((f.name, f.stat().st_size, f.stat().st_mtime) for f in folder.rglob("*.safetensors")) if path else []
 
 
 def options(plan: Plan) -> dict:
