@@ -4,10 +4,12 @@ What python SCRIPT WORDS... prints, writes and ends with is the same; it begins 
 """
 
 import functools
+import importlib.util
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import runpy
 import sys
 import tempfile
@@ -21,6 +23,14 @@ from served import free_port
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 IMPORTS = ["koir.runs.encoders", "koir.runs.rerankers", "koir.evaluation.joint", "koir.mining"]
+
+
+def loaded(script):
+    """A command's module, anew and in this process. script: its path from the root, which no import reaches."""
+    spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", script), ROOT / script)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache

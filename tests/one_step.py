@@ -5,13 +5,13 @@ python one_step.py OUT.pt '[{"version": "v1", ...}, ...]'.
 """
 
 import functools
-import importlib.util
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
+from commands import loaded
 from transformers import TrainerCallback, XLMRobertaConfig, XLMRobertaModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,10 +32,7 @@ TRAINERS = {"v1": "InfoNCETrainer", "v1.1": "GradCacheTrainer"}
 
 def trainer_module(version):
     """v1/train.py, v1.1/train.py or reranker/train.py, loaded by path as finetune.sh runs it."""
-    spec = importlib.util.spec_from_file_location(f"train_{version[-1]}", ROOT / version / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(f"{version}/train.py")
 
 
 def trainer_class(version):

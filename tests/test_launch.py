@@ -1,6 +1,5 @@
 """scripts/launch.py: several processes end with the status and the name of the one that mattered."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import loaded
 from one_step import tiny_encoder
 
 from koir.runs.folder import complete
@@ -107,9 +107,6 @@ LOST = [  # (rank, exit code, seconds after the first) ...
 
 @pytest.mark.parametrize(("failures", "status", "named"), [case[1:] for case in LOST], ids=[case[0] for case in LOST])
 def test_the_process_that_mattered_is_named(failures, status, named):
-    spec = importlib.util.spec_from_file_location("launch", ROOT / "scripts/launch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     found = {rank: SimpleNamespace(exitcode=code, timestamp=1000 + after) for rank, code, after in failures}
-    code, lines = module.last_words(found)
+    code, lines = loaded("scripts/launch.py").last_words(found)
     assert code == status and all(word in "\n".join(lines) for word in named) and bool(lines) == bool(named)

@@ -1,21 +1,18 @@
 """scripts/mine_negatives.py: rows with mined negatives, the report, resuming, bad input."""
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from commands import loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("mine_negatives", ROOT / "scripts/mine_negatives.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("scripts/mine_negatives.py")
 
 
 def written(folder):

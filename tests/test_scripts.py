@@ -1,7 +1,6 @@
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("v1", "v1.1", "reranker", "scripts", "benchmarks")
@@ -101,11 +101,9 @@ def known():
             return set(re.findall(r'"(--[\w-]+)"', source))
         if file.endswith(".sh") or file.startswith(("leaderboard", "benchmarks")):  # parsers of their own kind
             return set(FLAG.findall((ROOT / file).read_text()))
-        spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", file), ROOT / file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        command = loaded(file)
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-            module.main(["--help_all"])
+            command.main(["--help_all"])
         return set(FLAG.findall(out.getvalue())) | SHOWN_BY_ALL
 
     return flags

@@ -1,18 +1,17 @@
 """The command as a process: clients that hang up, SIGTERM under load, flags that cannot be."""
 
 import http.client
-import importlib.util
 import json
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import urllib.request
 
 import pytest
-from served import ROOT, serving
+from commands import loaded
+from served import serving
 
 from koir.encoder import load_encoder
 from koir.reranker import load_reranker
@@ -120,14 +119,6 @@ def test_sigterm_under_load_loses_no_accepted_request(server):
     assert "Traceback" not in lines and "한라산" not in lines
 
 
-def the_command():
-    spec = importlib.util.spec_from_file_location("serve", ROOT / "scripts" / "serve.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["serve"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -148,13 +139,13 @@ def test_flags_that_cannot_be_are_said_in_one_line(flags, said, capsys, monkeypa
     if "--port" not in flags:
         flags = [*flags, "--port", "18931"]
     with pytest.raises(SystemExit) as stopped:
-        the_command().main(flags)
+        loaded("scripts/serve.py").main(flags)
     error = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2 and error.startswith("error: ") and said in error
 
 
 def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stopped:
-        the_command().main(["--help"])
+        loaded("scripts/serve.py").main(["--help"])
     printed = capsys.readouterr().out
     assert stopped.value.code == 0 and "--max_queue" in printed and "--cors_origins" in printed

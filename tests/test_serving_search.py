@@ -1,15 +1,13 @@
 """/v1/search over an index that scripts/build_index.py wrote, by flags, by pipeline.json and by a models file."""
 
-import importlib.util
 import json
 import shutil
-import sys
 import unicodedata
 
 import numpy as np
 import pytest
 import yaml
-from served import ROOT
+from commands import loaded
 from starlette.testclient import TestClient
 
 from koir.encoder import load_encoder
@@ -38,9 +36,7 @@ def built(tmp_path_factory):
     load_reranker("demo").save(there / "reranker")
     rows = [json.dumps({"_id": name, "text": text}, ensure_ascii=False) for name, text in TEXTS.items()]
     (there / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("build_index", ROOT / "scripts" / "build_index.py")
-    command = sys.modules["build_index"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
+    command = loaded("scripts/build_index.py")
     stage = f"dense:{there / 'encoder'}"
     build = lambda stage, uri: command.main(  # noqa: E731
         ["--corpus", str(there / "corpus.jsonl"), "--first_stage", stage, "--index_uri", str(there / uri)]
@@ -295,7 +291,7 @@ def test_what_an_indexs_folder_is_served_as_is_said_when_it_changes(built, tmp_p
         ("hybrid:demo", ("--fusion", "rrf"), "demo", "hybrid:demo (weighted 0.3) over 280 documents"),
         ("hybrid:demo", ("--fusion", "rrf"), str(corpus), "hybrid:demo (rrf) over 280 documents"),
     ):
-        sys.modules["build_index"].main([*words, stage, *weight, "--corpus", read])
+        loaded("scripts/build_index.py").main([*words, stage, *weight, "--corpus", read])
         said = capsys.readouterr().err
         assert said.count("note: ") == bool(before)
         assert f"note: {tmp_path}/index described {before}" in said or not before
