@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from koir.encoder import Encoder
 from koir.errors import RowError
@@ -48,14 +49,24 @@ class Collator:
             "target": list(range(len(rows))),
             "query_hash": [text_hash(text) for text in queries],
             "document_hash": [text_hash(text) for text in documents],
-            "known": padded([self.answers.get(row["query"], row["right_answers"]) for row in rows]),
         }
         if self.distillation:
             batch |= _teacher(rows, [len(texts) for texts in negatives])
         batch = {name: torch.tensor(value) for name, value in batch.items()}
+        known = [torch.tensor(answers, dtype=torch.long) for answers in self._right_answers(rows)]
+        batch["known"] = pad_sequence(known, batch_first=True)  # [b, P]
         if self.guide is not None:
             batch["guide"] = self.planned(self.guide, queries, documents)
         return batch | self.planned(self.encoder, queries, documents)
+
+    def _right_answers(self, rows: Sequence[dict]) -> list[list[int]]:
+        """Hashes of each row's; those of a query that other rows ask too are with its first row, for all of them."""
+        first: dict[str, int] = {}
+        others = [
+            self.answers.get(row["query"]) if first.setdefault(row["query"], number) == number else None
+            for number, row in enumerate(rows)
+        ]
+        return [found or row["right_answers"] for found, row in zip(others, rows, strict=True)]
 
     def planned(self, encoder: Encoder, queries: Sequence[str], documents: Sequence[str]) -> dict:
         """The chunks an encoder has to run for these texts, each distinct one once, and where each row will be."""

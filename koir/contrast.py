@@ -127,7 +127,17 @@ def _identities(batch: dict, queries: list[int], answers: int, columns: list[int
     groups = [batch["query_hash"], batch["document_hash"], known.flatten()]
     counts = [queries, columns, [count * answers for count in queries]]
     asked, hashes, known = gather_rows(groups, counts)  # [B], [N], [B * P]
-    return hashes, merged_answers(asked, known.view(-1, answers))
+    return hashes, merged_answers(asked, among(hashes, known.view(-1, answers)))
+
+
+def among(hashes: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Of known [B, P], 0 pads, what is among hashes [N]: [B, P'] with P' as many as any row has of them.
+
+    The others can be nobody's negative here, and a query that thousands of rows ask has thousands of answers.
+    """
+    there = torch.isin(known, hashes) & (known != 0)  # [B, P]
+    order = there.int().argsort(1, descending=True)[:, : int(there.sum(1).max())]  # [B, P']
+    return torch.where(there, known, 0).gather(1, order)
 
 
 def merged_answers(query_hash: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 
 VALUES = 128  # MinHash values a text: the standard error of an estimated similarity of 0.8 is 0.035
 BANDS, BAND_VALUES = 12, 2  # pairs at 0.8 for query and document are missed once in 550: (1 - (0.8 * 0.8)^2)^12
+PART = 16384  # shingles at once
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -49,7 +50,8 @@ class MinHash:
 
     def __call__(self, hashes: np.ndarray) -> np.ndarray:
         """uint32 [S] -> uint8 [VALUES]; eight bits a value agree by chance once in 256 (b-bit minwise hashing)."""
-        lowest = (self.factors * hashes + self.offsets).min(axis=1)
+        parts = np.array_split(hashes, -(-len(hashes) // PART))  # a text of a megabyte would take half a gigabyte
+        lowest = np.minimum.reduce([(self.factors * part + self.offsets).min(axis=1) for part in parts])
         return ((lowest * np.uint32(0x9E3779B1)) >> np.uint32(24)).astype(np.uint8)
 
 

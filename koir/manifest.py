@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from koir.errors import FlagError, ModelError, RunError, nearest_beside, without
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path(__file__).parent / "demo"
+A_DAY = 86400  # seconds
 REPORTED = (
     "torch",
     "transformers",
@@ -51,6 +54,7 @@ def cache_folder() -> Path:
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; it takes `path`'s place only if nothing was raised.
 
+    What a process that was killed outright left of the same name goes once it is a day old: another may still write.
     Raises RunError where a file would take the place of a folder or device, and where no folder can be.
     """
     if not path.name:
@@ -62,6 +66,10 @@ def written_aside(path: Path) -> Iterator[Path]:
     except FileNotFoundError:  # what only shows files, as /proc does
         raise RunError(str(path.parent), "a file system that takes no folders", "a place that may be written") from None
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > A_DAY:
+                _remove(left)
     try:
         yield aside
         if path.is_dir() and aside.is_file():
@@ -74,11 +82,16 @@ def written_aside(path: Path) -> Iterator[Path]:
         else:
             os.replace(aside, path)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)  # what was raised says more than that its remains cannot go either
-        else:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(remains: Path) -> None:
+    """A file or folder goes, where it can: what was raised says more than that its remains cannot."""
+    if remains.is_dir():
+        shutil.rmtree(remains, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            remains.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

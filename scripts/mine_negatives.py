@@ -27,7 +27,7 @@ from koir.flags import parse  # first: koir says what is not installed
 # isort: split
 import torch
 
-from koir.bars import progress_bar
+from koir.bars import progress_bar, seen
 from koir.corpus.negatives import Negatives
 from koir.corpus.shards import write_rows
 from koir.errors import FlagError, RunError, exit_on_user_error
@@ -209,15 +209,16 @@ def main(argv: list[str] | None = None) -> dict:
     empty = f", {negatives.empty:,} empty ones left out" if negatives.empty else ""
     print(f"{count:,} rows, {len(negatives.texts):,} passages{empty}")
     total, rows, size = Statistics(), rows_of(triplets), arguments.rows_per_part
-    for start in progress_bar("parts", range(0, count, size), unit="part"):
-        part, some = folder / f"part-{start // size:05d}.jsonl.gz", itertools.islice(rows, size)
-        if statistics_file(part).exists():
-            collections.deque(some, maxlen=0)  # passed over
-        else:
-            statistics = Statistics()
-            write_rows(part, negatives.fill(some, statistics))
-            write_json(statistics_file(part), vars(statistics))
-        total.add(Statistics(**json.loads(statistics_file(part).read_text(encoding="utf-8"))))
+    with progress_bar("mining", total=count, unit="row") as bar:
+        for start in range(0, count, size):
+            part, some = folder / f"part-{start // size:05d}.jsonl.gz", itertools.islice(rows, size)
+            if statistics_file(part).exists():
+                collections.deque(seen(some, bar), maxlen=0)  # passed over
+            else:
+                statistics = Statistics()
+                write_rows(part, seen(negatives.fill(some, statistics), bar))
+                write_json(statistics_file(part), vars(statistics))
+            total.add(Statistics(**json.loads(statistics_file(part).read_text(encoding="utf-8"))))
     content = total.content()
     show(content)
     for file in [folder / "report.json", *([Path(arguments.json)] if arguments.json else [])]:

@@ -22,6 +22,11 @@ def test_a_log_has_lines_of_their_own(pauses, capsys):
     assert error.splitlines()[-1].startswith("texts: 100% 2/2 [") and "loss=1.0" in error
 
 
+def test_what_nobody_can_count_beforehand_has_no_share(pauses, capsys):
+    assert list(bars.progress_bar("reading", iter(range(3)))) == [0, 1, 2]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("reading: 3 [")
+
+
 def test_what_takes_no_time_is_no_line_of_a_log(capsys):
     assert list(bars.progress_bar("texts", range(5))) == list(range(5))
     assert capsys.readouterr().err == ""

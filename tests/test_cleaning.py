@@ -174,6 +174,11 @@ def test_similarity_is_estimated_within_its_error():
         assert abs((minhash(first) == minhash(second)).mean() - true) < 0.15  # four standard errors
 
 
+def test_a_text_of_any_length_has_the_signature_of_its_set():
+    few = shingles(normalised(text(1, 300)))
+    assert np.array_equal(MinHash(0)(np.tile(few, 200)), MinHash(0)(few))
+
+
 def test_any_text_has_shingles_and_a_signature():
     for short in ("", "가", "가나"):
         assert MinHash(0)(shingles(short)).shape == (128,)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from koir.contrast import merged_answers
+from koir.contrast import among, merged_answers
 from koir.losses import Teacher, contrastive_loss, info_nce, picked, right_answers
 
 
@@ -123,6 +123,14 @@ def test_right_answers_compares_hashes_and_pads_match_nothing_real():
 def test_rows_of_one_query_share_their_answers():
     merged = merged_answers(torch.tensor([1, 2, 1]), torch.tensor([[5, 0], [6, 0], [7, 8]]))
     assert [set(row) - {0} for row in merged.tolist()] == [{5, 7, 8}, {6}, {5, 7, 8}]
+
+
+def test_answers_that_are_no_column_are_left_out():
+    hashes, known = torch.tensor([7, 5, 9]), torch.tensor([[1, 5, 0, 7], [0, 0, 0, 0], [2, 3, 9, 4]])
+    kept = among(hashes, known)
+    assert [sorted(row) for row in kept.tolist()] == [[5, 7], [0, 0], [0, 9]]
+    assert torch.equal(right_answers(kept, hashes), right_answers(known, hashes))
+    assert among(hashes, known[1:2]).shape == (1, 0)
 
 
 def test_rows_picked_many_times_get_the_same_bits_each_time():

@@ -106,6 +106,17 @@ def test_an_interrupted_folder_leaves_what_was_there(tmp_path, written):
     assert everything(tmp_path) == {"model/옛것": "옛"} and list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
+    old, new, other = (tmp_path / f".{name}.partial" for name in ("rows[1].gz.77", "rows[1].gz.78", "rows1.gz.77"))
+    for remains in (old, new, other):
+        remains.write_text("half", encoding="utf-8")
+    for remains in (old, other):
+        os.utime(remains, (0, 0))
+    with written_aside(tmp_path / "rows[1].gz") as aside:
+        aside.write_text("whole", encoding="utf-8")
+    assert sorted(tmp_path.iterdir()) == sorted([new, other, tmp_path / "rows[1].gz"])
+
+
 def test_a_folder_that_was_never_written_does_not_cost_the_old_one(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/옛것").write_text("옛")

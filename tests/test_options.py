@@ -85,6 +85,8 @@ def test_what_another_row_calls_an_answer_is_known_without_that_row(tmp_path):
     assert answers_of_repeated(pairs.select([0, 4])) == {}
     batch = Collator(tiny_encoder(), 50, answers=answers)([pairs[0], pairs[4]])
     assert batch["known"].tolist() == [answers["가"], [text_hash("다"), 0]]
+    both = Collator(tiny_encoder(), 50, answers=answers)([pairs[0], pairs[3]])["known"]
+    assert both.tolist() == [answers["가"], [text_hash("다"), 0]]  # the first of a query's rows has them for all
     right = right_answers(batch["known"], batch["document_hash"])  # columns: 나, 다 of the other row, 라
     assert right.tolist() == [[True, True, False], [False, True, False]]
 

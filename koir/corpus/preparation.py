@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from koir.bars import progress_bar
+from koir.bars import progress_bar, seen
 from koir.cleaning import Cleaner
 from koir.corpus.negatives import Negatives
 from koir.corpus.shards import Shape, read_rows, write_rows
 from koir.errors import RunError
-from koir.evaluation.tasks import load_task, splits
+from koir.evaluation.tasks import load_splits, splits
 from koir.manifest import DEMO, ROOT, cache_folder, model_key, write_json
 from koir.mining import Rules, Statistics
 from koir.retrieval.stages import first_stage
@@ -71,7 +71,7 @@ def prepare(plan: Plan) -> dict | None:
     folder that holds something else.
     """
     _check(plan)
-    parts = [read_part(source, path, plan) for source, path in progress_bar("sources", plan.inputs)]
+    parts = [read_part(source, path, plan) for source, path in plan.inputs]
     key = _plan_key(plan, parts)
     folder = plan.output_dir
     if claim(folder, key):
@@ -81,7 +81,8 @@ def prepare(plan: Plan) -> dict | None:
     if not (cleaned / "done.json").is_file():
         _clean(parts, plan, shape, cleaned)
     counts = json.loads((cleaned / "done.json").read_text(encoding="utf-8"))
-    statistics = _write_shards(plan, shape, cleaned)
+    kept = sum(part.facts["rows"] for part in parts) - sum(sum(dropped.values()) for dropped in counts["dropped"])
+    statistics = _write_shards(plan, shape, cleaned, kept)
     facts = [
         {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
         | {"licence": part.source.licence, "where": part.source.where, **part.facts}
@@ -96,8 +97,7 @@ def prepare(plan: Plan) -> dict | None:
 def _check(plan: Plan) -> None:
     """Find out what cannot work before anything is read."""
     for task in plan.exclude_tasks:
-        held_out = [split for split in splits(task) if split != "train"]
-        load_task(task, held_out[0] if held_out else "test")
+        load_splits(task, _held_out(task) or ["test"])
     _cleaner(plan, ())
     if plan.negatives != "none":
         first_stage(plan.negatives, flag="--negatives")
@@ -106,21 +106,27 @@ def _check(plan: Plan) -> None:
             next(walk(path))
 
 
-def _write_shards(plan: Plan, shape: Shape, cleaned: Path) -> Statistics:
-    """The folder's shards, with mined negatives where the plan asks for them; those already there are left."""
+def _write_shards(plan: Plan, shape: Shape, cleaned: Path, count: int) -> Statistics:
+    """The folder's shards, with mined negatives where the plan asks for them; those already there are left.
+
+    count: rows of all shards.
+    """
     shards, total, negatives = sorted(cleaned.glob("*.jsonl.gz")), Statistics(), None
-    for number, shard in enumerate(progress_bar("shards", shards)):
-        target = plan.output_dir / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
-        beside = cleaned / f"{number:05}.mined.json"
-        if not (target.exists() and beside.exists()):
-            statistics, rows = Statistics(), read_rows(shard)
-            if plan.negatives != "none":
-                everything = (row for file in shards for row in read_rows(file))
-                negatives = negatives or Negatives(everything, plan.negatives, plan.rules, plan.depth)
-                rows = negatives.fill(rows, statistics)
-            write_rows(target, map(shape, rows))
-            write_json(beside, vars(statistics))
-        total.add(Statistics(**json.loads(beside.read_text(encoding="utf-8"))))
+    with progress_bar("mining" if plan.negatives != "none" else "writing", total=count, unit="row") as bar:
+        for number, shard in enumerate(shards):
+            target = plan.output_dir / f"train-{number:05}-of-{len(shards):05}.jsonl.gz"
+            beside = cleaned / f"{number:05}.mined.json"
+            if target.exists() and beside.exists():
+                bar.update(min(plan.shard_rows, count - number * plan.shard_rows))
+            else:
+                statistics, rows = Statistics(), read_rows(shard)
+                if plan.negatives != "none":
+                    everything = (row for file in shards for row in read_rows(file))
+                    negatives = negatives or Negatives(everything, plan.negatives, plan.rules, plan.depth)
+                    rows = negatives.fill(rows, statistics)
+                write_rows(target, map(shape, seen(rows, bar)))
+                write_json(beside, vars(statistics))
+            total.add(Statistics(**json.loads(beside.read_text(encoding="utf-8"))))
     return total
 
 
@@ -171,7 +177,8 @@ def read_part(source: Source, path: Path, plan: Plan) -> Part:
     if not (file.is_file() and about.is_file()):
         tally = Tally(plan.splits, plan.window, columns)
         most = Counter()
-        write_rows(file, _counted(checked_rows(source, path, tally), most))
+        rows = progress_bar(f"reading {source.name}", checked_rows(source, path, tally), unit="row")
+        write_rows(file, _counted(rows, most))
         write_json(about, {"rows": most.pop("rows"), "most": dict(most), **tally.content()})
     return Part(source, path, file, key, json.loads(about.read_text(encoding="utf-8")))
 
@@ -263,10 +270,12 @@ def excluded(path: str, by: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
     A right one is there twice, the second time without its first line: a title, which rows of the same text may lack.
     """
-    for split in splits(path):
-        if split != "train":
-            task = load_task(path, split)
-            right = {document for answers in task.qrels.values() for document in answers}
-            documents = [task.corpus[document] for document in sorted(right)] if by == "both" else []
-            untitled = [text.partition("\n")[2] for text in documents]
-            yield f"{task.name}/{split}", list(task.queries.values()), documents + list(filter(None, untitled))
+    for task in load_splits(path, _held_out(path)):
+        right = {document for answers in task.qrels.values() for document in answers}
+        documents = [task.corpus[document] for document in sorted(right)] if by == "both" else []
+        untitled = [text.partition("\n")[2] for text in documents]
+        yield f"{task.name}/{task.split}", list(task.queries.values()), documents + list(filter(None, untitled))
+
+
+def _held_out(path: str) -> list[str]:
+    return [split for split in splits(path) if split != "train"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from koir.bars import progress_bar
 from koir.retrieval.morphemes import morphemes, plain_forms
 from koir.retrieval.ranking import as_run, best
 
@@ -59,7 +60,8 @@ class BM25:
         texts = [corpus[document] for document in self.ids]
         leads = [lead(text) for text in texts]
         self.vocabulary, self.index = _counted(morphemes(texts, "morphemes" if progress else None), morphemes(leads))
-        pairs, of_pairs = _counted(map(character_pairs, texts), map(character_pairs, leads))
+        shown = progress_bar("pairs of characters" if progress else None, texts, unit="text", leave=False)
+        pairs, of_pairs = _counted(map(character_pairs, shown), map(character_pairs, leads))
         self.vocabulary |= {pair: len(self.vocabulary) + column for pair, column in pairs.items()}
         self.index.scores = _side_by_side(self.index.scores, of_pairs.scores)
 
@@ -144,8 +146,9 @@ def _counted(texts: Iterable[list[str]], leads: Iterable[list[str]]) -> tuple[di
 
 def _side_by_side(words: dict, pairs: dict) -> dict:
     """bm25s' columns of words and, weighted, of pairs, as one index."""
+    pairs["data"] *= PAIR_WEIGHT
     return words | {
-        "data": np.concatenate([words["data"], PAIR_WEIGHT * pairs["data"]]).astype(np.float32),
+        "data": np.concatenate([words["data"], pairs["data"]]).astype(np.float32, copy=False),
         "indices": np.concatenate([words["indices"], pairs["indices"]]),
         "indptr": np.concatenate([words["indptr"], words["indptr"][-1] + pairs["indptr"][1:]]),
     }
