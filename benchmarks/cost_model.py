@@ -71,7 +71,9 @@ def main() -> None:
     """Print the terms, and write them with --json."""
     arguments = parser().parse_args()
     if arguments.measure:
-        arguments.flops = arguments.loss_flops = matmul_peak(torch.device("cpu"), torch.float32)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        arguments.loss_flops = matmul_peak(device, torch.float32)
+        arguments.flops = matmul_peak(device, torch.bfloat16) if device.type == "cuda" else arguments.loss_flops
         print(f"this machine's matrix product: {arguments.flops / 1e9:,.0f} GFLOP/s")
     found = costs(arguments)
     for name, value in found.items():

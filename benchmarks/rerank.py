@@ -26,12 +26,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, XLMR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from koir.evaluation.metrics import evaluate_run, mean_scores
 from koir.evaluation.tasks import Task, load_task
 from koir.kernels.bfloat16 import has_bfloat16
 from koir.manifest import DEMO, cache_folder
 from koir.reranker import Reranker, load_reranker
-from koir.retrieval.stages import first_stage
 
 HERE = Path(__file__).parent
 BATCHES = (8, 16, 32, 64)
@@ -67,6 +65,8 @@ def sampled_pairs(count: int, tokenizer, seed: int) -> list[tuple[str, str]]:
 
 def task_pairs(task: Task, depth: int, count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(query text, document text) and (query id, document id) of BM25's candidates for the task's first queries."""
+    from koir.retrieval.stages import first_stage  # here, since without --task torch and transformers suffice
+
     queries = dict(list(task.queries.items())[: max(count // depth, 1)])
     found = first_stage("bm25", progress=False)(task.corpus).search(list(queries.values()), depth)
     keys = [(query, document) for query, run in zip(queries, found, strict=True) for document in run]
@@ -75,6 +75,8 @@ def task_pairs(task: Task, depth: int, count: int) -> tuple[list[tuple[str, str]
 
 def ndcg(task: Task, keys: Sequence[tuple[str, str]], scores: np.ndarray) -> float:
     """nDCG@10 of the queries among `keys`, reranked by scores."""
+    from koir.evaluation.metrics import evaluate_run, mean_scores
+
     run: dict[str, dict[str, float]] = {}
     for (query, document), score in zip(keys, scores.tolist(), strict=True):
         run.setdefault(query, {})[document] = score
