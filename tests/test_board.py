@@ -2,6 +2,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -108,6 +109,12 @@ def test_the_ceiling_is_what_a_perfect_reranker_would_reach(made):
     best = per_query(rows, 5)
     within = [float(row["relevant"][0] in row["top"][:5]) for row in rows]
     assert [best[row["query_id"]][METRIC] for row in rows] == within
+
+
+def test_the_ceiling_puts_higher_grades_first():
+    row = {"query_id": "q", "relevant": ["a", "b"], "grades": [1, 3], "top": ["x", "a", "b"], "scores": [3, 2, 1]}
+    assert per_query([row], 3)["q"][METRIC] == 1
+    assert per_query([row], 2)["q"][METRIC] == pytest.approx(1 / (3 + 1 / math.log2(3)))
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,21 @@ def test_a_bad_text_is_named(bad, reason):
     assert reasons([bad], max_characters=100) == [reason]
 
 
+def test_texts_as_short_and_as_long_as_may_be_are_kept():
+    bounds = {"min_characters": 4, "max_characters": 8}
+    longest = row("가나다라", "마바사아자차카타", "파하거너더러머버")
+    assert reasons([longest, row("가나다라", "마바사아자차카타파"), row("가나다", "마바사아")], **bounds) == [
+        None, "too long", "too short"]  # fmt: skip
+    assert longest["hard_negative"] == "파하거너더러머버"
+
+
+def test_every_document_of_a_list_must_be_fit_and_none_may_be_the_query():
+    assert reasons([row(document=[text(1, 60), "가 나"])]) == ["too short"]
+    assert reasons([row(text(1, 8), [text(2, 60), text(1, 8) + "."])]) == ["query equals document"]
+    both = row(1, [text(2, 60), text(3, 60)], [text(3, 60) + "!", text(4, 60)])
+    assert reasons([both]) == [None] and both["hard_negative"] == [text(4, 60)]
+
+
 def test_unfit_hard_negatives_go_and_the_row_stays():
     held_out = text(77, 60)
     cleaner = Cleaner(max_characters=400, exclude=[("과제", [text(5, 8)], [held_out])])
@@ -128,6 +143,12 @@ def test_questions_about_copyright_and_logging_in_are_no_furniture(asked):
     assert reasons([row(asked, 1), row(2, asked)]) == [None, None]
 
 
+def test_boilerplate_is_more_than_half_of_a_document():
+    notice = "All rights reserved"  # 19 characters
+    halves = [f"{notice} {'가나다라마바사아자차카타파하거너더러'[:rest]}" for rest in (17, 18)]
+    assert reasons([row(1, halves[0]), row(2, halves[1])]) == ["boilerplate", None]
+
+
 def test_a_line_of_site_furniture_in_an_article_is_no_boilerplate():
     assert reasons([row(document=text(3, 60) + "\n저작권자 ⓒ 새벽신문, 무단 전재 금지")]) == [None]
 
@@ -165,6 +186,11 @@ def test_it_is_deterministic_for_a_seed():
     assert reasons(rows, seed=3) == reasons(rows, seed=3)
 
 
+def test_another_seed_draws_other_signatures():
+    first, again, other = (Cleaner(seed=seed).facts(text(1, 20)).signature for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and (first == other).mean() < 0.1
+
+
 def test_similarity_is_estimated_within_its_error():
     minhash, letters = MinHash(0), normalised(text(1, 300))
     for kept in (0, 400, 700, 900):
@@ -197,6 +223,24 @@ def test_many_questions_of_one_document_hide_no_near_duplicate():
     near = [question.rsplit(" ", 1)[0] + " 것" for question in questions]
     found = reasons([row(question, document) for question in questions + near], near_duplicate_threshold=0.7)
     assert found == [None] * 400 + ["near duplicate"] * 400
+
+
+def test_rows_as_near_as_the_threshold_are_near_duplicates():
+    signatures = np.random.default_rng(0).integers(0, 256, (2, 128), dtype=np.uint8)
+    for changed, found in ((32, True), (33, False)):  # of 128: 0.75 is left, or less
+        near, other = NearDuplicates(0.75), signatures.copy()
+        other[1, 128 - changed :] += 1
+        assert [near.add(*signatures), near.add(*other)] == [False, found]
+
+
+def test_a_bucket_keeps_its_first_row():
+    """The second row shares a band with the first and is not near it; the third is, and shares that band alone."""
+    first, second = np.random.default_rng(0).integers(0, 256, (2, 2, 128), dtype=np.uint8)
+    second[:, :2] = first[:, :2]
+    third = first.copy()
+    third[:, 2:24:2] += 1
+    near = NearDuplicates(0.8)
+    assert [near.add(*one) for one in (first, second, third)] == [False, False, True]
 
 
 def test_tables_that_grow_forget_nothing():
@@ -234,6 +278,12 @@ def test_twelve_words_and_texts_shorter_than_13_words_are_no_overlap():
 def test_a_query_is_not_looked_for_among_documents():
     query, document = text(1, 20), text(2, 60)
     assert reasons([row(document, 5), row(7, query)], exclude=task([query], [document])) == [None, None]
+
+
+def test_each_of_several_tasks_is_looked_through():
+    others = [("다른 시험", [text(3, 8)], [text(4, 60)]), *task([text(1, 8)], [text(2, 60)])]
+    found = reasons([row(text(1, 8), 9), row(9, text(2, 60)), row(text(3, 8), 8)], exclude=others)
+    assert found == ["query in 시험 (equal)", "document in 시험 (equal)", "query in 다른 시험 (equal)"]
 
 
 def test_an_empty_task_excludes_nothing():

@@ -47,6 +47,10 @@ AUTO = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "g
         ({"zero_optimization": {"stage": 0}} | AUTO, "zero_optimization.stage: found 0; expected 1, 2 or 3"),
         (AUTO, "zero_optimization.stage: found None"),
         ({"zero_optimization": {"stage": 2}}, 'train_batch_size: found nothing; expected "auto"'),
+        (
+            {"zero_optimization": {"stage": 2}} | AUTO | {"gradient_accumulation_steps": None},
+            'gradient_accumulation_steps: found nothing; expected "auto"',
+        ),
         ("{", "found broken JSON"),
         ("[1]", "found list; expected v1.1/recipes/zero1.json"),
     ],

@@ -14,6 +14,7 @@ from toy import needs_bfloat16
 
 from koir.encoder import load_encoder
 from koir.errors import ModelError
+from koir.kernels.inference import Inference, same_layers
 from koir.loading import not_loaded
 from koir.manifest import DEMO, ROOT
 from koir.reranker import load_reranker
@@ -102,6 +103,32 @@ def test_chunk_budget_does_not_change_vectors():
     encoder = tiny_encoder()
     whole, cut = (encoder.encode(TEXTS, "document", chunk_tokens) for chunk_tokens in (10**6, 40))
     assert np.abs(whole - cut).max() < 1e-6
+
+
+def test_the_forward_pass_without_gradients_is_the_models_own_also_after_its_weights_changed():
+    """In place, as an optimizer or a loaded checkpoint changes them; the second text is padded."""
+    torch.manual_seed(0)
+    model, chunk = tiny_encoder().eval().transformer, pad([[0, 5, 6, 7, 8, 9, 2], [0, 7, 2]], 1)
+    inference, seen = Inference(model), []
+    with torch.no_grad():
+        for _ in "12":
+            wanted, found = model(**chunk).last_hidden_state, inference(chunk)
+            real = chunk["attention_mask"].bool()
+            torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-5)
+            seen.append(wanted[real])
+            for parameter in model.encoder.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert (seen[0] - seen[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "other", [{"hidden_act": "relu"}, {"is_decoder": True}, {"position_embedding_type": "relative_key"}], ids=str
+)
+def test_layers_that_compute_otherwise_keep_their_own_forward_pass(other):
+    model = tiny_encoder().transformer
+    assert same_layers(model)
+    model.config.update(other)
+    assert not same_layers(model)
 
 
 def test_encoding_leaves_training_mode_as_it_was():

@@ -474,6 +474,14 @@ def test_a_query_without_candidates_has_a_row_too(tmp_path):
     assert json.loads(lines[1])["top"] == ["다", "나"]  # a tie: by id, descending, as it was scored
 
 
+def test_grades_are_written_where_not_all_are_1(tmp_path):
+    qrels = {"같다": {"나": 2, "가": 2}, "하나": {"가": 1}, "다르다": {"나": 1, "가": 3}}
+    content = result("노동법", "test", evaluate_run(qrels, {}), 1.0, {"task_fingerprint": "0"})
+    write_result(tmp_path, content, {}, qrels)
+    lines = (tmp_path / "노동법.queries.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("grades") for line in lines] == [[2, 2], None, [3, 1]]  # relevant: 가, 나
+
+
 def test_the_same_task_gives_the_same_scores_and_fingerprint(beir):
     path = beir()
     once, again, other = (

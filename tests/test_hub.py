@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from test_reranker import tiny_reranker
 import evaluate
 from koir.encoder import load_encoder
 from koir.errors import TaskError
-from koir.evaluation import reproduction
+from koir.evaluation import hub, reproduction
 from koir.evaluation.hub import BENCHMARKS, KOREAN
 from koir.evaluation.joint import Joint, Settings
 from koir.evaluation.metrics import KS
@@ -104,6 +105,13 @@ def test_a_reranking_tasks_candidates_are_read(data_root):
     task = load_task("MIRACLReranking", "test", data_root)
     assert (task.split, task.candidates) == ("dev", CANDIDATES)
     assert task.qrels == load_task("Ko-StrategyQA", "dev", data_root).qrels  # what scores 0 is no answer
+
+
+def test_decomposed_text_of_the_hub_becomes_composed():
+    nfd = unicodedata.normalize("NFD", "연차")
+    data = {"relevant_docs": {"q": {"d": 1}}, "queries": [{"id": "q", "text": nfd}],
+            "corpus": [{"id": "d", "title": nfd, "text": nfd}]}  # fmt: skip
+    assert hub._plain(data)[:2] == ({"q": "연차"}, {"d": "연차 연차"})
 
 
 def test_a_benchmark_is_evaluated_from_copies_and_held_against_published_cells(

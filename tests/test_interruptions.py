@@ -404,19 +404,21 @@ def rates(folder):
 
 def test_a_learning_rate_that_is_changed_holds_from_where_the_run_goes_on(words, tmp_path):
     main, flags = trainer_module("v1.1").main, words("v1.1", tmp_path / "run", "--weight_decay", "0.1")
-    main([*flags, "--lr_scheduler_type", "linear"])
+    main([*flags, "--lr_scheduler_type", "linear", "--save_total_limit", "9"])
     whole = rates(tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
-    file = tmp_path / "run/checkpoints/checkpoint-4/optimizer.pt"
+    file = tmp_path / "run/checkpoints/checkpoint-2/optimizer.pt"
     state = torch.load(file, weights_only=True)
     for group in state["param_groups"]:
         group["k"] = 7  # as schedule-free optimizers keep their state there
     torch.save(state, file)
     more = ["--learning_rate", "1e-4", "--weight_decay", "0", "--save_total_limit", "9"]
-    main([*flags, *more, "--resume_from_checkpoint", str(tmp_path / "run/checkpoints/checkpoint-4")])
-    assert rates(tmp_path / "run") == [*whole[:4], pytest.approx(whole[4] / 10)] and whole[4] > 0
+    more += ["--adam_beta2", "0.9", "--adam_epsilon", "1e-6"]
+    main([*flags, *more, "--resume_from_checkpoint", str(tmp_path / "run/checkpoints/checkpoint-2")])
+    assert rates(tmp_path / "run") == [*whole[:2], *(pytest.approx(rate / 10) for rate in whole[2:])] and whole[4] > 0
     state = torch.load(tmp_path / "run/checkpoints/checkpoint-5/optimizer.pt", weights_only=True)
-    assert {(group["weight_decay"], group["k"]) for group in state["param_groups"]} == {(0.0, 7)}
+    kept = {(group["weight_decay"], group["k"], group["betas"], group["eps"]) for group in state["param_groups"]}
+    assert kept == {(0.0, 7, (0.9, 0.9), 1e-6)}
     assert "learning_rate: 0.0001\n" in (tmp_path / "run/recipe.yaml").read_text(encoding="utf-8")
 
 

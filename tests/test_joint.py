@@ -30,7 +30,7 @@ from koir.evaluation.pipeline import (
     read_pipeline,
     task_fingerprint,
 )
-from koir.evaluation.report import markdown, terminal
+from koir.evaluation.report import markdown, terminal, warnings
 from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.stored import read_result as read_stored
 from koir.evaluation.tasks import Task, load_task
@@ -125,6 +125,8 @@ def test_the_mixture_ends_at_both_parts(task):
     assert list(final_run(first, logits, 3, 0.0, "minmax")) == ["a", "b", "c"]
     assert list(final_run(first, logits, 3, 1.0, "z")) == ["c", "b", "a"]
     assert final_run(first, logits, 3, None, "minmax") == {"a": -5.0, "b": 0.0, "c": 5.0}
+    near = {"d": 1.0, "a": 2e-10, "b": 1e-10, "c": -1.0}  # moved to 0 .. 1, a and b would be equal in float32
+    assert ranked(final_run(near, dict.fromkeys(near, 0.0), 4, 0.0, "minmax")) == list(near)
     assert final_run(first, logits, 3, 0.25, "raw") == {"a": 1.0, "b": 1.5, "c": 2.0}
 
 
@@ -133,6 +135,14 @@ def test_the_ceiling_is_the_recall_of_the_candidates():
     run = {"q": {"a": 3.0, "z": 2.0, "b": 1.0}, "r": {"c": 1.0}}
     assert candidate_recall(qrels, run, 2) == pytest.approx((0.5 + 1 + 0) / 3)
     assert candidate_recall(qrels, run, 3) == pytest.approx(2 / 3)
+    assert candidate_recall({"q": {"a": 1}}, {"q": {"z": 1.0, "a": 2.0}}, 1) == 1  # best first, in whatever order
+
+
+@pytest.mark.parametrize(("equal", "tied"), [(0, True), (9, True), (10, False)])
+def test_ids_decide_the_first_ten_where_two_of_the_first_eleven_are_equal(equal, tied):
+    scores = [-float(number) for number in range(12)]
+    scores[equal + 1] = scores[equal]
+    assert is_tied({f"{number:02}": score for number, score in enumerate(scores)}) is tied
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -279,6 +289,53 @@ def test_what_is_done_is_not_done_again_but_for_other_weights_or_data(task, fake
     assert len(Joint(settings, [], tmp_path).evaluate(task)) == 2
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"interpolate": 0.5, "normalise": "minmax"}, {"interpolate": 0.5, "normalise": "z"}),
+        ({"weight": 0.2, "chosen_on": ["demo/dev"]}, {"weight": 0.75, "chosen_on": ["demo/dev"]}),
+        ({"depths": (20,)}, {"depths": (20, 150)}),
+    ],
+    ids=["scale", "weight", "candidates"],
+)
+def test_results_of_other_settings_under_one_name_are_not_used_again(first, then, task, fake, tmp_path):
+    def runs(settings, folder):
+        settings = {"first_stages": ["hybrid:demo"], "rerankers": ["x"], "depths": (20,), "progress": False} | settings
+        return [row.run for row in Joint(Settings(**settings), [], tmp_path / folder).evaluate(task)]
+
+    before, after = runs(first, "a"), runs(then, "a")
+    assert after == runs(then, "b") != before
+
+
+def test_a_weight_is_remembered_by_all_that_it_was_chosen_from(task, fake, tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(joint, "remembered", lambda key, choose: keys.append(json.dumps(key)) or 0.3)
+
+    def share(depth=5, stage="hybrid:demo", path="x", dev=task, **settings):
+        Joint(Settings([stage], [path], progress=False, **settings), [dev], tmp_path)._chosen_share(stage, path, depth)
+
+    share()
+    share()
+    assert len(set(keys)) == 1
+    for change in ({"depth": 6}, {"stage": "bm25"}, {"path": "y"}, {"dev": sampled(task, 5)}, {"normalise": "z"},
+                   {"weight": 0.7}, {"fusion": "rrf"}, {"depths": (150,)}):  # fmt: skip
+        share(**change)
+    assert len(set(keys)) == 9
+    keys.clear()
+    for dev in (task, task, sampled(task, 5)):
+        Joint(Settings(["hybrid:demo"], weight="auto", progress=False), [dev], tmp_path).stage("hybrid:demo")
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_rerankers_share_alone_must_be_harmless(task, fake, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(joint, "remembered", lambda key, choose: choose()[0])
+    monkeypatch.setattr(joint, "choose_weight", lambda tasks, harmless=False: (seen.append(harmless) or 0.3, {}))
+    settings = Settings(["hybrid:demo"], ["x"], [5], None, "weighted", "auto", "auto", progress=False)
+    Joint(settings, [task], tmp_path).evaluate(task)
+    assert seen == [False, True]
+
+
 def test_shares_are_chosen_on_dev_and_recorded(task, fake, tmp_path):
     settings = Settings(["hybrid:demo"], ["oracle"], [20], None, "weighted", "auto", "auto", progress=False)
     with pytest.raises(FlagError, match="no task with a dev split"):
@@ -346,6 +403,9 @@ def test_sampled_queries_are_always_the_same():
     whole = load_task("demo", "dev")
     assert list(sampled(whole, 9).queries) == list(sampled(whole, 9).qrels)
     assert len(sampled(whole, 9).queries) == 9 and sampled(whole, 1000).queries == whole.queries
+    of_hash = {hashlib.sha256(query.encode()).hexdigest(): query for query in whole.queries}
+    chosen = {of_hash[number] for number in sorted(of_hash)[:9]}
+    assert list(sampled(whole, 9).queries) == [query for query in whole.queries if query in chosen]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -676,6 +736,9 @@ def test_what_loads_with_the_first_query_is_not_a_querys_time(task):
 
     evaluate_first_stage(lambda corpus: Slow(), task, Pipeline("slow"))
     assert asked == [(1, 1), (len(task.queries), 100)]
+    given = replace(task, candidates=dict.fromkeys(task.queries, ["x"]))
+    evaluate_first_stage(lambda corpus: Slow(), given, Pipeline("slow"))
+    assert asked[-1] == (len(task.queries), len(task.corpus))  # wherever its candidates stand
 
 
 def test_models_that_broke_are_no_zeros(task):
@@ -717,6 +780,9 @@ def test_cells_are_ok_or_off_by_so_much(measured, tmp_path):
     assert [row["ok"] for row in rows] == [False, *[True] * 5] and rows[0]["off"] == pytest.approx(-0.01, abs=1e-5)
     lines = reproduction.lines(rows, read)
     assert "off by -0.0100" in lines[0] and lines[1].endswith("OK") and lines[-1].startswith("5 of 6 cells OK; 1 of 7")
+    cells[0] = cells[0] | {"tolerance": 0.02}  # its own, before the file's
+    file.write_text(json.dumps({"tolerance": 0.005, "cells": cells}), encoding="utf-8")
+    assert all(row["ok"] for row in reproduction.compared(reproduction.read_cells(str(file)), measured))
     assert "1 of splits together" in reproduction.lines([], [cells[1] | {"split": "dev+test"}])[-1]
 
 
@@ -785,6 +851,9 @@ def test_a_reranker_that_harms_is_named(measured):
     better = json.loads(json.dumps(worse))
     better["koir"]["comparisons"][0]["difference"] = 0.2
     assert nothing not in terminal([better])
+    for difference in (0.2, -0.2):  # which may be chance
+        better["koir"]["comparisons"][0] |= {"difference": difference, "p": 0.5}
+        assert warnings([better]) == [nothing]
     assert "- WARNING: bm25+나쁜@10 is significantly worse" in markdown([[*measured, worse]])
     assert "| bm25+나쁜@10 | bm25 | -0.200 | 0.0100 | 0/5/7 | [-0.300, -0.100] |" in markdown([[*measured, worse]])
     drawn = xml.dom.minidom.parseString(picture([*measured, worse]))

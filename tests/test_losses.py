@@ -39,6 +39,27 @@ def test_half_precision_embeddings_are_scored_in_float32():
     assert half.dtype == torch.float32 and torch.equal(half, exact)
 
 
+def test_leading_dimensions_of_half_precision_are_scaled_in_float32():
+    torch.manual_seed(0)
+    queries, documents = (torch.nn.functional.normalize(torch.randn(8, 16), dim=1).bfloat16() for _ in "qd")
+    half, exact = (
+        info_nce(*sides, torch.arange(8), 0.01, dimensions=[16, 5])
+        for sides in ((queries, documents), (queries.float(), documents.float()))
+    )
+    assert half.dtype == torch.float32 and torch.equal(half, exact)
+
+
+def test_under_autocast_scores_and_gradients_are_those_of_float32():
+    torch.manual_seed(0)
+    sides = [torch.nn.functional.normalize(torch.randn(8, 16), dim=1).requires_grad_() for _ in "qd"]
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = info_nce(*sides, torch.arange(8), 0.01)
+        found.append((loss.detach(), *torch.autograd.grad(loss, sides)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_masked_columns_get_no_gradient_and_no_nan():
     queries = torch.randn(2, 4, requires_grad=True)
     documents = torch.randn(3, 4, requires_grad=True)

@@ -3,9 +3,13 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import loaded
+
+from koir.corpus.negatives import Negatives
+from koir.mining import Rules, Statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -156,6 +160,30 @@ def test_a_reranker_judges_and_its_logits_are_written(script, tmp_path, monkeypa
     assert first["document_score"] == [5.0, 5.0] and second["document_score"] == 5.0
     assert second["hard_negative_score"] == [5.0, -1.0]  # the given one is scored too
     assert third["hard_negative"] is third["hard_negative_score"] is None  # all others score as the document does
+
+
+def filled(row, passage, found, **settings):
+    """The row with its mined negatives, where a first stage finds the given scores, and the statistics."""
+    negatives, statistics = Negatives([row], "bm25", depth=5, passages=[passage], **settings), Statistics()
+    scores = {next(id for id, text in negatives.texts.items() if text == of): score for of, score in found.items()}
+    negatives.index = SimpleNamespace(search=lambda queries, depth: [scores for _ in queries])
+    (row,) = negatives.fill([row], statistics)
+    return row, statistics
+
+
+def test_a_document_that_the_first_stage_did_not_find_is_judged_too():
+    reranker = SimpleNamespace(score=lambda pairs, progress: [5.0 * ("15일" in document) for _, document in pairs])
+    row, passage = ROWS[2] | {"document": "하루 15일이다"}, "식대 수당은 따로 있다"
+    row, statistics = filled(row, passage, {passage: 1.0}, rules=Rules(margin=1.0), reranker=reranker)
+    assert row["hard_negative"] == [passage] and statistics.positives == [5.0]
+
+
+def test_what_repeats_a_given_negative_is_not_added():
+    row, passage = ROWS[2] | {"hard_negative": "식대 수당은 따로 있다"}, "식대 수당은 따로 있다!"
+    found = {row["document"]: 9.0, passage: 1.0}
+    added, statistics = filled(row, passage, found, rules=Rules(), given="add")
+    assert added["hard_negative"] == ["식대 수당은 따로 있다"] and statistics.counts["near-equal"] == 1
+    assert filled(row, passage, found, rules=Rules(), given="replace")[0]["hard_negative"] == [passage]
 
 
 def test_reranker_none_is_no_reranker_as_in_evaluation_and_serving(script):

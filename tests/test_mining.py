@@ -102,6 +102,17 @@ def test_random_sampling_depends_on_seed_and_query_alone():
     assert len({tuple(mined(sampling="random", num_negatives=2, query=f"질문 {i}")[0]) for i in range(20)}) > 3
 
 
+def test_of_equal_scores_the_greater_id_comes_first():
+    """As trec_eval breaks ties: a reranker's logits come in the order of the first stage."""
+    assert mined({"a": 10.0, "c": 9.0, "d": 9.0, "b": 9.0}, num_negatives=2)[0] == ["d", "c"]
+
+
+def test_what_repeats_a_negative_that_the_row_has_is_passed_over():
+    statistics, corpus = Statistics(), CORPUS | {"c": CORPUS["h"] + "."}
+    row = Query("어떤 질문인가", ["a"], frozenset("a"), given=[CORPUS["h"]])
+    assert mine(row, SCORES, corpus, Rules(), statistics) == ["d"] and statistics.counts["near-equal"] == 1
+
+
 def test_a_positive_that_was_not_retrieved_leaves_the_row_without_negatives():
     chosen, statistics = mined({"b": 9.0, "c": 8.0})
     assert chosen == []
@@ -144,6 +155,14 @@ def test_two_windows_of_one_page_that_overlap_are_equal(shift):
     window = page[1500:3000]
     other = f"제목\n{page[1500 + shift : 3000 + shift]}"
     assert near_equal(other, [f"제목\n{window}"], 0.8, part=True)
+
+
+def test_a_short_window_that_begins_or_ends_in_a_long_page_is_equal_to_it():
+    """Half of it stands there: its first third or its last does, and none of the page's stands in it."""
+    page, own = normalised(text("쪽", 1000)), normalised(text("다른 글", 100))
+    for short in (own + page[:300], page[-300:] + own):
+        assert near_equal(short, [page], 0.8, part=True) and near_equal(page, [short], 0.8, part=True)
+    assert not near_equal(own + own[::-1], [page], 0.8, part=True)
 
 
 def test_passages_that_share_a_heading_or_a_notice_are_not_equal():

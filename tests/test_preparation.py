@@ -8,6 +8,7 @@ import re
 import sys
 import unicodedata
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 import commands
@@ -16,6 +17,8 @@ import pytest
 
 from koir.corpus import preparation, report
 from koir.corpus.preparation import content_key
+from koir.corpus.shards import Shape
+from koir.evaluation.tasks import load_task
 from koir.manifest import DEMO, alone
 from koir.sources import general
 from koir.triplets import load_triplets
@@ -278,6 +281,33 @@ def test_the_text_of_a_titled_document_goes_too(tmp_path):
     )  # fmt: skip
     content, _ = run("--source", source, "--exclude_tasks", task, "--output_dir", tmp_path / "rows")
     assert content["cleaning"] == {"document in task/dev (equal)": 1, "kept": len(FIRST) - 1}
+
+
+def test_of_a_task_all_but_train_is_excluded_and_of_its_documents_the_right_ones():
+    for by in ("both", "queries"):
+        found = {name: texts for name, *texts in preparation.excluded("demo", by)}
+        assert list(found) == ["demo/dev", "demo/test"]
+        for split in ("dev", "test"):
+            task, (queries, documents) = load_task("demo", split), found[f"demo/{split}"]
+            right = {task.corpus[document] for answers in task.qrels.values() for document in answers}
+            untitled = {text.partition("\n")[2] for text in right} - {""}
+            assert queries == list(task.queries.values())
+            assert set(documents) == (right | untitled if by == "both" else set())
+    assert len(set(documents)) < len(task.corpus)
+
+
+def test_each_column_has_the_shape_of_its_texts():
+    row = {"query": "가", "document": "나", "hard_negative": "다", "document_score": 1.0, "hard_negative_score": 2.0,
+           "source": "라"}  # fmt: skip
+    shaped = Shape(documents=True, negatives=False, scores=True)(row)
+    assert shaped == row | {"document": ["나"], "document_score": [1.0], "id": None}
+    shaped = Shape(documents=False, negatives=True, scores=True)(row)
+    assert shaped == row | {"hard_negative": ["다"], "hard_negative_score": [2.0], "id": None}
+
+
+def test_quantiles_are_the_first_values_that_reach_their_share():
+    assert report.quantiles(Counter(range(1, 21))) == [1, 10, 19] and report.quantiles(Counter()) == []
+    assert report.quantiles(Counter({7: 5, 9: 5})) == [7, 7, 9]
 
 
 def test_nothing_left_after_cleaning_is_an_error(given, tmp_path):

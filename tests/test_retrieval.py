@@ -20,7 +20,7 @@ from koir.evaluation.tasks import load_corpus, load_task
 from koir.retrieval import dense, opening, stages
 from koir.retrieval.bm25 import BM25
 from koir.retrieval.dense import Dense, encoder_fingerprint
-from koir.retrieval.hybrid import DENSE_SHARE, RRF_K, reciprocal_ranks, weighted
+from koir.retrieval.hybrid import DENSE_SHARE, FETCH, RRF_K, Hybrid, reciprocal_ranks, weighted
 from koir.retrieval.opening import open_index
 from koir.retrieval.ranking import align, best, minmax, ranked, standard
 from koir.retrieval.score_maps import SCORE_MAPS, exp_normalize, sigmoid
@@ -168,6 +168,11 @@ def test_equal_vectors_tie_wherever_they_stand_and_however_many_queries_there_ar
     )
 
 
+def test_a_document_with_half_of_a_surrogate_pair_is_embedded_without_it(small):
+    index = Dense.build(small, {"a": "연차\ud83d 휴가", "b": "연차 휴가"}, "dense")
+    assert np.array_equal(*index.vectors)
+
+
 def test_the_second_build_embeds_nothing(model, tmp_path, monkeypatch):
     built = first_stage(f"dense:{model}", str(tmp_path), progress=False)(LAW)
     assert isinstance(built.vectors, np.memmap) and built.vectors.dtype == np.float32
@@ -214,6 +219,22 @@ def test_two_checkpoints_never_share_an_index(small, model, tmp_path):
     second(LAW)
     second(LAW | {"새": "글"})
     assert len(list(tmp_path.glob("dense-*"))) == 3 and not list(tmp_path.glob("*.shards"))
+    fused = [first_stage(f"{kind}:{path}", str(tmp_path)) for kind in ("hybrid", "milvus") for path in (model, other)]
+    assert len({stage.fingerprint for stage in fused}) == 4
+
+
+def test_a_corpus_is_known_by_its_ids_and_texts_whatever_their_order():
+    first, second = {"a": "연차", "b": "임금"}, {"b": "임금", "a": "연차"}
+    assert stages.corpus_fingerprint(first) == stages.corpus_fingerprint(second)
+    others = [{"a": "연차", "c": "임금"}, {"a": "연차", "b": "세금"}, {"a": "임금", "b": "연차"}, {"a": "연차"}]
+    assert len({stages.corpus_fingerprint(corpus) for corpus in (first, *others)}) == 5
+
+
+@pytest.mark.parametrize("what", ["CONTENT_TAGS", "PLAIN", "K1", "B", "PAIR_WEIGHT", "LEAD_WORDS"])
+def test_an_index_of_other_settings_of_bm25_is_another(what, monkeypatch):
+    before = first_stage("bm25").part_folder("bm25", "corpus")
+    monkeypatch.setattr(stages, what, (5,))
+    assert first_stage("bm25").part_folder("bm25", "corpus") != before
 
 
 def test_the_fingerprint_sees_prompts_pooling_and_length(small):
@@ -222,6 +243,12 @@ def test_the_fingerprint_sees_prompts_pooling_and_length(small):
     after = encoder_fingerprint(small)
     small.prompts = small.prompts | {"query": "query: "}
     assert before != after and encoder_fingerprint(small) == before
+    for name, other in (("pooling", "cls"), ("max_seq_length", 99)):
+        kept = getattr(small, name)
+        setattr(small, name, other)
+        after = encoder_fingerprint(small)
+        setattr(small, name, kept)
+        assert before != after and encoder_fingerprint(small) == before
 
 
 def test_the_fingerprint_sees_how_texts_are_cut_and_layers_compute_and_no_use(small, model):
@@ -247,6 +274,17 @@ def test_hybrid_is_the_fusion_of_its_parts(model, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2  # the parts are shared
     whole = first_stage(f"hybrid:{model}", str(tmp_path), False, "weighted", 0.0)(LAW)
     assert [next(iter(found)) for found in whole.search(QUERIES[:2], 4)] == ["휴가", "임금"]
+
+
+@pytest.mark.parametrize(("depth", "fetched"), [(10, FETCH), (FETCH + 500, FETCH + 500)])
+def test_a_hybrid_fuses_as_many_as_are_asked_for(depth, fetched):
+    class Part:
+        def search(self, queries, depth, vectors=None):
+            return [{f"{number:05}": -float(number) for number in range(depth)} for _ in queries]
+
+    hybrid = Hybrid(Part(), Part(), "hybrid", "rrf", None)
+    assert [len(run) for pair in hybrid.parts(["휴가"], depth) for run in pair] == [fetched] * 2
+    assert len(hybrid.search(["휴가"], depth)[0]) == depth
 
 
 def test_an_encoder_in_training_is_never_written(small, tmp_path, monkeypatch):

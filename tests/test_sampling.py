@@ -100,6 +100,7 @@ def test_processes_share_the_last_rows_of_a_pass(rows):
     dealt = [row for batch in zip(*parts, strict=True) for part in batch for row in part]
     assert dealt[:rows] == list(order)
     assert len(dealt) == max(rows, 3) or rows % 12 in (1, 2)  # fewer than processes: filled up to one each
+    assert dealt[rows:] == [dealt[n % rows] for n in range(len(dealt) - rows)]  # by the order's first
     sizes = [len(part[-1]) for part in parts]
     assert max(sizes) - min(sizes) <= 1 <= min(sizes)
     whole = [list(ProcessBatches(order, 4, 3, process, drop_last=True)) for process in range(3)]

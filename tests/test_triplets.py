@@ -253,6 +253,13 @@ def test_exact_duplicates_are_dropped_and_counted(rows):
     assert loaded.fingerprint == rows(GOOD, GOOD | {"query": "다른 질문"}, name="once.jsonl").fingerprint
 
 
+def test_many_rows_are_each_written_once(rows):
+    """More than go to disk at once."""
+    queries = [f"질문 {number}" for number in range(2500)]
+    loaded = rows(*(GOOD | {"query": query} for query in queries))
+    assert loaded.pairs["query"][:] == queries and loaded.counts["pairs"] == 2500
+
+
 def test_a_list_of_documents_becomes_pairs_that_know_each_other(rows):
     loaded = rows({"query": QUERY, "document": [DOCUMENT, "연차는 15일"], "document_score": [3, 2.5]})
     first, second = loaded.pairs
@@ -326,7 +333,8 @@ def test_ids_are_kept_and_make_no_pair_another(rows):
     assert found.fingerprint == rows(GOOD).fingerprint
 
 
-CHANGES = [{"query": "둘"}, {"document": "둘"}, {"hard_negative": None}, {"source": "민법"}, {"document_score": 1}]
+CHANGES = [{"query": "둘"}, {"document": "둘"}, {"hard_negative": None}, {"source": "민법"}, {"document_score": 1},
+           {"hard_negative_score": 1}]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[next(iter(change)) for change in CHANGES])
