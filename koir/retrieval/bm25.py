@@ -138,8 +138,8 @@ def _counted(texts: Iterable[list[str]], leads: Iterable[list[str]]) -> tuple[di
     if vocabulary:
         index.index((ids, dict(vocabulary)), show_progress=False)  # bm25s adds a word of its own to its copy
     else:  # it cannot index a corpus without a single word
-        nothing = np.empty(0, np.int32)
-        index.scores = {"data": nothing, "indices": nothing, "indptr": np.zeros(1, np.int32), "num_docs": len(ids)}
+        nothing, ends = np.empty(0, np.int32), np.zeros(1, np.int32)
+        index.scores = {"data": nothing.astype(np.float32), "indices": nothing, "indptr": ends, "num_docs": len(ids)}
         index.vocab_dict, index.nonoccurrence_array = {}, None
     return vocabulary, index
 
