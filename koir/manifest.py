@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -213,11 +214,24 @@ def read_run(folder: Path, **needed: type) -> dict:
 
 
 def newest_run(kind: str, outputs: Path = Path("outputs")) -> Path:
-    """The newest complete run of a kind ("encoder", "reranker") under `outputs`; RunError where there is none."""
-    runs = [file.parent for file in outputs.glob("*/run.json") if read_run(file.parent).get("kind") == kind]
+    """The newest complete run of a kind ("encoder", "reranker") under `outputs`; RunError where there is none.
+
+    One whose run.json cannot be read is left out, and said.
+    """
+    runs = []
+    for run in sorted(file.parent for file in outputs.glob("*/run.json")):
+        try:
+            runs += [run] if read_run(run).get("kind") == kind else []
+        except RunError as error:
+            _say_once(f"note: left out: {error}")
     if not runs:
         raise RunError(f"{outputs}/", f"no complete {kind} run", "one: bash v1.1/scripts/finetune.sh")
     return max(runs, key=lambda run: ((run / "run.json").stat().st_mtime, run.name))
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def model_folder(path: str) -> str:

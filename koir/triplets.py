@@ -1,6 +1,7 @@
 """Rows (JSONL, Parquet, hub dataset) become checked (query, document, hard negatives) pairs on disk."""
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -125,16 +126,19 @@ def check_row(row: object, place: str) -> list[dict]:
     documents = _texts(row.get("document"), place, "document")
     if not documents:
         raise RowError(f"{place}, field document", "nothing", "a text or a list of texts")
-    negatives = row.get("hard_negative")
-    if isinstance(negatives, list):  # null is one that is missing
-        negatives = [text for text in negatives if text is not None]
+    negatives, negative_scores = row.get("hard_negative"), row.get("hard_negative_score")
+    if isinstance(negatives, list):  # null is one that is missing, and what stands in its place is no score
+        there = [text is not None for text in negatives]
+        negatives = [*itertools.compress(negatives, there)]
+        if isinstance(negative_scores, list) and len(negative_scores) == len(there):
+            negative_scores = [*itertools.compress(negative_scores, there)]
     negatives = _texts(negatives, place, "hard_negative")
     right_answers = [text_hash(document) for document in documents]
     for negative in negatives:
         if text_hash(negative) in right_answers:
             raise RowError(f"{place}, field hard_negative", f"the document itself ({negative[:40]!r})", "another text")
     document_scores = _scores(row.get("document_score"), len(documents), place, "document_score")
-    negative_scores = _scores(row.get("hard_negative_score"), len(negatives), place, "hard_negative_score")
+    negative_scores = _scores(negative_scores, len(negatives), place, "hard_negative_score")
     source = None if row.get("source") is None else _text(row["source"], place, "source")
     shared = {
         "query": query,

@@ -244,6 +244,14 @@ def test_the_newest_complete_run_is_taken(make_run, outputs):
     assert newest_run("reranker", outputs) == outputs / "순위"
 
 
+def test_a_broken_run_does_not_hide_the_others(make_run, outputs, capsys):
+    make_run("훈련", 1), make_run("고장", 2)
+    (outputs / "고장/run.json").write_text('{"kind": ', encoding="utf-8")
+    assert [newest_run("encoder", outputs).name for _ in range(2)] == ["훈련"] * 2
+    said = capsys.readouterr().err
+    assert said.count("note: left out: ") == 1 and "고장/run.json: found broken JSON" in said
+
+
 def test_of_two_runs_of_one_moment_the_later_name_is_taken(make_run, outputs):
     make_run("v1-20260102-000000", 1000), make_run("v1-20260101-000000", 1000)
     assert newest_run("encoder", outputs).name == "v1-20260102-000000"

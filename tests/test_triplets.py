@@ -288,6 +288,14 @@ def test_a_row_may_have_no_hard_negative(rows, row):
     assert loaded.fingerprint == rows(without("hard_negative"), name="without.jsonl").fingerprint
 
 
+@pytest.mark.parametrize("beside", [None, 7.0])
+def test_a_hard_negative_that_is_null_takes_its_score_with_it(rows, beside):
+    pair = rows(GOOD | {"hard_negative": [None, NEGATIVE], "hard_negative_score": [beside, 0.5]}).pairs[0]
+    assert (pair["hard_negatives"], pair["hard_negative_scores"]) == ([NEGATIVE], [0.5])
+    assert rows(GOOD | {"hard_negative": [None], "hard_negative_score": [beside]}, name="none.jsonl").pairs[0][
+        "hard_negatives"] == []  # fmt: skip
+
+
 def test_ignored_columns_are_named_in_the_report(rows):
     loaded = rows(GOOD | {"등급": 1, "id": "a1"}, GOOD | {"query": "둘", "author": "x"}, GOOD)
     assert loaded.counts["ignored_columns"] == ["author", "등급"]
