@@ -17,7 +17,8 @@ class Collator:
 
     chunks: padded inputs of the U distinct texts, longest first; inverse [U] undoes the sorting.
     query [b], document [n], target [b]: positions in U of queries and columns; target is each query's own column.
-    query_hash [b], document_hash [n], known [b, P]: text hashes, `known` the right answers of each row (0 pads).
+    query_hash [b], document_hash [n], known [b, P]: text hashes, `known` the right answers of each row, or of
+    all rows of its query with the first of them (0 pads).
     With a guide, `guide` has its own chunks, inverse, query and document. With `distillation`, teacher_columns [b, M]
     has the columns of each row's own candidates, its document first (-1 pads), teacher_scores [b, M] their scores.
     """
@@ -49,24 +50,23 @@ class Collator:
             "target": list(range(len(rows))),
             "query_hash": [text_hash(text) for text in queries],
             "document_hash": [text_hash(text) for text in documents],
+            "known": padded(self._right_answers(rows)),
         }
         if self.distillation:
             batch |= _teacher(rows, [len(texts) for texts in negatives])
-        batch = {name: torch.tensor(value) for name, value in batch.items()}
-        known = [torch.tensor(answers, dtype=torch.long) for answers in self._right_answers(rows)]
-        batch["known"] = pad_sequence(known, batch_first=True)  # [b, P]
+        batch = {name: torch.as_tensor(value) for name, value in batch.items()}
         if self.guide is not None:
             batch["guide"] = self.planned(self.guide, queries, documents)
         return batch | self.planned(self.encoder, queries, documents)
 
     def _right_answers(self, rows: Sequence[dict]) -> list[list[int]]:
         """Hashes of each row's; those of a query that other rows ask too are with its first row, for all of them."""
-        first: dict[str, int] = {}
-        others = [
-            self.answers.get(row["query"]) if first.setdefault(row["query"], number) == number else None
-            for number, row in enumerate(rows)
-        ]
-        return [found or row["right_answers"] for found, row in zip(others, rows, strict=True)]
+        found, asked = [], set()
+        for row in rows:
+            query = row["query"]
+            found.append(row["right_answers"] if query in asked else self.answers.get(query, row["right_answers"]))
+            asked.add(query)
+        return found
 
     def planned(self, encoder: Encoder, queries: Sequence[str], documents: Sequence[str]) -> dict:
         """The chunks an encoder has to run for these texts, each distinct one once, and where each row will be."""
@@ -81,7 +81,7 @@ class Collator:
         return plan | {"chunks": chunks, "inverse": inverse, "tokens": sum(map(len, sequences))}
 
 
-def _teacher(rows: Sequence[dict], counts: Sequence[int]) -> dict[str, list]:
+def _teacher(rows: Sequence[dict], counts: Sequence[int]) -> dict[str, torch.Tensor]:
     """Columns and scores of each row's own candidates; `counts` of its hard negatives stand after all documents."""
     columns, scores, first = [], [], len(rows)
     for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
@@ -92,10 +92,9 @@ def _teacher(rows: Sequence[dict], counts: Sequence[int]) -> dict[str, list]:
     return {"teacher_columns": padded(columns, -1), "teacher_scores": padded(scores, 0.0)}
 
 
-def padded(lists: Sequence[Sequence], filler: float = 0) -> list[list]:
-    """The lists, each filled up to the longest."""
-    longest = max(map(len, lists))
-    return [list(items) + [filler] * (longest - len(items)) for items in lists]
+def padded(lists: Sequence[Sequence], filler: float = 0) -> torch.Tensor:
+    """The n lists, each filled up to the longest, of M items: [n, M]."""
+    return pad_sequence([torch.tensor(items) for items in lists], batch_first=True, padding_value=filler)
 
 
 def require_scores(triplets: Triplets, flag: str, max_hard_negatives: int | None = None, lone: bool = True) -> None:

@@ -151,4 +151,4 @@ def merged_answers(query_hash: torch.Tensor, known: torch.Tensor) -> torch.Tenso
         answers.setdefault(query, set()).update(hashes)
     if len(answers) == len(rows):
         return known
-    return torch.tensor(padded([sorted(answers[query]) for query, _ in rows]), device=known.device)
+    return padded([sorted(answers[query]) for query, _ in rows]).to(known)

@@ -111,9 +111,9 @@ class PairCollator:
         order = torch.argsort(inverse)  # [n]
         return {
             "chunks": chunks,
-            "column": torch.tensor(padded(column)),
-            "there": torch.tensor(padded([[True] * size for size in sizes], False)),
-            "teacher": torch.tensor(padded(teacher, 0.0)),
+            "column": padded(column),
+            "there": padded([[True] * size for size in sizes], False),
+            "teacher": padded(teacher),
             "target": torch.tensor(flat)[order],
             "weight": torch.tensor([1 / size for size in sizes for _ in range(size)])[order],
             "tokens": tokens,

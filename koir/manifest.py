@@ -221,7 +221,8 @@ def newest_run(kind: str, outputs: Path = Path("outputs")) -> Path:
     runs = []
     for run in sorted(file.parent for file in outputs.glob("*/run.json")):
         try:
-            runs += [run] if read_run(run).get("kind") == kind else []
+            if read_run(run).get("kind") == kind:
+                runs.append(run)
         except RunError as error:
             _say_once(f"note: left out: {error}")
     if not runs:

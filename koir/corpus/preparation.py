@@ -81,8 +81,6 @@ def prepare(plan: Plan) -> dict | None:
     if not (cleaned / "done.json").is_file():
         _clean(parts, plan, shape, cleaned)
     counts = json.loads((cleaned / "done.json").read_text(encoding="utf-8"))
-    kept = sum(part.facts["rows"] for part in parts) - sum(sum(dropped.values()) for dropped in counts["dropped"])
-    statistics = _write_shards(plan, shape, cleaned, kept)
     facts = [
         {"source": part.source.name, "family": part.source.family, "path": str(part.path), "key": part.key}
         | {"licence": part.source.licence, "where": part.source.where, **part.facts}
@@ -90,6 +88,7 @@ def prepare(plan: Plan) -> dict | None:
         | {"negatives_left_out": left_out}
         for part, dropped, left_out in zip(parts, counts["dropped"], counts["negatives_left_out"], strict=True)
     ]
+    statistics = _write_shards(plan, shape, cleaned, sum(fact["kept"] for fact in facts))
     done = {"key": key, "parts": facts, "shape": vars(shape), "cleaning": counts["counts"]}
     return done | {"mining": statistics.content() if plan.negatives != "none" else None}
 
@@ -240,9 +239,8 @@ def _clean(parts: list[Part], plan: Plan, shape: Shape, folder: Path) -> None:
         total = sum(part.facts["rows"] for part in parts)
         with progress_bar("cleaning", total=total, unit="row") as bar:
             for part, of_part, of_negatives in zip(parts, dropped, left_out, strict=True):
-                for row in read_rows(part.file):
+                for row in seen(read_rows(part.file), bar):
                     reason = cleaner.keep(row, of_negatives)
-                    bar.update()
                     if reason is None:
                         yield row
                     else:
