@@ -93,14 +93,30 @@ def test_a_cache_that_breaks_in_use_is_said_once_and_done_without(asked, monkeyp
     assert capsys.readouterr().err.count("tokenised anew") == 1
 
 
-@pytest.mark.parametrize("depth", [1, 5, 40, 1000])
-def test_where_bm25_begins_to_rank_changes_nothing(monkeypatch, depth):
+@pytest.fixture
+def words_and_queries(monkeypatch):
+    """A BM25 over 300 documents of 50 words, and queries for it."""
     generator = random.Random(0)
     words = [f"낱말{number}" for number in range(50)]
     texts = [" ".join(generator.choices(words, weights=range(50, 0, -1), k=20)) for _ in range(300)]
     monkeypatch.setattr(bm25, "morphemes", lambda texts, progress=None: [text.split() for text in texts])
     index = bm25.BM25({str(number): text for number, text in enumerate(texts)})
-    queries = [" ".join(generator.sample(words, 4)) for _ in range(30)] + [words[-1], "없음", ""]
+    return index, [" ".join(generator.sample(words, 4)) for _ in range(30)] + [words[-1], "없음", ""]
+
+
+def test_threads_find_for_each_query_what_bm25s_adds_up(words_and_queries, tmp_path):
+    index, queries = words_and_queries
+    index.save(tmp_path)
+    for searched in (index, bm25.BM25.load(tmp_path)):
+        for query, run in zip(queries, searched.search(queries, 300), strict=True):
+            known = [index.vocabulary[term] for term in bm25.terms([query])[0] if term in index.vocabulary]
+            scores = index.index.get_scores_from_ids(known) if known else [0.0] * 300
+            assert run == {index.ids[place]: score for place, score in enumerate(scores) if score}
+
+
+@pytest.mark.parametrize("depth", [1, 5, 40, 1000])
+def test_where_bm25_begins_to_rank_changes_nothing(words_and_queries, monkeypatch, depth):
+    index, queries = words_and_queries
     found = index.search(queries, depth)
     monkeypatch.setattr(index, "_floor", lambda *_: 0.0)
     assert [list(run.items()) for run in found] == [list(run.items()) for run in index.search(queries, depth)]

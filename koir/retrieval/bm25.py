@@ -6,14 +6,18 @@ three tasks they are worth 0.02 to 0.05 nDCG@10; on the demo's, whose queries sh
 on four (benchmarks/bm25_tags.py).
 """
 
+import functools
 import json
 import os
 import re
+import warnings
 from array import array
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from koir.bars import progress_bar
 from koir.retrieval.morphemes import morphemes, plain_forms
@@ -92,24 +96,45 @@ class BM25:
         columns = len(self.index.scores["indptr"]) - 1
         if sorted(self.vocabulary.values()) != list(range(columns)):
             raise ValueError(f"a vocabulary of {len(self.vocabulary)} terms, {columns} columns")
-        documents = len(self.index.get_scores_from_ids([0]))
+        documents = self.index.scores["num_docs"]
         if documents != len(self.ids):
             raise ValueError(f"scores of {documents} documents, {len(self.ids)} ids")
+        self._scores([0])
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
-        """For each query its `depth` best documents: id -> score. Documents without a common term are left out."""
-        found = []
-        for of_query in terms(list(queries)):
+        """For each query its `depth` best documents: id -> score. Documents without a common term are left out.
+
+        In as many threads as torch computes in.
+        """
+
+        def one(of_query: list[str]) -> dict[str, float]:
             known = [self.vocabulary[term] for term in of_query if term in self.vocabulary]
             if not known:
-                found.append({})
-                continue
-            scores = self.index.get_scores_from_ids(known)  # [N]
+                return {}
+            scores = self._scores(known)  # [N]
             floor = self._floor(known, scores, depth)
             matching = np.flatnonzero(scores >= floor if floor > 0 else scores)
             order = best(scores[matching], depth)
-            found.append(as_run(self.ids, matching[order], scores[matching][order]))
-        return found
+            return as_run(self.ids, matching[order], scores[matching][order])
+
+        with ThreadPoolExecutor(torch.get_num_threads(), "bm25") as pool:
+            return list(pool.map(one, terms(list(queries))))
+
+    def _scores(self, known: list[int]) -> np.ndarray:
+        """Each document's sum [N] over the terms, as bm25s has it; torch lets go of Python's lock meanwhile."""
+        (documents, of_terms), ends = self._columns, self.index.scores["indptr"]
+        scores = torch.zeros(len(self.ids))
+        for term in known:
+            start, end = ends[term], ends[term + 1]
+            scores.index_add_(0, documents[start:end], of_terms[start:end])
+        return scores.numpy()
+
+    @functools.cached_property
+    def _columns(self) -> list[torch.Tensor]:
+        """bm25s' columns behind each other: documents, and their scores."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # an index on disk
+            return [torch.from_numpy(self.index.scores[name]) for name in ("indices", "data")]
 
     def _floor(self, known: list[int], scores: np.ndarray, depth: int) -> float:
         """A score that at least `depth` documents reach, so that ranking can begin there; 0 where none is known.
