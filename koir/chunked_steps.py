@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from koir.gather import average_gradients, gather_sizes
+from koir.gather import average_gradients, gather_sizes, share
 from koir.gradcache import GradientCache
 from koir.lanes import Twin, twin_of, two_threads
 
@@ -55,6 +56,10 @@ class ChunkedSteps:
             return model([chunk])
 
         return GradientCache(encode, backward, step.cache_keep_tokens, step.compile, twin)
+
+    def share(self, items: Sequence, compute: Callable[[Sequence], np.ndarray]) -> np.ndarray:
+        """compute(items) [len(items), ...], shared by processes; not under ZeRO 3, whose forwards are collectives."""
+        return compute(items) if is_deepspeed_zero3_enabled() else share(items, compute, self.args.device)
 
     def same_number_of_chunks(self, chunks: list[dict]) -> list[dict]:
         """Chunks, and under ZeRO 3, where every forward is a collective, as many one-text repeats as other ranks need.

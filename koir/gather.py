@@ -1,11 +1,16 @@
 """Rows of all processes, with exact gradients back to the process that computed them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 BUCKET_BYTES = 64 * 2**20  # of gradients in one all-reduce
+PART = 4096  # items that a process computes between two exchanges, to bound what the device holds
+
+Made = TypeVar("Made")
 
 
 def world_size() -> int:
@@ -43,6 +48,30 @@ def gather_sizes(*sizes: int, device: torch.device | str = "cpu") -> list[list[i
 def sum_over_processes(*counts: int, device: torch.device | str) -> list[int]:
     """The sum of each number over all processes, in one exchange."""
     return [sum(of_ranks) for of_ranks in zip(*gather_sizes(*counts, device=device), strict=True)]
+
+
+def from_first(make: Callable[[], Made]) -> Made:
+    """What `make` makes in the first process, in all of them; the others wait."""
+    box = [make() if rank() == 0 else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def share(items: Sequence, compute: Callable[[Sequence], np.ndarray], device: torch.device | str) -> np.ndarray:
+    """compute(items) [len(items), ...], of which each process computes a part: all call it with the same items."""
+    if world_size() == 1:
+        return compute(items)
+    step, found = PART * world_size(), []
+    for start in range(0, max(len(items), 1), step):
+        parts = [items[first : start + step : world_size()] for first in range(start, start + world_size())]
+        sizes = [len(part) for part in parts]
+        (rows,) = gather_rows([torch.from_numpy(compute(parts[rank()])).to(device)], [sizes])  # [n, ...]
+        rows = rows.cpu().numpy()
+        found.append(np.empty_like(rows))
+        for number, part in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
+            found[-1][number :: world_size()] = part
+    return np.concatenate(found)
 
 
 def gather_rows(groups: Sequence[torch.Tensor], counts: Sequence[list[int]]) -> list[torch.Tensor]:

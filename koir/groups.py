@@ -8,6 +8,7 @@ from datasets import Dataset as Rows
 from torch.utils.data import Dataset
 
 from koir.batches import padded
+from koir.gather import from_first
 from koir.mining import Answers, Query, Rules, Statistics, mine
 from koir.reranker import Reranker
 from koir.sampling import RandomOrder
@@ -123,12 +124,12 @@ class PairCollator:
 
 
 def mine_groups(
-    rows: Rows, stage: Callable, depth: int, max_ratio: float, statistics: Statistics, size: int = KEPT
-) -> list[list[str]]:
+    rows: Rows, stage: Callable, depth: int, max_ratio: float, size: int = KEPT
+) -> tuple[list[list[str]], Statistics]:
     """For each row, up to KEPT negatives among a first stage's `depth` best candidates, over all the rows' documents.
 
     stage: from a corpus to its index, as `stages.first_stage` gives it. size: documents of a group, where that takes
-    more.
+    more. Of several processes the first one searches.
     """
     corpus: dict[str, str] = {}
     answers = Answers()
@@ -136,12 +137,18 @@ def mine_groups(
         for text in (row["document"], *row["hard_negatives"]):
             corpus[str(text_hash(text))] = text
         answers.add(row["query"], map(str, row["right_answers"]))
-    index, rules, mined = stage(corpus), Rules(num_negatives=max(KEPT, size - 1), max_ratio=max_ratio), []
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start : start + BLOCK]
-        distinct = list(dict.fromkeys(part["query"]))
-        found = dict(zip(distinct, index.search(distinct, depth), strict=True))
-        for query, document in zip(part["query"], part["document"], strict=True):
-            asked = Query(query, [str(text_hash(document))], answers.of(query))
-            mined.append([corpus[i] for i in mine(asked, found[query], corpus, rules, statistics)])
-    return mined
+    index, rules = stage(corpus), Rules(num_negatives=max(KEPT, size - 1), max_ratio=max_ratio)
+
+    def mined() -> tuple[list[list[str]], Statistics]:
+        ids, statistics = [], Statistics()
+        for start in range(0, len(rows), BLOCK):
+            part = rows[start : start + BLOCK]
+            distinct = list(dict.fromkeys(part["query"]))
+            found = dict(zip(distinct, index.search(distinct, depth), strict=True))
+            for query, document in zip(part["query"], part["document"], strict=True):
+                asked = Query(query, [str(text_hash(document))], answers.of(query))
+                ids.append(mine(asked, found[query], corpus, rules, statistics))
+        return ids, statistics
+
+    ids, statistics = from_first(mined)
+    return [[corpus[i] for i in of_row] for of_row in ids], statistics

@@ -1,8 +1,11 @@
 """What reranker/train.py needs around its step: groups, the loss over processes, scores of reranked candidates."""
 
+import functools
 import math
 import sys
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from koir.arguments import TrainingArguments
@@ -10,10 +13,9 @@ from koir.batches import require_scores
 from koir.evaluation.metrics import mean_ndcg
 from koir.evaluation.reranking import final_run, rerank
 from koir.evaluation.tasks import Task
-from koir.gather import sum_over_processes, world_size
+from koir.gather import from_first, rank, sum_over_processes, world_size
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
 from koir.losses import kl_divergence, picked
-from koir.mining import Statistics
 from koir.ranking_losses import POINTWISE, cross_entropy
 from koir.reranker import Reranker
 from koir.reranker_arguments import TAUGHT
@@ -46,10 +48,12 @@ class RerankerTrainer(RunTrainer):
 
     def _mined(self, triplets: Triplets) -> list[list[str]]:
         """Negatives out of a first stage's candidates, and one line on what was found."""
-        data, statistics = self.data_arguments, Statistics()
+        data = self.data_arguments
         stage = first_stage(data.negatives_from, flag="--negatives_from")
-        mined = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, statistics, data.group_size)
+        mined, statistics = mine_groups(triplets.pairs, stage, data.negatives_depth, data.max_ratio, data.group_size)
         self.mining = dict(statistics.counts)
+        if rank():
+            return mined
         none, lacking = sum(not texts for texts in mined), sum(max(0, data.group_size - 1 - len(t)) for t in mined)
         if own := sum(len(pair) for pair in triplets.pairs["hard_negatives"]):
             print(f"note:    the rows' own {own:,} hard negatives are not used; --negatives_from rows takes them",
@@ -126,7 +130,7 @@ class RerankerTrainer(RunTrainer):
             if task.name not in self._candidates:
                 found = candidates(self.evaluation.first_stage, task, depth)
                 self._candidates[task.name], self._first_stage[metric] = found, mean_ndcg(task.qrels, found)
-            run = reranked(reranker, task, self._candidates[task.name], depth, bf16=self.args.bf16)
+            run = reranked(_Shared(reranker, self.share), task, self._candidates[task.name], depth, bf16=self.args.bf16)
             scores[metric] = mean_ndcg(task.qrels, run)
         return scores
 
@@ -142,10 +146,22 @@ class RerankerTrainer(RunTrainer):
         return Curriculum(rows, seed, epoch, until, lambda: self.state.max_steps / math.ceil(rows / step) * rows)
 
 
+class _Shared:
+    """A reranker whose pairs several processes score together. share: as `ChunkedSteps` has it."""
+
+    def __init__(self, reranker: Reranker, share: Callable):
+        self.reranker, self.share = reranker, share
+
+    def score(self, pairs: Sequence[tuple[str, str]], **how) -> np.ndarray:
+        """As `Reranker.score`."""
+        return self.share(pairs, functools.partial(self.reranker.score, **how))
+
+
 def candidates(spec: str, task: Task, depth: int) -> dict[str, dict[str, float]]:
     """A first stage's candidates on a task: query id -> {document id: score}; no right answer is slipped in."""
-    index = first_stage(spec, progress=False)(task.corpus)
-    return dict(zip(task.queries, index.search(list(task.queries.values()), depth), strict=True))
+    index = first_stage(spec, progress=False)(task.corpus)  # the first process's
+    found = from_first(lambda: index.search(list(task.queries.values()), depth))
+    return dict(zip(task.queries, found, strict=True))
 
 
 def reranked(

@@ -114,9 +114,8 @@ class EmbeddingTrainer(RunTrainer):
         encoder = self.accelerator.unwrap_model(self.model)
         scores = {}
         for task in self.dev_tasks:
-            done = pipeline.evaluate_first_stage(
-                stages.in_memory(encoder, bf16=self.args.bf16), task, pipeline.Pipeline("dense")
-            )
+            stage = stages.in_memory(encoder, bf16=self.args.bf16, share=self.share)
+            done = pipeline.evaluate_first_stage(stage, task, pipeline.Pipeline("dense"))
             (row,) = done.content["scores"][task.split]
             scores[f"{task.name}/ndcg_at_10"] = row["ndcg_at_10"]
         return scores

@@ -3,11 +3,10 @@
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from commands import saved_by
+from commands import ROOT, run_together, saved_by
 from one_step import trainer_module
 from test_reranker import tiny_reranker
 from torch.nn import functional
@@ -18,7 +17,6 @@ from koir.errors import FlagError, RowError
 from koir.evaluation.tasks import Task
 from koir.groups import Curriculum, Groups, PairCollator, mine_groups
 from koir.losses import kl_divergence
-from koir.mining import Statistics
 from koir.ranking_losses import binary_cross_entropy, cross_entropy, squared_error
 from koir.reranker_arguments import (
     GroupArguments,
@@ -30,7 +28,6 @@ from koir.retrieval.stages import first_stage
 from koir.runs.rerankers import _report, _scored
 from koir.triplets import load_triplets, text_hash
 
-ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ["cross_entropy", "binary_cross_entropy", "mse", "kl"]
 
 
@@ -246,14 +243,14 @@ def test_negatives_come_from_a_first_stages_candidates(tmp_path, monkeypatch):
         {"query": "찌개 끓이는 방법", "document": texts[3], "hard_negative": extra},
     ]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    pairs, statistics = load_triplets([str(file)]).pairs, Statistics()
+    pairs = load_triplets([str(file)]).pairs
     stage = first_stage("bm25", index_uri=str(tmp_path / "index"), progress=False)
-    mined = mine_groups(pairs, stage, 10, 0.95, statistics)
+    mined, statistics = mine_groups(pairs, stage, 10, 0.95)
     assert mined[:2] == [[texts[1], extra], []] and len(mined) == statistics.counts["rows"] == 4
     for depth, ratio in ((1, 0.95), (10, 0.01)):
-        assert mine_groups(pairs, stage, depth, ratio, Statistics())[0] == []
+        assert mine_groups(pairs, stage, depth, ratio)[0][0] == []
     monkeypatch.setattr("koir.groups.KEPT", 1)
-    assert [len(mine_groups(pairs, stage, 10, 0.95, Statistics(), size)[0]) for size in (2, 3)] == [1, 2]
+    assert [len(mine_groups(pairs, stage, 10, 0.95, size)[0][0]) for size in (2, 3)] == [1, 2]
     groups = Groups(pairs, 2, seed=0, mined=mined)
     assert len(groups[0, 0, False]["documents"]) == 2 and groups[0, 0, False]["filled"] == 0
     document, *negatives = Groups(pairs, 3, seed=0, mined=mined)[0, 0, False]["documents"]
@@ -337,6 +334,25 @@ def test_contradictions_are_refused_before_anything_loads(trainer, tmp_path, fla
 def test_rows_without_a_teachers_scores_are_refused(trainer, rows, tmp_path):
     with pytest.raises(RowError, match="without a teacher's scores"):
         step(trainer, rows, tmp_path, "mse")
+
+
+def test_two_processes_find_the_negatives_and_dev_scores_of_one(scored, tmp_path):
+    tiny_reranker(tmp_path / "base")
+    flags = {"model_name_or_path": tmp_path / "base", "train_data": scored, "group_size": 3, "max_steps": 1,
+             "negatives_from": "hybrid:demo", "eval_tasks": "demo", "eval_steps": 1, "eval_depth": 5,
+             "max_seq_length": 32}  # fmt: skip
+    runs = []
+    for processes in (1, 2):
+        own = {"output_dir": tmp_path / str(processes), "per_device_train_batch_size": 4 // processes}
+        words = [word for name, value in (flags | own).items() for word in (f"--{name}", value)]
+        done = run_together(ROOT / "reranker/train.py", processes, *words, "--use_cpu")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("mined:  ") == 1
+        lines = map(json.loads, (tmp_path / str(processes) / "metrics.jsonl").open())
+        runs.append([line["demo/ndcg_at_10"] for line in lines if "demo/ndcg_at_10" in line])
+        runs[-1].append(json.loads((tmp_path / str(processes) / "run.json").read_text())["mining"])
+    assert runs[0][-1] == runs[1][-1] and runs[0][-1]["rows"] == 12
+    assert runs[0][:-1] == pytest.approx(runs[1][:-1], abs=0.002) and len(runs[0]) > 2
 
 
 def test_the_command_goes_from_rows_to_a_table(trainer, tmp_path, capsys):

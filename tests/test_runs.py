@@ -79,23 +79,20 @@ def test_two_processes_train_on_what_one_does_to_the_last_row(version, each, tmp
     lines = [{"query": f"{n}번째 질문은 무엇인가", "document": f"{n}번째 답은 {n * n}이다"} for n in range(37)]
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    weights = []
+    weights, scores = [], []
     for processes in (1, 2):
-        flags = ["--model_name_or_path", tmp_path / "base", "--train_data", rows, "--max_seq_length", "32", "--use_cpu"]
-        flags += [
-            "--per_device_train_batch_size",
-            2 * each // processes,
-            "--learning_rate",
-            "1e-2",
-            "--chunk_tokens",
-            "90",
-        ]
-        words = [*flags, "--output_dir", tmp_path / str(processes), "--num_train_epochs", 2, "--learning_rate", "1e-2"]
-        done = run_together(ROOT / version / "train.py", processes, *map(str, words))
+        flags = {"model_name_or_path": tmp_path / "base", "train_data": rows, "max_seq_length": 32, "chunk_tokens": 90,
+                 "num_train_epochs": 2, "learning_rate": "1e-2", "eval_tasks": "demo", "eval_steps": 2}  # fmt: skip
+        flags |= {"per_device_train_batch_size": 2 * each // processes, "output_dir": tmp_path / str(processes)}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        done = run_together(ROOT / version / "train.py", processes, *words, "--use_cpu")
         assert done.returncode == 0, done.stderr[-3000:]
         weights.append(load_file(tmp_path / str(processes) / "model/model.safetensors"))
         told = json.loads((tmp_path / str(processes) / "run.json").read_text())
         weights[-1]["negatives"] = torch.tensor(told["negatives_per_query"])
+        lines = map(json.loads, (tmp_path / str(processes) / "metrics.jsonl").open())
+        scores.append([line["demo/ndcg_at_10"] for line in lines if "demo/ndcg_at_10" in line])
+    assert len(scores[0]) > 1 and scores[0] == pytest.approx(scores[1], abs=0.005)
     assert all(torch.allclose(weights[1][name], weight, atol=1e-4) for name, weight in weights[0].items())
 
 

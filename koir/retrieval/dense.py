@@ -1,8 +1,9 @@
 """Exact dense search: every query against every document, by FAISS, over embeddings that may lie on disk."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import faiss
@@ -49,9 +50,10 @@ class Dense:
         progress: bool = False,
         parts: Path | None = None,
         bf16: bool = False,
+        share: Callable | None = None,
     ) -> "Dense":
-        """Embed a corpus. parts: a folder for finished shards, from which an interrupted build goes on. bf16: as for
-        `Encoder.encode`, without `parts`.
+        """Embed a corpus. parts: a folder for finished shards, from which an interrupted build goes on. Without it:
+        bf16, as for `Encoder.encode`, and share(texts, embed), which has embed(part) done by several processes.
 
         With `parts` and several processes (torchrun), they share the shards; all return once all are done.
         """
@@ -61,7 +63,8 @@ class Dense:
         row = {text: number for number, text in enumerate(texts)}
         shown = "documents" if progress else None
         if parts is None:
-            vectors = encoder.encode(texts, "document", progress=shown, bf16=bf16)
+            embed = functools.partial(encoder.encode, kind="document", progress=shown, bf16=bf16)
+            vectors = share(texts, embed) if share else embed(texts)
         else:
             vectors = _shards(encoder, texts, parts, shown)
         return cls(encoder, ids, vectors[[row[corpus[document]] for document in ids]], name, progress, bf16)

@@ -277,6 +277,6 @@ def is_milvus(index_uri: str) -> bool:
     return "://" in index_uri or index_uri.endswith(".db")
 
 
-def in_memory(encoder: Encoder, progress: bool = False, bf16: bool = False) -> Callable:
-    """An encoder that is being trained as a first stage; its index is never written. bf16: as for `Encoder.encode`."""
-    return lambda corpus: Dense.build(encoder, corpus, "dense", progress, bf16=bf16)
+def in_memory(encoder: Encoder, progress: bool = False, bf16: bool = False, share: Callable | None = None) -> Callable:
+    """An encoder that is being trained as a first stage; its index is never written. bf16, share: see Dense.build."""
+    return lambda corpus: Dense.build(encoder, corpus, "dense", progress, bf16=bf16, share=share)
