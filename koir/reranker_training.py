@@ -1,12 +1,14 @@
 """What reranker/train.py needs around its step: groups, the loss over processes, scores of reranked candidates."""
 
+import contextlib
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from koir.arguments import TrainingArguments
 from koir.batches import require_scores
@@ -36,7 +38,8 @@ class RerankerTrainer(RunTrainer):
         taught = self.loss_arguments.loss in TAUGHT
         if taught:
             require_scores(triplets, f"--loss {self.loss_arguments.loss}")
-        mined = self._mined(triplets) if self.data_arguments.negatives_from != "rows" else None
+        with _whole(args):
+            mined = self._mined(triplets) if self.data_arguments.negatives_from != "rows" else None
         rows = Groups(triplets.pairs, self.data_arguments.group_size, args.seed, mined, fill=not taught)
         collator = PairCollator(
             reranker, groups["chunks"].chunk_tokens, taught, self.data_arguments.train_max_seq_length
@@ -128,7 +131,8 @@ class RerankerTrainer(RunTrainer):
         for task in self.dev_tasks:
             metric = f"{task.name}/ndcg_at_10"
             if task.name not in self._candidates:
-                found = candidates(self.evaluation.first_stage, task, depth)
+                with _whole(self.args):
+                    found = candidates(self.evaluation.first_stage, task, depth)
                 self._candidates[task.name], self._first_stage[metric] = found, mean_ndcg(task.qrels, found)
             run = reranked(_Shared(reranker, self.share), task, self._candidates[task.name], depth, bf16=self.args.bf16)
             scores[metric] = mean_ndcg(task.qrels, run)
@@ -144,6 +148,17 @@ class RerankerTrainer(RunTrainer):
         rows, seed = len(self.train_dataset), args.seed if args.data_seed is None else args.data_seed
         until, epoch = self.data_arguments.random_negatives_until, lambda: int(self.state.epoch or 0)
         return Curriculum(rows, seed, epoch, until, lambda: self.state.max_steps / math.ceil(rows / step) * rows)
+
+
+@contextlib.contextmanager
+def _whole(args: TrainingArguments) -> Iterator[None]:
+    """A context in which models are loaded whole, as a first stage's has to be; ZeRO 3 would split them."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if args.deepspeed:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 class _Shared:

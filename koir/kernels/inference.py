@@ -10,15 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 ALIKE = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel"}  # the same layer
 TOKENS_HINT = 1024  # oneDNN lays weights out for products of about so many tokens
 
 
 def same_layers(backbone: nn.Module) -> bool:
-    """Whether `Inference` knows this transformer's layers; others keep their own forward."""
+    """Whether `Inference` knows this transformer's layers; others, and split ones (ZeRO 3), keep their own forward."""
     config = backbone.config
-    return (
+    return not is_deepspeed_zero3_enabled() and (
         type(backbone).__name__ in ALIKE
         and config.hidden_act == "gelu"
         and not getattr(config, "is_decoder", False)
