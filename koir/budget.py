@@ -58,7 +58,7 @@ def settle(groups: dict, encoder: Encoder, earlier: Path | None) -> None:
         if value == "auto" and flag in known:
             value = str(known[flag])
             require(value == "auto" or value.isdecimal(), f"{earlier}: {flag}", value, "the number that the run wrote")
-        return min(n for (n,) in gather_sizes(int(automatic()), device=device)) if value == "auto" else int(value)
+        return min(n for (n,) in gather_sizes(int(automatic()))) if value == "auto" else int(value)
 
     chunks.chunk_tokens = number("chunk_tokens", chunks.chunk_tokens, lambda: chunk_budget(free, token_bytes(), device))
     if step is not None:

@@ -59,7 +59,7 @@ class ChunkedSteps:
 
     def share(self, items: Sequence, compute: Callable[[Sequence], np.ndarray]) -> np.ndarray:
         """compute(items) [len(items), ...], shared by processes; not under ZeRO 3, whose forwards are collectives."""
-        return compute(items) if is_deepspeed_zero3_enabled() else share(items, compute, self.args.device)
+        return compute(items) if is_deepspeed_zero3_enabled() else share(items, compute)
 
     def same_number_of_chunks(self, chunks: list[dict]) -> list[dict]:
         """Chunks, and under ZeRO 3, where every forward is a collective, as many one-text repeats as other ranks need.
@@ -68,6 +68,6 @@ class ChunkedSteps:
         """
         if not is_deepspeed_zero3_enabled():
             return chunks
-        most = max(count for (count,) in gather_sizes(len(chunks), device=self.args.device))
+        most = max(count for (count,) in gather_sizes(len(chunks)))
         filler = {name: tensor[:1] for name, tensor in chunks[-1].items()}
         return chunks + [filler] * (most - len(chunks))

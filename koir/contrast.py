@@ -50,7 +50,7 @@ class Contrast:
         over the W processes is the mean over all B queries, and the mean of its gradients, which is what data-parallel
         reducers take, is the gradient of that mean. Raises NotFinite.
         """
-        sizes = gather_sizes(*batch["known"].shape, len(batch["document"]), device=embeddings.device)
+        sizes = gather_sizes(*batch["known"].shape, len(batch["document"]))
         queries, answers, columns = (list(size) for size in zip(*sizes, strict=True))
         first_query, first_column = sum(queries[: rank()]), sum(columns[: rank()])
         hashes, known = _identities(batch, queries, max(answers), columns)  # [N], [B, P]

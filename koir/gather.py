@@ -36,18 +36,23 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def gather_sizes(*sizes: int, device: torch.device | str = "cpu") -> list[list[int]]:
+def _device() -> torch.device | str:
+    """Where tensors lie that processes exchange: gloo's in memory, NCCL's and others' on the device alone."""
+    return "cpu" if "gloo" in dist.get_backend() else torch.accelerator.current_accelerator() or "cpu"
+
+
+def gather_sizes(*sizes: int) -> list[list[int]]:
     """The given numbers of every process, by rank, in one exchange."""
     if world_size() == 1:
         return [list(sizes)]
-    found = torch.empty(world_size() * len(sizes), dtype=torch.long, device=device)
-    dist.all_gather_single(found, torch.tensor(sizes, device=device))
+    found = torch.empty(world_size() * len(sizes), dtype=torch.long, device=_device())
+    dist.all_gather_single(found, torch.tensor(sizes, device=_device()))
     return [part.tolist() for part in found.chunk(world_size())]
 
 
-def sum_over_processes(*counts: int, device: torch.device | str) -> list[int]:
+def sum_over_processes(*counts: int) -> list[int]:
     """The sum of each number over all processes, in one exchange."""
-    return [sum(of_ranks) for of_ranks in zip(*gather_sizes(*counts, device=device), strict=True)]
+    return [sum(of_ranks) for of_ranks in zip(*gather_sizes(*counts), strict=True)]
 
 
 def from_first(make: Callable[[], Made]) -> Made:
@@ -58,7 +63,7 @@ def from_first(make: Callable[[], Made]) -> Made:
     return box[0]
 
 
-def share(items: Sequence, compute: Callable[[Sequence], np.ndarray], device: torch.device | str) -> np.ndarray:
+def share(items: Sequence, compute: Callable[[Sequence], np.ndarray]) -> np.ndarray:
     """compute(items) [len(items), ...], of which each process computes a part: all call it with the same items."""
     if world_size() == 1:
         return compute(items)
@@ -66,7 +71,7 @@ def share(items: Sequence, compute: Callable[[Sequence], np.ndarray], device: to
     for start in range(0, max(len(items), 1), step):
         parts = [items[first : start + step : world_size()] for first in range(start, start + world_size())]
         sizes = [len(part) for part in parts]
-        (rows,) = gather_rows([torch.from_numpy(compute(parts[rank()])).to(device)], [sizes])  # [n, ...]
+        (rows,) = gather_rows([torch.from_numpy(compute(parts[rank()])).to(_device())], [sizes])  # [n, ...]
         rows = rows.cpu().numpy()
         found.append(np.empty_like(rows))
         for number, part in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):

@@ -90,7 +90,7 @@ class RerankerTrainer(RunTrainer):
     def normalizer(self, batch: dict) -> float:
         """B / W: all processes' queries in this batch, shared among W."""
         if "queries" not in batch:
-            (batch["queries"],) = sum_over_processes(len(batch["column"]), device=self.args.device)
+            (batch["queries"],) = sum_over_processes(len(batch["column"]))
         return batch["queries"] / world_size()
 
     def account(self, loss: torch.Tensor, batch: dict) -> None:
@@ -119,9 +119,7 @@ class RerankerTrainer(RunTrainer):
 
     def facts(self) -> dict:
         """What run.json says of the training itself, on all processes."""
-        queries, negatives, filled = sum_over_processes(
-            self.queries, self.negatives, self.filled, device=self.args.device
-        )
+        queries, negatives, filled = sum_over_processes(self.queries, self.negatives, self.filled)
         facts = {"negatives_per_query": negatives / max(queries, 1), "random_negatives": filled, "negatives": negatives}
         return facts | {"mining": getattr(self, "mining", None)} | super().facts()
 

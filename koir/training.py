@@ -106,7 +106,7 @@ class EmbeddingTrainer(RunTrainer):
 
     def facts(self) -> dict:
         """What run.json says of the training itself, on all processes; negatives_per_query leaves right answers out."""
-        negatives, queries = sum_over_processes(round(float(self.all_negatives)), self.queries, device=self.args.device)
+        negatives, queries = sum_over_processes(round(float(self.all_negatives)), self.queries)
         return {"negatives_per_query": negatives / max(queries, 1)} | super().facts()
 
     def dev_scores(self) -> dict[str, float]:

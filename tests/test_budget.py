@@ -66,7 +66,7 @@ def test_what_is_measured_is_this_process_s_share_after_model_and_guide(monkeypa
 
 
 def test_processes_agree_on_the_smallest_of_their_numbers(monkeypatch):
-    monkeypatch.setattr(budget, "gather_sizes", lambda number, device: [[number + 9], [number], [number + 1]])
+    monkeypatch.setattr(budget, "gather_sizes", lambda number: [[number + 9], [number], [number + 1]])
     monkeypatch.setattr(budget, "memory_for_training", lambda *_: 1e9)
     monkeypatch.setattr(budget, "bytes_per_token", lambda *_: 1e5)
     found = groups()

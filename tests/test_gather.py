@@ -20,7 +20,19 @@ def test_each_process_computes_a_part_of_shared_items_and_all_get_them_in_order(
         assert counts == [list(map(len, parts))] and groups[0].flatten().tolist() == parts[rank] == asked[-1]
         return [torch.tensor(sum(parts, []), dtype=torch.int64)[:, None]]
 
-    for name, value in (("world_size", lambda: 3), ("rank", lambda: rank), ("gather_rows", gather_rows), ("PART", 2)):
+    fakes = {"world_size": lambda: 3, "rank": lambda: rank, "gather_rows": gather_rows, "_device": lambda: "cpu"}
+    for name, value in (fakes | {"PART": 2}).items():
         monkeypatch.setattr(gather, name, value)
-    assert gather.share(items, compute, "cpu").tolist() == [[item] for item in items]
+    assert gather.share(items, compute).tolist() == [[item] for item in items]
     assert sum(map(len, asked)) <= count / 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "accelerator", "device"),
+    [("gloo", "cuda", "cpu"), ("cpu:gloo,cuda:nccl", "cuda", "cpu"), ("nccl", "cuda", "cuda"), ("ccl", None, "cpu")],
+)
+def test_numbers_are_exchanged_where_the_backend_takes_them(backend, accelerator, device, monkeypatch):
+    monkeypatch.setattr(gather.dist, "get_backend", lambda: backend)
+    found = accelerator and torch.device(accelerator)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    assert str(gather._device()) == device

@@ -181,7 +181,7 @@ def test_the_second_of_two_processes_by_hand(monkeypatch):
         return [torch.cat([rows, rows]) for rows in groups]
 
     sent = []
-    monkeypatch.setattr(contrast, "gather_sizes", lambda *sizes, device: [[2, 3, 2], list(sizes)])
+    monkeypatch.setattr(contrast, "gather_sizes", lambda *sizes: [[2, 3, 2], list(sizes)])
     monkeypatch.setattr(contrast, "gather_rows", gather_rows)
     monkeypatch.setattr(contrast, "world_size", lambda: 2)
     monkeypatch.setattr(contrast, "rank", lambda: 1)
