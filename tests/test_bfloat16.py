@@ -80,7 +80,7 @@ def test_dev_scores_are_in_the_precision_of_training(bf16, monkeypatch):
     encoder, task = tiny_encoder(), sampled(load_task("demo", "dev"), 3)
     monkeypatch.setattr(encoder, "infer", lambda chunk, half: asked.append(half) or encoder.embed(chunk))
     monkeypatch.setattr(encoder, "_autocast", encoder.infer)
-    trainer = SimpleNamespace(model=encoder, dev_tasks=[task], args=SimpleNamespace(bf16=bf16))
+    trainer = SimpleNamespace(model=encoder, dev_tasks=[task], args=SimpleNamespace(bf16=bf16, deepspeed=None))
     trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
     trainer.share = lambda items, compute: compute(items)
     assert 0 <= EmbeddingTrainer.dev_scores(trainer)["demo/ndcg_at_10"] <= 1
