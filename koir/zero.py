@@ -25,6 +25,9 @@ def require_configuration(given: str | dict) -> None:
     zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     require(stage in (1, 2, 3), f"{place}, zero_optimization.stage", str(stage), "1, 2 or 3; no ZeRO: no --deepspeed")
+    gather = "stage3_gather_16bit_weights_on_model_save"
+    whole = stage < 3 or zero.get(gather) is True
+    require(whole, f"{place}, zero_optimization.{gather}", str(zero.get(gather)), "true: else no weights are saved")
     for key in BATCH:
         require(config.get(key) is not None, f"{place}, {key}", "nothing", '"auto"')
 

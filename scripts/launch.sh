@@ -41,6 +41,10 @@ launch() {
     echo "error: NPROC_PER_NODE: found $processes; expected a number of processes, at least 1" >&2
     return 2
   fi
+  if [ "$processes" = 1 ] && [ "$nodes" = 1 ] && [ "$gpus" -gt 1 ]; then
+    export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
+    export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}"  # all that one process can use
+  fi
   keep_memory
   KOIR_STARTED="$(date +%Y%m%d-%H%M%S)"
   export KOIR_STARTED

@@ -51,6 +51,7 @@ AUTO = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "g
             {"zero_optimization": {"stage": 2}} | AUTO | {"gradient_accumulation_steps": None},
             'gradient_accumulation_steps: found nothing; expected "auto"',
         ),
+        ({"zero_optimization": {"stage": 3}} | AUTO, "gather_16bit_weights_on_model_save: found None; expected true"),
         ("{", "found broken JSON"),
         ("[1]", "found list; expected v1.1/recipes/zero1.json"),
     ],

@@ -137,7 +137,8 @@ def test_every_flag_that_a_readme_speaks_of_exists(file, known):
 
 STUB = """#!/usr/bin/env bash
 # Stands in for what .venv holds: notes how it was called.
-{ basename "$0"; printf '%s\\n' "$@"; echo "OMP=${OMP_NUM_THREADS:-} STARTED=${KOIR_STARTED:-}"; } > "$STUB_LOG"
+{ basename "$0"; printf '%s\\n' "$@"
+  echo "OMP=${OMP_NUM_THREADS:-} STARTED=${KOIR_STARTED:-} GPUS=${CUDA_VISIBLE_DEVICES:-}"; } > "$STUB_LOG"
 exit "${STUB_EXIT:-0}"
 """
 
@@ -284,7 +285,12 @@ def test_one_process_runs_python_directly_and_says_when_it_started(root):
     root.gpus(2)
     root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="1")
     assert root.called[0] == "python"
-    assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"])
+    assert re.fullmatch(r"\d{8}-\d{6}", root.seen["STARTED"]) and root.seen["GPUS"] == "0"
+    root.run("v1/scripts/finetune.sh", NPROC_PER_NODE="1", CUDA_VISIBLE_DEVICES="3,5")
+    assert root.seen["GPUS"] == "3"
+    root.gpus(0)
+    root.run("v1/scripts/finetune.sh")
+    assert root.seen["GPUS"] == ""
 
 
 TORCHRUN = ["--nproc_per_node", "2", "--nnodes", "1", "--node_rank", "0"]

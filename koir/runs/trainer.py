@@ -16,7 +16,7 @@ from koir.arguments import TrainingArguments
 from koir.chunked_steps import ChunkedSteps
 from koir.errors import FlagError
 from koir.evaluation.tasks import Task
-from koir.gather import rank, world_size
+from koir.gather import from_first, rank, world_size
 from koir.runs.checkpoints import Checkpoints
 from koir.runs.folder import (
     has_scores,
@@ -153,6 +153,7 @@ class RunTrainer(ChunkedSteps, Checkpoints, Trainer):
         paused = time.perf_counter()
         with self.uncompiled():
             found = self.dev_scores()
+        found = from_first(lambda: found)  # from them all processes decide alike
         if len(found) > 1:
             found["mean/ndcg_at_10"] = sum(found.values()) / len(found)
         scores = {f"eval_{name}": value for name, value in found.items()}
