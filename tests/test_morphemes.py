@@ -4,6 +4,7 @@ import random
 import sqlite3
 import unicodedata
 
+import numpy as np
 import pytest
 
 from koir import bars
@@ -112,6 +113,15 @@ def test_threads_find_for_each_query_what_bm25s_adds_up(words_and_queries, tmp_p
             known = [index.vocabulary[term] for term in bm25.terms([query])[0] if term in index.vocabulary]
             scores = index.index.get_scores_from_ids(known) if known else [0.0] * 300
             assert run == {index.ids[place]: score for place, score in enumerate(scores) if score}
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data.astype("float64")])
+def test_an_index_whose_parts_do_not_fit_is_not_loaded(words_and_queries, tmp_path, damage):
+    words_and_queries[0].save(tmp_path)
+    (file,) = tmp_path.glob("data*.npy")
+    np.save(file, damage(np.load(file)))
+    with pytest.raises(ValueError, match="scores"):
+        bm25.BM25.load(tmp_path)
 
 
 @pytest.mark.parametrize("depth", [1, 5, 40, 1000])

@@ -99,6 +99,9 @@ class BM25:
         documents = self.index.scores["num_docs"]
         if documents != len(self.ids):
             raise ValueError(f"scores of {documents} documents, {len(self.ids)} ids")
+        data, places = self.index.scores["data"], self.index.scores["indices"]
+        if data.dtype != np.float32 or len(data) != len(places):
+            raise ValueError(f"{len(data)} scores ({data.dtype}) of {len(places)} places")
         self._scores([0])
 
     def search(self, queries: Sequence[str], depth: int) -> list[dict[str, float]]:
